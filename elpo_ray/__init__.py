@@ -1,0 +1,1 @@
+"""elpo_ray: Error-Localized Policy Optimization for tool-integrated reasoning agents."""

@@ -1,0 +1,81 @@
+"""The seams: who may be replaced by whom. Tests fake exactly these edges, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import Message, Problem, Sampling, Score, Step, ToolCall, ToolResult, Turn
+
+ToolState = Any
+"""What `ToolSession.state` returned: opaque, picklable, valid until its tree is closed."""
+
+
+class Policy(Protocol):
+    """Samples turns: vLLM's engine, or a script in tests."""
+
+    async def generate(self, prefix: Sequence[int], sampling: Sampling) -> Turn:
+        """Continue `prefix` (token ids) to the end of one turn. Raises InfrastructureError."""
+        ...
+
+
+class ToolSession(Protocol):
+    """A stateful tool environment that belongs to one trajectory."""
+
+    @property
+    def state(self) -> ToolState:
+        """The state after the last call, from which another session can be opened."""
+        ...
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        """Run one call. Raises InfrastructureError if the sandbox, not the code, failed."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Tools(Protocol):
+    """Opens tool sessions, fresh ones or at the state that a prefix left behind."""
+
+    async def open(self, *, setup: str = "", at: ToolState | None = None) -> ToolSession:
+        """A session that ran `setup`, or continues from `at`. Raises InfrastructureError."""
+        ...
+
+
+class Task(Protocol):
+    """A task family: its problems, tools and reward; an oracle where one exists."""
+
+    tools: Sequence[dict[str, Any]]
+    """Function schemas in the OpenAI form, rendered into the prompt by the chat template."""
+
+    def train_problem(self, index: int) -> Problem:
+        """The `index`-th problem of the training stream; deterministic in the task's seed."""
+        ...
+
+    def eval_problems(self, count: int) -> list[Problem]:
+        """Held-out problems: the same list every time, disjoint from the training stream."""
+        ...
+
+    def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
+        """Reward and success of a finished trajectory. The tools' words are untrusted."""
+        ...
+
+    def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
+        """Whether any continuation of `steps` can still succeed; None without an oracle."""
+        ...
+
+    def demonstration(self, index: int) -> list[Message] | None:
+        """The `index`-th solved conversation for the cold start; None if the task has none."""
+        ...
+
+
+class Rollout(Protocol):
+    """What a growth rule may do with one input: complete trajectories onto its tree."""
+
+    tree: RolloutTree
+
+    async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
+        """Sample one completion below node `at` (0 = from the prompt), score it, add its steps
+        to the tree and return its leaf's id. Charges the ledger exactly one rollout."""
+        ...

@@ -1,0 +1,143 @@
+"""The words of the house: what a turn, a step, a problem and a tool result are.
+
+Plain data, standard library only. Token ids are the truth: ids are stored once, as sampled, and
+never re-tokenised; the texts beside them are for people.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+Message = dict[str, Any]
+"""One chat message in the OpenAI form: `role`, `content`, optionally `tool_calls`."""
+
+
+class FinishReason(StrEnum):
+    """Why the engine stopped a turn."""
+
+    STOP = "stop"
+    """The end-of-turn token was sampled (it is the turn's last token)."""
+    LENGTH = "length"
+    """The turn ran into its token limit or the context window."""
+
+
+class EndReason(StrEnum):
+    """Why an episode ended. Every value but ANSWER is an ordinary model failure, never a fault."""
+
+    ANSWER = "answer"
+    """A turn without a tool call: the answer."""
+    MAX_TURNS = "max_turns"
+    """The last allowed turn still called a tool."""
+    TURN_LENGTH = "turn_length"
+    """A turn hit its token limit before its end-of-turn token."""
+    CONTEXT = "context"
+    """No room for another turn in the context window."""
+
+
+class ToolKind(StrEnum):
+    """How one tool call ended (the sandbox's words, `sandbox.results.Kind`, plus MALFORMED)."""
+
+    OK = "ok"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    OUTPUT = "output"
+    KILLED = "killed"
+    EXITED = "exited"
+    MALFORMED = "malformed"
+    """The call could not be parsed, or names an unknown tool: an observation that says so."""
+
+
+class InfrastructureError(Exception):
+    """An engine or a sandbox failed, not the model. Retried, counted, never scored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to sample one turn. `seed=None` draws from the engine's own generator."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the policy sampled in one call; the lists run parallel to `token_ids`."""
+
+    token_ids: tuple[int, ...]
+    """Sampled ids, the end-of-turn token included when `finish` is STOP."""
+    logprobs: tuple[float, ...]
+    """Log-probability, in nats, of each sampled token under the sampling distribution."""
+    entropies: tuple[float, ...]
+    """Full-vocabulary entropy, in nats, of the distribution each token was drawn from."""
+    finish: FinishReason
+    weight_version: int
+    """The version of the weights that produced the turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A parsed call: the function's name and its JSON arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What came back from a tool, as the policy will see it."""
+
+    kind: ToolKind
+    text: str
+    """The observation's text, before the rollout's own truncation."""
+    duration_s: float = 0.0
+    """Seconds of execution; queueing is apart, in `queue_s`."""
+    queue_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One assistant turn (the action) and, if it called a tool, the response (the observation).
+
+    A node of the rollout tree. Only `turn.token_ids` are ever trained on.
+    """
+
+    turn: Turn
+    observation_ids: tuple[int, ...] = ()
+    """Template glue, tool response and the next generation prompt; empty on the answer turn."""
+    action_text: str = ""
+    observation_text: str = ""
+    call: ToolCall | None = None
+    """The parsed call; None on an answer turn and on a malformed call."""
+    result: ToolResult | None = None
+    """None exactly on a step that has no observation (an answer, a cut-off turn)."""
+    state: Any = None
+    """The tool session's state after this step; opaque, not serialised."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.turn.token_ids) + len(self.observation_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One input: what is asked, and what its answer is checked against."""
+
+    id: str
+    messages: tuple[Message, ...]
+    ground_truth: Any
+    setup: str = ""
+    """Code that a fresh tool session runs before the agent's first call."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The end of an episode in two words: the advantage uses `reward`, the search `success`."""
+
+    reward: float
+    success: bool
