@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+"""The configuration groups, beside the package."""
 
 
 def require(ok: bool, key: str, value: Any, remedy: str) -> None:

@@ -1,0 +1,93 @@
+"""What a user reads when a configuration is wrong: one line with key, value and remedy.
+
+Hydra and OmegaConf spread these three over several lines and exceptions; the schema's own
+`ValueError`s already have the form and pass through.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+from elpo_ray.config import Config
+
+
+def explain(error: BaseException) -> str | None:
+    """The one line for a composition error or a `ValueError` of ours; None for a stranger."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    text = "\n".join(str(link) for link in chain)
+    override = re.search(r"(?:Error merging override|Error parsing override) '?\+*([^'\n]+)", text)
+    key = _full_key(chain)
+    if match := re.search(
+        r"Could not find '([^']+)'\s+Available options in '([^']+)':(.*)", text, re.S
+    ):
+        wanted, group, rest = match.groups()
+        options = [line.strip() for line in rest.split("\n") if line.startswith("\t")]
+        options = [o for o in options if "=" not in o]
+        name = wanted.removeprefix(group + "/")
+        return f"{group}={name}: no such option; choose one of {', '.join(options)}"
+    if match := re.search(r"Could not override '(\w+)'\.\s*No match in the defaults list", text):
+        return f"{match[1]}: this group is added, not overridden; write +{match[1]}=OPTION"
+    if re.search(r"Key '[^']*' (?:is )?not in", text) and key is not None:
+        return unknown_key(key)
+    if "Error parsing override" in text and override:
+        return f"{override[1]}: not of the form key=value; write for example trainer.steps=20"
+    if key is not None:
+        value = override[1].partition("=")[2] if override else "?"
+        reason = next(line for link in reversed(chain) for line in str(link).split("\n") if line)
+        return f"{key}={value}: {reason[0].lower()}{reason[1:]}; give {_expected(key)}"
+    if type(error) is ValueError:
+        return " ".join(text.split("\n"))
+    if error.__class__.__module__.split(".")[0] in ("hydra", "omegaconf"):
+        return " ".join(text.split())
+    return None
+
+
+def unknown_key(key: str, root: type = Config) -> str:
+    """The line for a key that the schema does not have, with its nearest neighbours."""
+    parent, _, name = key.rpartition(".")
+    owner = _type_at(parent, root)
+    names = [f.name for f in fields(owner)] if owner is not None else []
+    near = difflib.get_close_matches(name, names, n=3)
+    prefix = f"{parent}." if parent else ""
+    if near:
+        remedy = "did you mean " + " or ".join(prefix + n for n in near) + "?"
+    else:
+        remedy = f"keys of {parent or 'the configuration'}: {', '.join(names)}"
+    return f"{key}: unknown key; {remedy}"
+
+
+def _full_key(chain: list[BaseException]) -> str | None:
+    for link in reversed(chain):
+        key = getattr(link, "full_key", None)
+        if key:
+            return str(key)
+    return None
+
+
+def _type_at(path: str, root: type) -> Any:
+    owner: Any = root
+    for part in filter(None, path.split(".")):
+        if not is_dataclass(owner):
+            return None
+        owner = get_type_hints(owner).get(part)
+    return owner if is_dataclass(owner) else None
+
+
+def _expected(key: str) -> str:
+    parent, _, name = key.rpartition(".")
+    owner = _type_at(parent, Config)
+    kind = get_type_hints(owner).get(name) if owner is not None else None
+    if kind is None:
+        return "a value of the type in elpo_ray/config.py"
+    if hasattr(kind, "__members__"):
+        return "one of " + ", ".join(kind.__members__)
+    if is_dataclass(kind):
+        return "its keys one by one, as in " + f"{key}.{fields(kind)[0].name}=…"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
+        kind, str(kind).replace("None", "null")
+    )

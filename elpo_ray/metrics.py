@@ -1,0 +1,204 @@
+"""What a run says about itself: one object of numbers a step, sent to every sink.
+
+Sinks: `metrics.jsonl` (everything), the console (one readable row), Weights & Biases.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from elpo_ray.config import Config, WandbMode
+from elpo_ray.growth.bel import segment_entropy
+from elpo_ray.tree import RolloutTree
+
+Values = dict[str, float]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean; 0 of nothing, so that a step without searches still has a row."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def tree_metrics(trees: Sequence[RolloutTree], entropy_tokens: int) -> Values:
+    """Numbers of one step's trees.
+
+    `pass_at_1` counts only trajectories sampled from the prompt: completions of a chosen prefix
+    are not a fair sample of the policy.
+    """
+    leaves = [leaf for tree in trees for leaf in tree.leaves()]
+    # A trajectory begun at the prompt owns the first-level node it passes through: leaves that
+    # share it are probes, all but the first of them.
+    roots = [
+        tree.nodes[min(below)]
+        for tree in trees
+        for below in (tree.leaves_below()[child] for child in tree.nodes[0].children)
+    ]
+    searches = [(tree, search) for tree in trees for search in tree.localizations]
+    found = [(tree, search) for tree, search in searches if search.critical is not None]
+    steps = [node.step for tree in trees for node in tree.nodes if node.step is not None]
+    first = [step for tree in trees for c in tree.nodes[0].children if (step := tree.nodes[c].step)]
+    after_tool = [
+        node.step
+        for tree in trees
+        for node in tree.nodes
+        if node.step is not None and node.parent
+    ]
+    kinds = Counter(step.result.kind.value for step in steps if step.result is not None)
+    turns = [len(tree.path(leaf.id)) for tree in trees for leaf in tree.leaves()]
+    return {
+        "reward": mean([leaf.score.reward for leaf in leaves if leaf.score]),
+        "pass_at_1": mean([float(leaf.score.success) for leaf in roots if leaf.score]),
+        "rollouts": len(leaves),
+        "root_rollouts": len(roots),
+        "searches": len(searches),
+        "critical_found": len(found),
+        "critical_depth": mean([len(t.path(s.critical)) for t, s in found if s.critical]),
+        "probes": sum(len(search.probes) for _, search in searches),
+        "entropy_root": mean([segment_entropy(step.turn, entropy_tokens) for step in first]),
+        "entropy_tool": mean([segment_entropy(step.turn, entropy_tokens) for step in after_tool]),
+        "tokens_generated": sum(len(step.turn.token_ids) for step in steps),
+        "turns_per_rollout": mean(turns),
+        "tool_seconds": sum(step.result.duration_s for step in steps if step.result),
+        "infra_retries": sum(e.get("kind") == "retry" for tree in trees for e in tree.ledger),
+        **{f"tool/{kind}": count for kind, count in sorted(kinds.items())},
+    }
+
+
+class Stopwatch:
+    """Seconds by phase, of the current step and of the whole run."""
+
+    def __init__(self) -> None:
+        self.step: Values = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.step[name] = self.step.get(name, 0.0) + time.perf_counter() - start
+
+    def lap(self) -> Values:
+        """This step's seconds by phase; the next step starts at zero."""
+        seconds, self.step = self.step, {}
+        return seconds
+
+
+class Sink(Protocol):
+    def write(self, step: int, values: Values) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonlSink:
+    """One JSON object a line, `step` first, flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Values) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "reward": ("reward", "{:7.2f}"),
+    "pass@1": ("pass_at_1", "{:6.1%}"),
+    "budget": ("rollouts", "{:6.0f}"),
+    "critical": ("critical_found", "{:8.0f}"),
+    "depth": ("critical_depth", "{:5.2f}"),
+    "H root": ("entropy_root", "{:6.3f}"),
+    "H tool": ("entropy_tool", "{:6.3f}"),
+    "clip in": ("clip_low_inside", "{:7.2%}"),
+    "clip out": ("clip_low_outside", "{:8.2%}"),
+    "tok/s": ("tokens_per_second", "{:6.0f}"),
+    "grow s": ("seconds/grow", "{:6.1f}"),
+    "update s": ("seconds/update", "{:8.1f}"),
+    "sync s": ("seconds/sync", "{:6.2f}"),
+}
+"""Console columns: heading -> (metric, format)."""
+
+
+class ConsoleSink:
+    """One aligned row a step, the heading again every 20 rows."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._rows = 0
+
+    def write(self, step: int, values: Values) -> None:
+        cells = [form.format(values.get(key, 0.0)) for key, form in COLUMNS.values()]
+        widths = [max(len(head), len(cell)) for head, cell in zip(COLUMNS, cells, strict=True)]
+        if self._rows % 20 == 0:
+            heads = (head.rjust(width) for head, width in zip(COLUMNS, widths, strict=True))
+            self._print("step  " + "  ".join(heads), "bold")
+        row = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        self._print(f"{step:4d}  {row}", "")
+        self._rows += 1
+
+    def _print(self, line: str, style: str) -> None:
+        self._console.print(line, style=style, highlight=False, soft_wrap=True)
+
+    def close(self) -> None: ...
+
+
+class WandbSink:
+    """Weights & Biases, offline by default; its files lie in the run folder."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        import wandb
+        from omegaconf import OmegaConf
+
+        self._run = wandb.init(
+            project=config.logging.wandb_project,
+            name=folder.name,
+            dir=str(folder),
+            mode=config.logging.wandb.value,
+            config=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),
+            settings=wandb.Settings(silent=True),
+        )
+
+    def write(self, step: int, values: Values) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish(quiet=True)
+
+
+class Metrics:
+    """The accumulator: every sink gets the same numbers."""
+
+    def __init__(self, folder: Path, config: Config, console: Console) -> None:
+        self._sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl"), ConsoleSink(console)]
+        if config.logging.wandb is not WandbMode.disabled:
+            self._sinks.append(WandbSink(folder, config))
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        numbers = {key: float(value) for key, value in values.items()}
+        for sink in self._sinks:
+            sink.write(step, numbers)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+@contextmanager
+def progress_bar(console: Console, title: str, total: int, show: bool) -> Iterator[Any]:
+    """A bar on a terminal that vanishes when done; yields `advance(done_so_far)`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not show)
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)

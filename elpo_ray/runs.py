@@ -1,0 +1,168 @@
+"""The run folder: what a run leaves on disk, and how it is continued.
+
+    runs/NAME/config.yaml            resolved configuration
+              metrics.jsonl          one object a step
+              trees/step_00001.jsonl one tree a line (docs/tree.schema.json)
+              checkpoints/step_00005 learner state and `state.json`
+              summary.json           written at the end
+
+Invariants: a checkpoint appears under its final name only when it is complete; an older one is
+removed only after a newer one is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from elpo_ray.config import Config, TrainerConfig
+from elpo_ray.tree import RolloutTree
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written; the previous one is still there."""
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Everything a resumed run needs beside the learner's own state."""
+
+    step: int = 0
+    """Finished steps; also the version of the weights."""
+    cursor: int = 0
+    """Training problems handed out so far."""
+    pass_at_1_before: float | None = None
+    totals: dict[str, float] = field(default_factory=dict)
+    """Sums over the run: rollouts, tokens, seconds by phase, localizations judged and right."""
+
+    def add(self, **amounts: float) -> None:
+        for key, amount in amounts.items():
+            self.totals[key] = self.totals.get(key, 0.0) + amount
+
+
+class RunFolder:
+    """One run's folder, new or continued."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trees = path / "trees"
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def create(cls, config: Config) -> RunFolder:
+        """A new folder named by experiment, algorithm and time, or by `trainer.run_name`."""
+        name = config.trainer.run_name or (
+            f"{config.experiment}-{config.algorithm.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        )
+        path = Path(config.trainer.run_dir) / name
+        if (path / "config.yaml").exists():
+            raise ValueError(
+                f"trainer.run_name={name!r}: {path} holds a run already; choose another name, or "
+                f"continue it with trainer.resume={path}"
+            )
+        run = cls(path)
+        run.trees.mkdir(parents=True, exist_ok=True)
+        run.checkpoints.mkdir(exist_ok=True)
+        run.write_config(config)
+        return run
+
+    @classmethod
+    def resume(cls, trainer: TrainerConfig) -> RunFolder:
+        """The folder named by `trainer.resume`, its logs cut back to the newest checkpoint."""
+        assert trainer.resume is not None
+        run = cls(Path(trainer.resume))
+        if not (run.path / "config.yaml").exists():
+            raise ValueError(f"trainer.resume={trainer.resume!r}: not a run folder (no config.yaml)")
+        if run.newest_checkpoint() is None:
+            raise ValueError(
+                f"trainer.resume={trainer.resume!r}: no complete checkpoint in {run.checkpoints}; "
+                "start the run anew"
+            )
+        return run
+
+    def write_config(self, config: Config) -> None:
+        text = OmegaConf.to_yaml(OmegaConf.structured(config))
+        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+
+    def write_trees(self, step: int, trees: Iterable[RolloutTree]) -> None:
+        """`step` counts from 1."""
+        with (self.trees / f"step_{step:05d}.jsonl").open("w", encoding="utf-8") as file:
+            for tree in trees:
+                file.write(json.dumps(tree.to_json(), ensure_ascii=False) + "\n")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def newest_checkpoint(self) -> Path | None:
+        complete = sorted(self.checkpoints.glob("step_*/state.json"))
+        return complete[-1].parent if complete else None
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics and trees of steps after `step`: they will be made again."""
+        log = self.path / "metrics.jsonl"
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _is_json(line) and json.loads(line)["step"] <= step]
+            write_whole(log, "".join(line + "\n" for line in kept))
+        for path in self.trees.glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+        for path in self.checkpoints.glob(".partial-*"):
+            shutil.rmtree(path)
+
+    @contextmanager
+    def checkpoint(self, state: RunState, keep: int) -> Iterator[Path]:
+        """Yield a folder to write the learner's state into, then commit it under its final name.
+
+        Raises CheckpointError, with the partial folder removed, when the disk refuses.
+        """
+        final = self.checkpoints / f"step_{state.step:05d}"
+        partial = self.checkpoints / f".partial-{final.name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            write_whole(partial / "state.json", json.dumps(asdict(state), indent=2) + "\n")
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            newest = self.newest_checkpoint()
+            raise CheckpointError(
+                f"checkpoint {final}: {error.strerror or error}; nothing of it was kept, the newest "
+                f"complete one is {newest or 'none'}; free disk space and continue with "
+                f"trainer.resume={self.path}"
+            ) from error
+        for old in sorted(self.checkpoints.glob("step_*"))[:-keep]:
+            shutil.rmtree(old)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once: a reader sees the old text or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_state(checkpoint: Path) -> RunState:
+    return RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False
