@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import Message, Problem, Sampling, Score, Step, ToolCall, ToolResult, Turn
+from elpo_ray.types import (
+    Message,
+    Parsed,
+    Problem,
+    Sampling,
+    Score,
+    Step,
+    ToolCall,
+    ToolResult,
+    Turn,
+)
 
 ToolState = Any
 """What `ToolSession.state` returned: opaque, picklable, valid until its tree is closed."""
@@ -17,6 +27,22 @@ class Policy(Protocol):
 
     async def generate(self, prefix: Sequence[int], sampling: Sampling) -> Turn:
         """Continue `prefix` (token ids) to the end of one turn. Raises InfrastructureError."""
+        ...
+
+
+class Chat(Protocol):
+    """The chat template as token ids: what is appended is rendered, what was sampled is kept."""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The conversation so far with the tool schemas and the generation prompt."""
+        ...
+
+    def parse(self, token_ids: Sequence[int]) -> Parsed:
+        """Read one sampled turn. A malformed call is `Parsed.error`, never an exception."""
+        ...
+
+    def observation_ids(self, text: str) -> list[int]:
+        """What follows a turn: template glue, the tool response, the next generation prompt."""
         ...
 
 
@@ -74,6 +100,11 @@ class Rollout(Protocol):
     """What a growth rule may do with one input: complete trajectories onto its tree."""
 
     tree: RolloutTree
+
+    @property
+    def remaining(self) -> int:
+        """Completions left of the budget; those being sampled are no longer counted."""
+        ...
 
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """Sample one completion below node `at` (0 = from the prompt), score it, add its steps

@@ -88,6 +88,17 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Parsed:
+    """One assistant turn as the chat format reads it. Neither call nor error: an answer turn."""
+
+    text: str
+    """The turn as text, special tokens of the template left out."""
+    call: ToolCall | None = None
+    error: str | None = None
+    """What is wrong with a malformed call, in words meant for the policy."""
+
+
+@dataclass(frozen=True, slots=True)
 class ToolResult:
     """What came back from a tool, as the policy will see it."""
 
