@@ -57,7 +57,6 @@ setup(
             "pytest-asyncio",
             "pytest-timeout",
             "ruff",
-            "types-PyYAML",
         ],
     },
     entry_points={"vllm.general_plugins": ["elpo_ray = elpo_ray.vllm_plugin:register"]},

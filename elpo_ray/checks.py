@@ -1,0 +1,147 @@
+"""What must hold before any actor starts, and the batch algebra that a configuration implies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from elpo_ray.config import Config, Precision, TaskName, TinyModelConfig, require
+
+
+def check(config: Config) -> None:
+    """Raise ValueError for what the schema alone cannot see: files, folders, other keys."""
+    _check_files(config)
+    _check_model_folder(config)
+    require(
+        not (config.model.path is None and config.cluster.gpus),
+        "cluster.gpus",
+        config.cluster.gpus,
+        "the tiny model trains on CPU; use cluster=local or name a model with model.path",
+    )
+
+
+def _check_files(config: Config) -> None:
+    for key in ("train_file", "eval_file"):
+        name = getattr(config.task, key)
+        require(
+            name is None or Path(name).is_file(),
+            f"task.{key}",
+            name,
+            f"no such file under {Path.cwd()}; name a JSON-lines file (docs/tasks.md)",
+        )
+    if config.task.name is TaskName.jsonl and not config.check_only:
+        for key in ("train_file", "eval_file"):
+            value = getattr(config.task, key)
+            require(
+                value is not None, f"task.{key}", value, "name a JSON-lines file (docs/tasks.md)"
+            )
+
+
+def _check_model_folder(config: Config) -> None:
+    """A folder that is there must hold a model; a hub name is left to the loader."""
+    if config.model.path is None:
+        return
+    folder = Path(config.model.path)
+    if not folder.exists():
+        looks_local = (
+            config.model.path.startswith((".", "/", "~")) or config.model.path.count("/") != 1
+        )
+        require(not looks_local, "model.path", config.model.path, "no such folder")
+        return
+    require(
+        (folder / "config.json").is_file(),
+        "model.path",
+        config.model.path,
+        "no config.json in it; name a Hugging Face model folder",
+    )
+    require(
+        any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")),
+        "model.path",
+        config.model.path,
+        "no tokenizer in it; copy tokenizer.json and tokenizer_config.json beside the weights",
+    )
+
+
+def batch_algebra(config: Config) -> str:
+    """The numbers that follow from a configuration, for a person to read."""
+    trainer, learner, cluster, task = config.trainer, config.learner, config.cluster, config.task
+    growth = config.algorithm.growth
+    leaves = trainer.inputs_per_step * growth.n_total
+    tokens = leaves * min(task.expected_episode_tokens, config.model.max_context)
+    optimizer_steps = trainer.inputs_per_step // learner.minibatch_inputs * learner.epochs
+    ranks = cluster.learner_ranks
+    packs = -(-tokens // (learner.max_tokens_per_pack * ranks))
+    rows = [
+        ("experiment", config.experiment),
+        ("algorithm", f"{config.algorithm.name}: growth {growth.rule.value}, credit "
+         f"{config.algorithm.credit.rule.value}, ELC scope {config.algorithm.clip.scope.value}"),
+        ("inputs a step", f"{trainer.inputs_per_step}"),
+        ("leaves a step", f"{trainer.inputs_per_step} inputs x {growth.n_total} = {leaves}"),
+        ("tokens a step", f"{leaves} leaves x {tokens // leaves} expected = {tokens:,} "
+         f"(at most {leaves * config.model.max_context:,})"),
+        ("packs a rank", f"{tokens:,} tokens / {ranks} ranks / {learner.max_tokens_per_pack:,} "
+         f"= {packs} forward passes"),
+        ("optimizer steps", f"{trainer.inputs_per_step} inputs / {learner.minibatch_inputs} a "
+         f"mini-batch x {learner.epochs} epochs = {optimizer_steps} a step, "
+         f"{optimizer_steps * trainer.steps} in {trainer.steps} steps"),
+        ("run", f"{trainer.steps} steps = {trainer.steps * leaves:,} rollouts of "
+         f"{trainer.steps * trainer.inputs_per_step:,} inputs"),
+        *_devices(config),
+        *_memory(config),
+    ]  # fmt: skip
+    return "\n".join(f"{name:>16}  {text}" for name, text in rows)
+
+
+def gpus_asked(config: Config) -> int:
+    """GPUs of the whole run: one a learner rank, `tensor_parallel_size` an engine."""
+    if not config.cluster.gpus:
+        return 0
+    engines = config.cluster.rollout_workers * config.engine.tensor_parallel_size
+    return config.cluster.learner_ranks + engines
+
+
+def _devices(config: Config) -> list[tuple[str, str]]:
+    cluster = config.cluster
+    actors = (
+        f"{cluster.rollout_workers} rollout workers, {cluster.learner_ranks} learner ranks "
+        f"(ZeRO-{config.learner.zero_stage}), {cluster.sandbox_actors} sandbox actors"
+    )
+    if not cluster.gpus:
+        return [("actors", actors), ("GPUs", "none: engines and learner run on CPU")]
+    tensor = config.engine.tensor_parallel_size
+    return [
+        ("actors", actors),
+        ("GPUs", f"{gpus_asked(config)} = {cluster.rollout_workers} engines x {tensor} "
+         f"+ {cluster.learner_ranks} learner ranks x 1"),
+    ]  # fmt: skip
+
+
+def _memory(config: Config) -> list[tuple[str, str]]:
+    """Model states only: activations and KV cache come on top."""
+    count = config.model.num_parameters
+    if config.model.path is None:
+        count = tiny_parameters(config.model.tiny)
+    if count is None:
+        return [("memory", "unknown: set model.num_parameters to see model states a device")]
+    weight_bytes = 2 if config.model.precision is Precision.bf16 else 4
+    ranks, stage = config.cluster.learner_ranks, config.learner.zero_stage
+    # Weights and gradients in the model's precision; master weights and two moments in fp32.
+    optimizer = (12 if weight_bytes == 2 else 8) / (ranks if stage >= 1 else 1)
+    if config.learner.offload_optimizer:
+        optimizer = 0
+    gradients = weight_bytes / (ranks if stage >= 2 else 1)
+    weights = weight_bytes / (ranks if stage >= 3 else 1)
+    learner = count * (weights + gradients + optimizer) / 2**30
+    engine = count * weight_bytes / config.engine.tensor_parallel_size / 2**30
+    return [
+        ("learner memory", f"{learner:,.2f} GiB of model states a rank, activations on top"),
+        ("engine memory", f"{engine:,.2f} GiB of weights a device, KV cache on top"),
+    ]
+
+
+def tiny_parameters(shape: TinyModelConfig) -> int:
+    """Parameters of a Qwen2 with tied embeddings and biases on query, key and value."""
+    hidden = shape.hidden_size
+    key_value = hidden // shape.num_heads * shape.num_kv_heads
+    attention = 2 * hidden * hidden + hidden + 2 * (hidden * key_value + key_value)
+    block = attention + 3 * hidden * shape.intermediate_size + 2 * hidden
+    return shape.vocab_size * hidden + shape.num_layers * block + hidden

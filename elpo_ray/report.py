@@ -1,0 +1,67 @@
+"""The end of a run: `summary.json` and the table that the user sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from elpo_ray.config import Config
+from elpo_ray.runs import RunState
+
+
+def summarize(
+    config: Config, state: RunState, pass_at_1_after: float, wall_seconds: float
+) -> dict[str, Any]:
+    """The contract of `summary.json`; rates are fractions, times are seconds."""
+    totals = state.totals
+    judged = totals.get("localizations_judged", 0.0)
+    return {
+        "experiment": config.experiment,
+        "algorithm": config.algorithm.name,
+        "seed": config.trainer.seed,
+        "steps": state.step,
+        "inputs": state.cursor,
+        "rollouts": int(totals.get("rollouts", 0)),
+        "budget_per_input": config.algorithm.growth.n_total,
+        "tokens_generated": int(totals.get("tokens_generated", 0)),
+        "eval_problems": config.task.eval_problems,
+        "pass_at_1_before": state.pass_at_1_before,
+        "pass_at_1_after": pass_at_1_after,
+        "localization_accuracy": totals["localizations_right"] / judged if judged else None,
+        "localizations_judged": int(judged),
+        "weight_version": state.step,
+        "wall_seconds": wall_seconds,
+        "seconds_by_phase": {
+            key.removeprefix("seconds/"): seconds
+            for key, seconds in totals.items()
+            if key.startswith("seconds/")
+        },
+    }
+
+
+def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
+    """What a newcomer wants to know: did it learn, did it find the errors, where is it all."""
+    before, after = summary["pass_at_1_before"], summary["pass_at_1_after"]
+    accuracy = summary["localization_accuracy"]
+    table = Table(title=f"{summary['experiment']} · {summary['algorithm']}", show_header=False)
+    rows = {
+        f"pass@1 before ({summary['eval_problems']} held-out problems)": f"{before:.1%}",
+        "pass@1 after": f"{after:.1%}  ({100 * (after - before):+.1f} points)",
+        "critical steps found, against the oracle": "no oracle or none confirmed"
+        if accuracy is None
+        else f"{accuracy:.1%} of {summary['localizations_judged']} right",
+        "rollouts": f"{summary['rollouts']:,} = {summary['inputs']} inputs x "
+        f"{summary['budget_per_input']}",
+        "time": f"{summary['wall_seconds']:.0f} s: "
+        + ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds_by_phase"].items()),
+        "metrics": str(folder / "metrics.jsonl"),
+        "trees": str(folder / "trees"),
+        "checkpoints": str(folder / "checkpoints"),
+        "summary": str(folder / "summary.json"),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
