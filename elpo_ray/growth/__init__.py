@@ -1,0 +1,24 @@
+"""How the budget of one input becomes a tree: one rule a file, each an async `grow`.
+
+A rule only ever samples completions through `interfaces.Rollout`; it returns when the budget is
+spent, and leaves what it found in `rollout.tree.localizations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from elpo_ray.config import GrowthConfig, GrowthRule
+from elpo_ray.growth import bel, independent
+from elpo_ray.interfaces import Rollout
+
+GROWTH: dict[GrowthRule, Callable[[Rollout, GrowthConfig], Awaitable[None]]] = {
+    GrowthRule.bel: bel.grow,
+    GrowthRule.independent: independent.grow,
+}
+
+
+async def grow(rollout: Rollout, config: GrowthConfig) -> None:
+    """Spend `rollout`'s whole budget by `config.rule`. Raises InfrastructureError."""
+    await GROWTH[config.rule](rollout, config)
+    assert rollout.remaining == 0, f"{rollout.remaining} rollouts of the budget were not spent"

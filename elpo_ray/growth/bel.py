@@ -1,0 +1,112 @@
+"""Binary-search error localization: BEL (Algorithm 1, Eq. 3-5 of arXiv 2602.09598).
+
+Failed trajectories are collected; the one with the largest entropy gain is searched for its first
+irrecoverable step by sampling completions from its own prefixes; repeat until the budget is spent.
+A step is named critical only on evidence: a search that the budget cuts short reports an interval.
+
+Steps count from 1. A trajectory with K tool steps has its answer turn as step K+1; an anchor m
+fixes steps 1..m, tool response m included. The search reads `success`, never the reward.
+
+Where the paper is silent, this file decides: X_m is rounded half up, K = 0 is never searched, and a
+probe cut short by the budget proves nothing unless one of its completions succeeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from elpo_ray.config import BelConfig, GrowthConfig
+from elpo_ray.growth.independent import sample
+from elpo_ray.interfaces import Rollout
+from elpo_ray.tree import Localization, Probe, RolloutTree
+from elpo_ray.types import Step
+
+
+async def grow(rollout: Rollout, config: GrowthConfig) -> None:
+    """Algorithm 1. Concurrent sampling is equivalent to the sequential loop: B_max - |B|
+    trajectories can fill the buffer at most, so none of them is sampled in vain."""
+    bel, tree = config.bel, rollout.tree
+    while rollout.remaining > 0:
+        failures: list[int] = []
+        while len(failures) < bel.b_max and rollout.remaining > 0:
+            leaves = await sample(rollout, min(bel.b_max - len(failures), rollout.remaining))
+            failures += [leaf for leaf in leaves if not _succeeded(tree, leaf)]
+        searchable = [leaf for leaf in failures if num_tool_steps(tree.steps(leaf)) > 0]
+        if searchable and rollout.remaining > 0:
+            # max keeps the first of equals; failures are in sampling order
+            searched = max(searchable, key=lambda leaf: entropy_gain(tree.steps(leaf), bel))
+            tree.localizations.append(await search(rollout, searched, bel))
+
+
+async def search(rollout: Rollout, leaf: int, bel: BelConfig) -> Localization:
+    """Binary search over the anchors of the failed trajectory that ends in `leaf`.
+
+    [lo, crit] always holds the critical step: every probed anchor below `lo` was recoverable, and
+    `crit` is the smallest one found irrecoverable, at first the last candidate. With
+    `verify_final` the candidates are 1..K+1 and each of 1..K is probed before it is named;
+    without it they are 1..K and Algorithm 1 takes the last one unprobed.
+    """
+    path = rollout.tree.path(leaf)
+    steps = rollout.tree.steps(leaf)
+    lo, crit = 1, num_tool_steps(steps)
+    if bel.verify_final:
+        crit += 1
+    probes: list[Probe] = []
+    conclusive = True
+    while lo < crit and conclusive and rollout.remaining > 0:
+        # Figure 4 halves [lo, crit-1], Algorithm 1 halves [lo, crit]
+        m = (lo + crit - 1) // 2 if bel.verify_final else (lo + crit) // 2
+        wanted = probe_size(steps, m, bel)
+        granted = min(wanted, rollout.remaining)
+        leaves = await sample(rollout, granted, at=path[m - 1], anchor=m)
+        successes = sum(_succeeded(rollout.tree, child) for child in leaves)
+        probes.append(Probe(anchor=m, attempts=granted, successes=successes))
+        if successes:
+            lo = m + 1
+        elif granted == wanted:
+            crit = m
+        else:
+            conclusive = False
+    found = lo == crit and bool(probes)
+    return Localization(
+        leaf=leaf,
+        critical=path[crit - 1] if found else None,
+        confirmed=found,
+        interval=(lo, crit),
+        probes=probes,
+    )
+
+
+def probe_size(steps: Sequence[Step], anchor: int, bel: BelConfig) -> int:
+    """X_m = X_min + (X_max - X_min) σ(β (H_m - H_root)), rounded half up (Eq. 5)."""
+    gain = segment_entropy(steps[anchor], bel) - segment_entropy(steps[0], bel)
+    sigmoid = 0.5 * (1 + math.tanh(bel.beta * gain / 2))
+    size = math.floor(bel.x_min + (bel.x_max - bel.x_min) * sigmoid + 0.5)
+    return min(max(size, bel.x_min), bel.x_max)
+
+
+def entropy_gain(steps: Sequence[Step], bel: BelConfig) -> float:
+    """H_tool(τ) - H_root(τ), in nats (Eq. 4): H_tool is the mean of H_m over m = 1..K, where H_m
+    is the entropy of the turn after tool response m (Eq. 3). Needs K > 0."""
+    after_tool = [segment_entropy(steps[m], bel) for m in range(1, num_tool_steps(steps) + 1)]
+    return math.fsum(after_tool) / len(after_tool) - segment_entropy(steps[0], bel)
+
+
+def segment_entropy(step: Step, bel: BelConfig) -> float:
+    """Mean entropy, in nats, of the first `entropy_tokens` sampled tokens of a turn."""
+    entropies = step.turn.entropies
+    if bel.entropy_tokens != -1:
+        entropies = entropies[: bel.entropy_tokens]
+    return math.fsum(entropies) / len(entropies)
+
+
+def num_tool_steps(steps: Sequence[Step]) -> int:
+    """K: the steps with an observation. Every trajectory has one step more, its last turn."""
+    return sum(step.result is not None for step in steps)
+
+
+def _succeeded(tree: RolloutTree, leaf: int) -> bool:
+    score = tree.nodes[leaf].score
+    assert score is not None, f"node {leaf} is not a completed trajectory"
+    return score.success

@@ -1,0 +1,129 @@
+"""The budget ledger: who spent what, in rollouts, generated tokens and seconds of tools.
+
+Invariants: spent + reserved <= n_total at every moment; every charged entry names the one leaf it
+paid for. A completion reserves its rollout before it samples its first token, so completions that
+run at once can never overspend. What an infrastructure failure destroyed is recorded, uncharged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+
+class SpendKind(StrEnum):
+    """Where a completion started."""
+
+    ROOT = "root"
+    PROBE = "probe"
+
+
+@dataclass(slots=True)
+class Cost:
+    """What one attempt at a completion has used so far."""
+
+    tokens: int = 0
+    """Generated tokens; a turn counts when it is complete."""
+    tool_seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Reservation:
+    """One rollout set aside. Its completion fills in `leaf` and `cost`, or raises."""
+
+    anchor: int | None
+    leaf: int | None = None
+    cost: Cost = field(default_factory=Cost)
+
+
+class Ledger:
+    """The account of one input."""
+
+    def __init__(self, n_total: int) -> None:
+        self.n_total = n_total
+        self.reserved = 0
+        """Rollouts being sampled right now."""
+        self.spent = 0
+        self.entries: list[dict[str, Any]] = []
+        """One a spend and one a lost attempt: `kind`, `anchor` (null from the root), `leaf` (null
+        if lost), `charged`, `tokens`, `tool_seconds`."""
+
+    @property
+    def remaining(self) -> int:
+        """Rollouts neither spent nor being sampled."""
+        return self.n_total - self.spent - self.reserved
+
+    @contextmanager
+    def reserve(self, anchor: int | None = None) -> Iterator[Reservation]:
+        """Set one rollout aside for the body, which charges it by ending normally; whatever the
+        body raises gives it back. `anchor=None` is a completion from the prompt."""
+        assert self.remaining > 0, f"the budget of {self.n_total} rollouts is spent"
+        self.reserved += 1
+        reservation = Reservation(anchor)
+        try:
+            yield reservation
+        finally:
+            self.reserved -= 1
+        assert reservation.leaf is not None, "a spend pays for exactly one leaf"
+        self.spent += 1
+        self._enter(anchor, reservation.leaf, reservation.cost)
+
+    def lost(self, anchor: int | None, cost: Cost) -> None:
+        """Record an attempt that the infrastructure destroyed; it is not charged."""
+        self._enter(anchor, None, cost)
+
+    def _enter(self, anchor: int | None, leaf: int | None, cost: Cost) -> None:
+        kind = SpendKind.ROOT if anchor is None else SpendKind.PROBE
+        self.entries.append(
+            {
+                "kind": kind.value,
+                "anchor": anchor,
+                "leaf": leaf,
+                "charged": leaf is not None,
+                "tokens": cost.tokens,
+                "tool_seconds": cost.tool_seconds,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over ledger entries, of one input or, added up, of a whole run."""
+
+    roots: int = 0
+    probes: int = 0
+    """Completions sampled from an anchor."""
+    tokens: int = 0
+    tool_seconds: float = 0.0
+    lost: int = 0
+    """Attempts that the infrastructure destroyed; their tokens and seconds are apart."""
+    lost_tokens: int = 0
+    lost_tool_seconds: float = 0.0
+
+    @property
+    def rollouts(self) -> int:
+        """Completions paid for, each of them one leaf."""
+        return self.roots + self.probes
+
+    @classmethod
+    def of(cls, entries: Sequence[Mapping[str, Any]]) -> Totals:
+        """Sum up `Ledger.entries` (or `RolloutTree.ledger`)."""
+        charged = [entry for entry in entries if entry["charged"]]
+        lost = [entry for entry in entries if not entry["charged"]]
+        roots = sum(entry["kind"] == SpendKind.ROOT for entry in charged)
+        return cls(
+            roots=roots,
+            probes=len(charged) - roots,
+            tokens=sum(entry["tokens"] for entry in charged),
+            tool_seconds=sum(entry["tool_seconds"] for entry in charged),
+            lost=len(lost),
+            lost_tokens=sum(entry["tokens"] for entry in lost),
+            lost_tool_seconds=sum(entry["tool_seconds"] for entry in lost),
+        )
+
+    def __add__(self, other: Totals) -> Totals:
+        names = [f.name for f in fields(self)]
+        return Totals(**{name: getattr(self, name) + getattr(other, name) for name in names})

@@ -1,0 +1,30 @@
+"""Independent trajectories from the prompt, as in GRPO; how several are sampled at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from elpo_ray.config import GrowthConfig
+from elpo_ray.interfaces import Rollout
+
+
+async def grow(rollout: Rollout, config: GrowthConfig) -> None:
+    """Sample the whole budget from the prompt, all at once."""
+    await sample(rollout, rollout.remaining)
+
+
+async def sample(
+    rollout: Rollout, count: int, at: int = 0, *, anchor: int | None = None
+) -> list[int]:
+    """`count` completions below node `at` at once; their leaf ids in the order asked for.
+
+    If one raises, the others are cancelled and have ended when this returns: nobody goes on
+    spending the budget of a tree that was given up.
+    """
+    tasks = [asyncio.ensure_future(rollout.complete(at, anchor=anchor)) for _ in range(count)]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
