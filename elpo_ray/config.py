@@ -528,6 +528,8 @@ class ClusterConfig:
     """Threads of an engine or a learner rank on CPU."""
     sandbox_sessions: int = 64
     """Live sessions per sandbox actor; further ones wait."""
+    dashboard: bool = True
+    """Serve the Ray dashboard from a cluster that the run starts itself."""
     start_timeout_s: float = 900.0
     call_timeout_s: float = 7200.0
     """Deadline of one remote call; a miss names the actor and the phase."""

@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from elpo_ray.config import Config, WandbMode
+from elpo_ray.config import BelConfig, Config, WandbMode
 from elpo_ray.growth.bel import segment_entropy
+from elpo_ray.growth.budget import SpendKind, Totals
 from elpo_ray.tree import RolloutTree
 
 Values = dict[str, float]
@@ -28,47 +29,40 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def tree_metrics(trees: Sequence[RolloutTree], entropy_tokens: int) -> Values:
+def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
     """Numbers of one step's trees.
 
     `pass_at_1` counts only trajectories sampled from the prompt: completions of a chosen prefix
     are not a fair sample of the policy.
     """
-    leaves = [leaf for tree in trees for leaf in tree.leaves()]
-    # A trajectory begun at the prompt owns the first-level node it passes through: leaves that
-    # share it are probes, all but the first of them.
-    roots = [
-        tree.nodes[min(below)]
+    spent = sum((Totals.of(tree.ledger) for tree in trees), Totals())
+    scores = [leaf.score for tree in trees for leaf in tree.leaves() if leaf.score]
+    from_prompt = [
+        score.success
         for tree in trees
-        for below in (tree.leaves_below()[child] for child in tree.nodes[0].children)
+        for entry in tree.ledger
+        if entry["charged"] and entry["kind"] == SpendKind.ROOT
+        if (score := tree.nodes[entry["leaf"]].score)
     ]
     searches = [(tree, search) for tree in trees for search in tree.localizations]
-    found = [(tree, search) for tree, search in searches if search.critical is not None]
-    steps = [node.step for tree in trees for node in tree.nodes if node.step is not None]
-    first = [step for tree in trees for c in tree.nodes[0].children if (step := tree.nodes[c].step)]
-    after_tool = [
-        node.step
-        for tree in trees
-        for node in tree.nodes
-        if node.step is not None and node.parent
-    ]
-    kinds = Counter(step.result.kind.value for step in steps if step.result is not None)
-    turns = [len(tree.path(leaf.id)) for tree in trees for leaf in tree.leaves()]
+    found = [len(t.path(s.critical)) for t, s in searches if s.critical is not None]
+    nodes = [(node, step) for tree in trees for node in tree.nodes if (step := node.step)]
+    kinds = Counter(step.result.kind.value for _, step in nodes if step.result is not None)
     return {
-        "reward": mean([leaf.score.reward for leaf in leaves if leaf.score]),
-        "pass_at_1": mean([float(leaf.score.success) for leaf in roots if leaf.score]),
-        "rollouts": len(leaves),
-        "root_rollouts": len(roots),
+        "reward": mean([score.reward for score in scores]),
+        "pass_at_1": mean([float(success) for success in from_prompt]),
+        "rollouts": spent.rollouts,
+        "rollouts_root": spent.roots,
+        "rollouts_probe": spent.probes,
+        "rollouts_lost": spent.lost,
+        "tokens_generated": spent.tokens,
+        "tool_seconds": spent.tool_seconds,
         "searches": len(searches),
         "critical_found": len(found),
-        "critical_depth": mean([len(t.path(s.critical)) for t, s in found if s.critical]),
-        "probes": sum(len(search.probes) for _, search in searches),
-        "entropy_root": mean([segment_entropy(step.turn, entropy_tokens) for step in first]),
-        "entropy_tool": mean([segment_entropy(step.turn, entropy_tokens) for step in after_tool]),
-        "tokens_generated": sum(len(step.turn.token_ids) for step in steps),
-        "turns_per_rollout": mean(turns),
-        "tool_seconds": sum(step.result.duration_s for step in steps if step.result),
-        "infra_retries": sum(e.get("kind") == "retry" for tree in trees for e in tree.ledger),
+        "critical_depth": mean(found),
+        "entropy_root": mean([segment_entropy(s, bel) for n, s in nodes if n.parent == 0]),
+        "entropy_tool": mean([segment_entropy(s, bel) for n, s in nodes if n.parent != 0]),
+        "turns_per_rollout": mean([len(t.path(leaf.id)) for t in trees for leaf in t.leaves()]),
         **{f"tool/{kind}": count for kind, count in sorted(kinds.items())},
     }
 
