@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,8 @@ from elpo_ray.types import EndReason, Score, Step
 
 FORMAT = 1
 """Version of the dump; a reader refuses any other."""
+MAX_REWARD = 1e100
+"""Largest reward in a dump, so that no variance overflows."""
 CORE_FIELDS = frozenset({"id", "parent", "leaf", "reward", "success", "end"})
 """Fields of a dumped node that have a place in `Node`; all others stay in `Node.extra`."""
 
@@ -108,6 +109,10 @@ class RolloutTree:
     def leaves(self) -> list[Node]:
         """Completed trajectories, in the order they finished."""
         return [node for node in self.nodes if node.score is not None]
+
+    def edges(self) -> list[tuple[int, int]]:
+        """(parent, child) of every step, parents first."""
+        return [(node.parent, node.id) for node in self.nodes if node.parent is not None]
 
     def path(self, node_id: int) -> list[int]:
         """Node ids from the first step down to `node_id`; the root is left out, so that
@@ -281,8 +286,8 @@ def _load_leaf(record: dict[str, Any], where: str) -> tuple[Score, EndReason | N
     success: Any = record.get("success")
     _expect(leaf is True, f"{where}: leaf", leaf, "a node without children must be a leaf: true")
     number = isinstance(reward, int | float) and not isinstance(reward, bool)
-    finite = number and abs(reward) <= sys.float_info.max
-    _expect(finite, f"{where}: reward", reward, "a leaf needs a finite number")
+    finite = number and abs(reward) <= MAX_REWARD
+    _expect(finite, f"{where}: reward", reward, f"a leaf needs a number within ±{MAX_REWARD:g}")
     _expect(isinstance(success, bool), f"{where}: success", success, "a leaf needs true or false")
     end = record.get("end")
     known = end is None or end in list(EndReason)

@@ -1,0 +1,130 @@
+"""`python -m elpo_ray.credit TREES.jsonl [algorithm=elpo|grpo] [key=value ...]`
+
+Prints one line of JSON per dumped tree; nothing at all if any line is malformed. Exit codes: 0
+done, 2 a mistake in the call or the file, told in one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from elpo_ray.config import CONF_DIR, AlgorithmConfig
+from elpo_ray.credit import assign
+from elpo_ray.tree import MalformedTreeError, RolloutTree
+
+EPILOG = """\
+Input: one tree a line, as in runs/NAME/trees/step_NNNNN.jsonl (docs/tree.schema.json).
+Output: one line a tree, {"task_id", "nodes": [{"id", "r", "a_branch", "a_traj", "advantage",
+"clip_low"}]}, in full precision; clip_low is the lower bound of the probability ratio, 1 - ε_low^t.
+
+Keys are those of the algorithm section in elpo_ray/config.py, for example:
+  credit.lam=0.3                        weight of the branch level (Eq. 10)
+  credit.ddof=1                         sample instead of population standard deviation
+  clip.scope=searched_only              none, critical_subtree, searched_only, first_wrong_all
+  clip.eps_elc=0.2                      added to clip.eps_low on the critical step and its suffix
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"elpo_ray.credit: {message}; try --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = Parser(
+        prog="python -m elpo_ray.credit",
+        description="Advantages and clip bounds of dumped rollout trees.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("trees", metavar="TREES.jsonl", type=Path, help="dumped trees")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="algorithm=elpo|grpo (elpo), or a setting"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        config = compose(arguments.overrides)
+        lines = list(credit_lines(arguments.trees, config))
+    except (ValueError, OmegaConfBaseException) as error:
+        print(f"elpo_ray.credit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    return 0
+
+
+def compose(overrides: Sequence[str]) -> AlgorithmConfig:
+    """The algorithm's YAML over the schema, then `overrides` in order. Raises ValueError, and
+    OmegaConf's own error for a broken interpolation."""
+    name = "elpo"
+    settings = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{override}: not of the form key=value; try --help")
+        if key == "algorithm":
+            name = value
+        else:
+            settings.append(override.removeprefix("algorithm."))
+    options = sorted(path.stem for path in (CONF_DIR / "algorithm").glob("*.yaml"))
+    if name not in options:
+        raise ValueError(f"algorithm={name}: no such option; choose one of {', '.join(options)}")
+    values = OmegaConf.load(CONF_DIR / "algorithm" / f"{name}.yaml")
+    merged = OmegaConf.merge(OmegaConf.structured(AlgorithmConfig), values)
+    for setting in settings:
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([setting]))
+        except (OmegaConfBaseException, YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            remedy = "keys and types are those of AlgorithmConfig in elpo_ray/config.py"
+            raise ValueError(f"{setting}: {reason}; {remedy}") from error
+    algorithm = OmegaConf.to_object(merged)
+    assert isinstance(algorithm, AlgorithmConfig)
+    return algorithm
+
+
+def credit_lines(path: Path, config: AlgorithmConfig) -> Iterator[str]:
+    """One line of JSON per tree in `path`. Raises ValueError with the line number."""
+    try:
+        file = path.open(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; name a file of dumped trees") from error
+    with file:
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            try:
+                tree = RolloutTree.from_json(line)
+            except MalformedTreeError as error:
+                raise ValueError(f"{path}:{number}: {error}") from error
+            credit = assign(tree, config)
+            columns = {
+                "r": credit.r,
+                "a_branch": credit.a_branch,
+                "a_traj": credit.a_traj,
+                "advantage": credit.advantage,
+                "clip_low": credit.clip_low,
+            }
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+            nodes = [
+                {"id": node.label} | dict(zip(columns, row, strict=True))
+                for node, row in zip(tree.nodes, rows, strict=True)
+            ]
+            yield json.dumps({"task_id": tree.task_id, "nodes": nodes})
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` is no error
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Error-localized adaptive clipping: which nodes get the looser lower bound (Eq. 11).
+
+Only failed leaves are blamed, and only on confirmed localizations; the root is never in the region.
+"""
+
+from __future__ import annotations
+
+from elpo_ray.config import ClipConfig, ElcScope
+from elpo_ray.tree import RolloutTree
+
+
+def clip_low(tree: RolloutTree, config: ClipConfig) -> list[float]:
+    """1 - ε_low^t, the lower clip bound of a node's agent tokens. Shape: [num_nodes]."""
+    loose = elc_region(tree, config.scope)
+    return [1 - (config.eps_low + config.eps_elc * inside) for inside in loose]
+
+
+def elc_region(tree: RolloutTree, scope: ElcScope) -> list[bool]:
+    """Whether a node belongs to a critical step or its suffix, by `scope`. Shape: [num_nodes]."""
+    inside = [False] * len(tree.nodes)
+    blamed = [
+        (found.leaf, found.critical)
+        for found in tree.localizations
+        if found.confirmed and found.critical is not None
+    ]
+    match scope:
+        case ElcScope.none:
+            pass
+        case ElcScope.searched_only:
+            for leaf, critical in blamed:
+                path = tree.path(leaf)
+                for i in path[path.index(critical) :]:
+                    inside[i] = True
+        case ElcScope.critical_subtree:
+            critical_nodes = {critical for _, critical in blamed}
+            failed = _has_leaf(tree, success=False)
+            for parent, child in tree.edges():
+                inside[child] = failed[child] and (child in critical_nodes or inside[parent])
+        case ElcScope.first_wrong_all:
+            succeeded = _has_leaf(tree, success=True)
+            inside = [False] + [not flag for flag in succeeded[1:]]
+    return inside
+
+
+def _has_leaf(tree: RolloutTree, *, success: bool) -> list[bool]:
+    """Whether a leaf with this `success` lies at or below a node. Shape: [num_nodes]."""
+    has = [node.score is not None and node.score.success == success for node in tree.nodes]
+    for parent, child in reversed(tree.edges()):
+        has[parent] |= has[child]
+    return has
