@@ -152,8 +152,8 @@ class RolloutTree:
             ids.extend(step.observation_ids)
         return ids
 
-    def to_json(self) -> str:
-        """The tree as one line of JSON, without a line break (`docs/tree.schema.json`)."""
+    def to_json(self) -> dict[str, Any]:
+        """The tree as JSON data (`docs/tree.schema.json`); dumps hold one tree a line."""
         label = [node.label for node in self.nodes]
         localizations = [
             {
@@ -172,7 +172,7 @@ class RolloutTree:
             entry if entry.get("leaf") is None else {**entry, "leaf": label[entry["leaf"]]}
             for entry in self.ledger
         ]
-        record = {
+        return {
             "format": FORMAT,
             "task_id": self.task_id,
             "budget": self.budget,
@@ -180,7 +180,6 @@ class RolloutTree:
             "localizations": localizations,
             "ledger": entries,
         }
-        return json.dumps(record, allow_nan=False)
 
     def _node_record(self, node: Node) -> dict[str, Any]:
         parent = None if node.parent is None else self.nodes[node.parent].label
@@ -194,14 +193,17 @@ class RolloutTree:
         return record | node.extra
 
     @classmethod
-    def from_json(cls, text: str) -> RolloutTree:
-        """The tree of one dumped line, without steps. Raises MalformedTreeError."""
+    def from_line(cls, line: str) -> RolloutTree:
+        """The tree of one line of a dump. Raises MalformedTreeError."""
         try:
-            record = json.loads(text)
-        except ValueError as error:
-            raise MalformedTreeError(f"not a line of JSON: {error}") from error
-        except RecursionError as error:
-            raise MalformedTreeError("not a tree: nested too deeply") from error
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise MalformedTreeError(f"not JSON: {error}") from error
+        return cls.from_json(record)
+
+    @classmethod
+    def from_json(cls, record: Any) -> RolloutTree:
+        """The tree of `to_json`'s data, without steps. Raises MalformedTreeError."""
         _expect(isinstance(record, dict), "tree", record, "must be an object")
         version = record.get("format", FORMAT)
         _expect(version == FORMAT, "format", version, f"this reader knows format {FORMAT}")

@@ -106,7 +106,7 @@ def credit_lines(path: Path, config: AlgorithmConfig) -> Iterator[str]:
             if line.isspace():
                 continue
             try:
-                tree = RolloutTree.from_json(line)
+                tree = RolloutTree.from_line(line)
             except MalformedTreeError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
             credit = assign(tree, config)

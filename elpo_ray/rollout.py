@@ -1,0 +1,155 @@
+"""One rollout worker: many trees at once over an engine and tools.
+
+A plain class on one event loop; callers await many `grow` at once. Invariants: a tree holds only
+completed trajectories; each is one spend of its ledger; an attempt that the infrastructure
+destroyed is repeated with the same seed and never shows in the tree. `localization_accuracy`
+compares what the searches found with the task's oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from elpo_ray import growth
+from elpo_ray.config import Config, SamplingConfig
+from elpo_ray.episode import Agent, Episode, Start, derive_seed, run_episode
+from elpo_ray.growth.budget import Cost, Ledger
+from elpo_ray.interfaces import Chat, Policy, Task, Tools
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import InfrastructureError, Problem, Sampling, Score, Step
+
+
+class RolloutWorker:
+    """Grows trees and evaluates, on one policy and its tools."""
+
+    def __init__(
+        self, policy: Policy, tools: Tools, chat: Chat, task: Task, config: Config
+    ) -> None:
+        self.agent = Agent(
+            policy=policy,
+            tools=tools,
+            chat=chat,
+            max_context=config.model.max_context,
+            max_turns=config.task.max_turns,
+            max_observation_chars=config.task.max_observation_chars,
+        )
+        self.task = task
+        self.config = config
+        self.completed = 0
+        """Trajectories finished since the worker started."""
+
+    async def grow(self, problem: Problem, step: int) -> RolloutTree:
+        """Spend one input's budget by the configured growth rule.
+
+        `step` is the training step, part of every seed. Raises InfrastructureError once a
+        completion was lost `sandbox.retries` + 1 times, ValueError if the prompt does not fit.
+        """
+        rollout = TreeRollout(self, problem, step)
+        await growth.grow(rollout, self.config.algorithm.growth)
+        tree, ledger = rollout.tree, rollout.ledger
+        assert ledger.spent == ledger.n_total == len(tree.leaves()), "spends and leaves differ"
+        tree.ledger = ledger.entries
+        return tree
+
+    async def evaluate(
+        self, problem: Problem, index: int = 0, sampling: SamplingConfig | None = None
+    ) -> Score:
+        """Score of the `index`-th independent trajectory; at temperature 1 without `sampling`."""
+        start = Start(self.agent.chat.prompt_ids(problem.messages))
+        drawn = self.sampling(sampling or SamplingConfig(), "evaluate", problem.id, index)
+        _, score, _ = await self.attempt(problem, drawn, start)
+        return score
+
+    def sampling(self, config: SamplingConfig, *key: int | str) -> Sampling:
+        """How to sample the episode named by `key`; its seed depends on the run's and on `key`."""
+        return Sampling(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=self.config.task.max_turn_tokens,
+            seed=derive_seed(self.config.trainer.seed, *key),
+        )
+
+    async def attempt(
+        self,
+        problem: Problem,
+        sampling: Sampling,
+        start: Start,
+        on_lost: Callable[[Cost], None] = lambda cost: None,
+    ) -> tuple[Episode, Score, Cost]:
+        """Run and score one episode. Attempts lost to the infrastructure are told to `on_lost` and
+        repeated; raises InfrastructureError when the last one is lost."""
+        attempts_left = self.config.sandbox.retries + 1
+        while True:
+            cost = Cost()
+            try:
+                episode = await run_episode(self.agent, problem, sampling, start, cost)
+                score = self.task.score(problem, [*start.steps, *episode.steps])
+            except InfrastructureError:
+                on_lost(cost)
+                attempts_left -= 1
+                if attempts_left == 0:
+                    raise
+            else:
+                self.completed += 1
+                return episode, score, cost
+
+
+class TreeRollout:
+    """`interfaces.Rollout` for one input: its tree and its ledger."""
+
+    def __init__(self, worker: RolloutWorker, problem: Problem, step: int) -> None:
+        budget = worker.config.algorithm.growth.n_total
+        prompt_ids = tuple(worker.agent.chat.prompt_ids(problem.messages))
+        self.tree = RolloutTree(problem.id, budget, prompt_ids)
+        self.ledger = Ledger(budget)
+        self._worker = worker
+        self._problem = problem
+        self._step = step
+        self._indices = count()
+
+    @property
+    def remaining(self) -> int:
+        return self.ledger.remaining
+
+    async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
+        """See `interfaces.Rollout`. Completions are numbered, hence seeded, in calling order."""
+        worker, problem = self._worker, self._problem
+        drawn = worker.sampling(
+            worker.config.sampling, "grow", problem.id, self._step, next(self._indices)
+        )
+        start = Start(self.tree.prefix_ids(at), self.tree.steps(at))
+        with self.ledger.reserve(anchor) as reservation:
+            episode, score, reservation.cost = await worker.attempt(
+                problem, drawn, start, lambda cost: self.ledger.lost(anchor, cost)
+            )
+            reservation.leaf = self.tree.add_trajectory(at, episode.steps, score, episode.end)
+        return reservation.leaf
+
+
+def localization_accuracy(
+    task: Task, problems: Sequence[Problem], trees: Sequence[RolloutTree]
+) -> tuple[int, int]:
+    """(right, judged): confirmed localizations whose critical step is the oracle's first
+    irrecoverable one, among those that the oracle can judge. `trees` run parallel to `problems`."""
+    right = judged = 0
+    for problem, tree in zip(problems, trees, strict=True):
+        for found in tree.localizations:
+            if found.confirmed:
+                truth = first_irrecoverable(task, problem, tree.steps(found.leaf))
+                judged += truth is not None
+                right += truth is not None and tree.path(found.leaf)[truth - 1] == found.critical
+    return right, judged
+
+
+def first_irrecoverable(task: Task, problem: Problem, steps: Sequence[Step]) -> int | None:
+    """The oracle's answer for one failed trajectory: the first step, counted from 1, after which
+    no continuation succeeds; the last turn, K+1, if every tool step left a way. None without an
+    oracle."""
+    for m in range(1, len(steps)):
+        match task.recoverable(problem, steps[:m]):
+            case None:
+                return None
+            case False:
+                return m
+    return len(steps)
