@@ -1,0 +1,235 @@
+"""The four edges, faked: policy, tools, chat (the tokenizer) and task, in a tiny token-level world.
+
+A token is a character. An episode is a string of one-word turns: `g` and any other word is a move
+that the tool records, `b` is a move that dooms the episode, `=ok` and `=no` are answers, `?` is a
+malformed call. A turn carries the number of the completion it was scripted in, so that every leaf
+can be told apart: `g~12.` is a good move of completion 12, and `.` ends the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from elpo_ray.config import (
+    AlgorithmConfig,
+    BelConfig,
+    Config,
+    GrowthConfig,
+    SandboxConfig,
+    TaskConfig,
+)
+from elpo_ray.rollout import RolloutWorker
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import (
+    FinishReason,
+    InfrastructureError,
+    Message,
+    Parsed,
+    Problem,
+    Sampling,
+    Score,
+    Step,
+    ToolCall,
+    ToolKind,
+    ToolResult,
+    Turn,
+)
+
+Word = str | tuple[str, float]
+"""A scripted turn, optionally with the entropy of its tokens (0 otherwise), in nats."""
+Plan = Callable[[int, list[str]], Sequence[Word]]
+"""(number of the completion, words before it) -> the turns it will take."""
+TURN = re.compile(r"([^~|\]]+)~(\d+)\.")
+
+
+def encode(text: str) -> list[int]:
+    return [ord(character) for character in text]
+
+
+def decode(token_ids: Sequence[int]) -> str:
+    return "".join(map(chr, token_ids))
+
+
+def completion_of(step: Step) -> int:
+    """The number of the completion in which a step was scripted."""
+    match = TURN.fullmatch(decode(step.turn.token_ids))
+    assert match is not None
+    return int(match[2])
+
+
+def leaf_of(tree: RolloutTree, completion: int) -> int:
+    """The leaf that a completion ended in."""
+    return next(
+        leaf.id for leaf in tree.leaves() if leaf.step and completion_of(leaf.step) == completion
+    )
+
+
+class Faults:
+    """Raises InfrastructureError where `pattern` says so; sound for ever once it is used up."""
+
+    def __init__(self, pattern: Iterable[bool] = ()) -> None:
+        self._pattern: Iterator[bool] = iter(pattern)
+        self.raised = 0
+
+    def strike(self) -> None:
+        if next(self._pattern, False):
+            self.raised += 1
+            raise InfrastructureError("injected")
+
+
+class ScriptedPolicy:
+    """Plays `plan`. A prefix whose last turn some completion has already gone beyond, or that has
+    no turn at all, starts a new completion."""
+
+    def __init__(self, plan: Plan, faults: Faults | None = None) -> None:
+        self._plan = plan
+        self._faults = faults or Faults()
+        self._left: dict[int, list[Word]] = {}
+        self._depth: dict[int, int] = {}
+        self.seeds: list[int | None] = []
+        self.prefixes: list[str] = []
+
+    async def generate(self, prefix: Sequence[int], sampling: Sampling) -> Turn:
+        self.seeds.append(sampling.seed)
+        text = decode(prefix)
+        self.prefixes.append(text)
+        depth, last = text.count("."), text.rfind(".")
+        number = int(text[text.rfind("~", 0, last) + 1 : last]) if depth else -1
+        if not depth or self._depth[number] != depth:
+            number = len(self._left)
+            self._left[number] = list(self._plan(number, [turn[1] for turn in TURN.finditer(text)]))
+        self._depth[number] = depth + 1
+        await asyncio.sleep(0)
+        self._faults.strike()
+        word = self._left[number].pop(0)
+        word, entropy = word if isinstance(word, tuple) else (word, 0.0)
+        ids = encode(f"{word}~{number}.")
+        finish = FinishReason.STOP if len(ids) <= sampling.max_tokens else FinishReason.LENGTH
+        ids = ids[: sampling.max_tokens]
+        return Turn(tuple(ids), (-0.5,) * len(ids), (entropy,) * len(ids), finish, weight_version=3)
+
+
+class FakeChat:
+    """`Q:…|` is the prompt, `[…]` an observation."""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return encode("Q:" + "".join(message["content"] for message in messages) + "|")
+
+    def parse(self, token_ids: Sequence[int]) -> Parsed:
+        text = decode(token_ids)
+        word = text.partition("~")[0]
+        if word.startswith("="):
+            return Parsed(text)
+        if word == "?":
+            return Parsed(text, error="a question mark is no call")
+        return Parsed(text, call=ToolCall("move", {"move": word}))
+
+    def observation_ids(self, text: str) -> list[int]:
+        return encode(f"[{text}]")
+
+
+class FakeSession:
+    """Records moves; its state is all of them."""
+
+    def __init__(self, tools: FakeTools, moves: tuple[str, ...]) -> None:
+        self._tools = tools
+        self._moves = moves
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return self._moves
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        await asyncio.sleep(0)
+        self._tools.faults.strike()
+        self._moves += (call.arguments["move"],)
+        return ToolResult(ToolKind.OK, self._tools.reply(self._moves), duration_s=0.25)
+
+    async def close(self) -> None:
+        self._tools.live -= 1
+
+
+class FakeTools:
+    """Deterministic sessions; counts those that are open."""
+
+    def __init__(
+        self,
+        reply: Callable[[tuple[str, ...]], str] = lambda moves: str(len(moves)),
+        faults: Faults | None = None,
+    ) -> None:
+        self.reply = reply
+        self.faults = faults or Faults()
+        self.live = 0
+        self.opened_at: list[tuple[str, ...] | None] = []
+
+    async def open(self, *, setup: str = "", at: tuple[str, ...] | None = None) -> FakeSession:
+        self.faults.strike()
+        self.live += 1
+        self.opened_at.append(at)
+        return FakeSession(self, at or ())
+
+
+class FakeTask:
+    """Succeeds with `=ok` unless a move was `b`; that move is the planted irrecoverable step."""
+
+    tools: Sequence[dict[str, Any]] = ()
+
+    def train_problem(self, index: int) -> Problem:
+        return Problem(f"p{index}", ({"role": "user", "content": f"go {index}"},), None)
+
+    def eval_problems(self, count: int) -> list[Problem]:
+        return [self.train_problem(-1 - i) for i in range(count)]
+
+    def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
+        success = steps[-1].action_text.startswith("=ok") and self.recoverable(problem, steps)
+        return Score(1.0 if success else -1.1, success)
+
+    def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool:
+        return not any(step.call and step.call.arguments["move"] == "b" for step in steps)
+
+    def demonstration(self, index: int) -> list[Message] | None:
+        return None
+
+
+def planted(num_tool_steps: int, critical: int, entropy: Callable[[], float] = float) -> Plan:
+    """A plan for `num_tool_steps` = K moves and an answer: a trajectory from the prompt goes wrong
+    in step `critical` (K+1 = a wrong answer); a completion of a prefix makes no mistake of its
+    own, hence succeeds exactly if it starts before that step."""
+
+    def plan(number: int, before: list[str]) -> list[Word]:
+        words = ["g"] * num_tool_steps + ["=ok"]
+        if not before:
+            words[critical - 1] = "b" if critical <= num_tool_steps else "=no"
+        return [(word, entropy()) for word in words[len(before) :]]
+
+    return plan
+
+
+def bel(n_total: int = 16, **settings: Any) -> GrowthConfig:
+    return GrowthConfig(n_total=n_total, bel=BelConfig(**settings))
+
+
+def make_config(growth: GrowthConfig | None = None, *, retries: int = 2, **task: Any) -> Config:
+    """Turns enough for every plan here, unless `task` says otherwise."""
+    return Config(
+        algorithm=AlgorithmConfig(growth=growth or bel()),
+        task=TaskConfig(**{"max_turns": 64} | task),
+        sandbox=SandboxConfig(retries=retries),
+    )
+
+
+def make_worker(
+    plan: Plan,
+    config: Config | None = None,
+    *,
+    policy_faults: Iterable[bool] = (),
+    tools: FakeTools | None = None,
+) -> RolloutWorker:
+    """A worker over the fakes."""
+    policy = ScriptedPolicy(plan, Faults(policy_faults))
+    return RolloutWorker(
+        policy, tools or FakeTools(), FakeChat(), FakeTask(), config or make_config()
+    )
