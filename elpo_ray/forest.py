@@ -1,0 +1,253 @@
+"""What reaches the learner: the unique tokens of every tree, each with its weight in the objective.
+
+Invariants: a token stands once, in the node that sampled or observed it; only agent tokens (sampled
+by the policy) are trained; the objective of a mini-batch is
+
+    sum over its leaves, over the leaf's agent tokens, of  leaf_weight[leaf] * L_t        (Eq. 1)
+
+with denominators over the whole mini-batch, so that it depends on no packing and no rank. A token
+shared by several leaves counts once per leaf, hence the same objective over unique tokens is
+sum over tokens of token_weight * L_t, exactly. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elpo_ray.config import Aggregation, LearnerConfig, LossConfig
+from elpo_ray.tree import RolloutTree
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float64]
+
+
+class NodeCredit(Protocol):
+    """What the forest reads of a credit rule's result; both indexed by node id, root included."""
+
+    @property
+    def advantage(self) -> Sequence[float] | FloatArray: ...
+
+    @property
+    def clip_low(self) -> Sequence[float] | FloatArray: ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainTree:
+    """The unique tokens of one tree: T tokens, N nodes (node 0 = the prompt), L leaves."""
+
+    ids: IntArray
+    """Token ids, the prompt's first, then each node's in id order. Shape: [T]."""
+    agent: NDArray[np.bool_]
+    """Whether the policy sampled the token; only these are trained. Shape: [T]."""
+    rollout_logp: NDArray[np.float32]
+    """The engine's log-probabilities in nats; 0 on tokens that are not trained. Shape: [T]."""
+    node_start: IntArray
+    """Node n holds tokens node_start[n]:node_start[n + 1]. Shape: [N + 1]."""
+    node_parent: IntArray
+    """Parent node, -1 for node 0. A parent's id is smaller than its children's. Shape: [N]."""
+    advantage: FloatArray
+    """Shape: [N]; 0 for the prompt."""
+    clip_low: FloatArray
+    """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11). Shape: [N]."""
+    leaves: IntArray
+    """Node ids of the completed trajectories. Shape: [L]."""
+    leaf_weight: FloatArray
+    """Weight of each agent token of the leaf's path in the objective. Shape: [L]."""
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.node_parent)
+
+    @cached_property
+    def token_node(self) -> IntArray:
+        """The node of each token. Shape: [T]."""
+        return np.repeat(np.arange(self.num_nodes, dtype=np.int32), np.diff(self.node_start))
+
+    @cached_property
+    def token_weight(self) -> FloatArray:
+        """Sum of `leaf_weight` over the leaves through the token, 0 off agent tokens. Shape: [T]."""
+        per_node = np.zeros(self.num_nodes)
+        np.add.at(per_node, self.leaves, self.leaf_weight)
+        for node in range(self.num_nodes - 1, 0, -1):
+            per_node[self.node_parent[node]] += per_node[node]
+        return np.where(self.agent, per_node[self.token_node], 0.0)
+
+    def sequences(self) -> Iterator[IntArray]:
+        """The flat view: for each leaf, the indices of its tokens from the prompt to its end."""
+        spans = [
+            np.arange(start, end, dtype=np.int32)
+            for start, end in zip(self.node_start, self.node_start[1:], strict=False)
+        ]
+        for leaf in self.leaves:
+            path: list[IntArray] = []
+            node = int(leaf)
+            while node >= 0:
+                path.append(spans[node])
+                node = int(self.node_parent[node])
+            yield np.concatenate(path[::-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainForest:
+    """Trees by optimizer step: `minibatches[i]` are the trees of the i-th one, in order."""
+
+    minibatches: list[list[TrainTree]]
+
+    @property
+    def trees(self) -> list[TrainTree]:
+        return [tree for minibatch in self.minibatches for tree in minibatch]
+
+    @property
+    def num_leaves(self) -> int:
+        return sum(len(tree.leaves) for tree in self.trees)
+
+    @property
+    def num_tokens(self) -> int:
+        """Unique tokens; the flat view has more."""
+        return sum(len(tree.ids) for tree in self.trees)
+
+
+def leaf_weights(trained: Sequence[int] | IntArray, loss: LossConfig) -> FloatArray:
+    """Weight of each agent token of each leaf of one mini-batch (§3.2, Eq. 1).
+
+    `trained[j]` = agent tokens n_j of leaf j; a leaf without any gets 0 and is not counted in N.
+    seq_mean_token_mean: 1 / (N n_j); token_mean: 1 / sum n_j; seq_mean_token_sum_norm: 1 / (N C).
+    """
+    counts = np.asarray(trained, dtype=np.float64)
+    used = counts > 0
+    weights = np.zeros(len(counts))
+    if loss.aggregation is Aggregation.seq_mean_token_mean:
+        weights[used] = 1 / (used.sum() * counts[used])
+    elif loss.aggregation is Aggregation.token_mean:
+        weights[used] = 1 / counts.sum()
+    else:
+        weights[used] = 1 / (used.sum() * loss.norm_tokens)
+    return weights
+
+
+def pack(
+    trees: Sequence[RolloutTree],
+    credits: Sequence[NodeCredit],
+    loss: LossConfig,
+    learner: LearnerConfig,
+) -> TrainForest:
+    """Trees and their credit -> the forest, `learner.minibatch_inputs` trees an optimizer step.
+
+    Raises ValueError on no trees, on a tree without tokens (a bare dump), and on rewards,
+    advantages, clip bounds or engine log-probabilities that are not finite.
+    """
+    if not trees:
+        raise ValueError("trees=[]: nothing to train on; grow at least one tree per step")
+    assert len(trees) == len(credits), "one credit per tree"
+    unweighted = [_tree(tree, credit) for tree, credit in zip(trees, credits, strict=True)]
+    size = learner.minibatch_inputs
+    return TrainForest(
+        minibatches=[
+            _weighted(unweighted[first : first + size], loss)
+            for first in range(0, len(unweighted), size)
+        ]
+    )
+
+
+def demonstrations(
+    conversations: Sequence[tuple[Sequence[int], Sequence[bool]]], batch_size: int
+) -> TrainForest:
+    """Supervised conversations as one-path trees, for the token-mean NLL of each batch.
+
+    A conversation is its token ids and, in parallel, whether the assistant wrote the token. Raises
+    ValueError where the two differ in length or the first token, which has no context, is trained.
+    """
+    loss = LossConfig(aggregation=Aggregation.token_mean)
+    trees: list[TrainTree] = []
+    for index, (ids, agent) in enumerate(conversations):
+        if len(ids) != len(agent):
+            raise ValueError(f"demonstration {index}: {len(ids)} ids but {len(agent)} agent marks")
+        if not len(ids) or agent[0]:
+            raise ValueError(
+                f"demonstration {index}: its first token cannot be trained; begin with a prompt"
+            )
+        trees.append(
+            TrainTree(
+                ids=np.asarray(ids, dtype=np.int32),
+                agent=np.asarray(agent, dtype=np.bool_),
+                rollout_logp=np.zeros(len(ids), dtype=np.float32),
+                node_start=np.array([0, 0, len(ids)], dtype=np.int32),
+                node_parent=np.array([-1, 0], dtype=np.int32),
+                advantage=np.zeros(2),
+                clip_low=np.ones(2),
+                leaves=np.array([1], dtype=np.int32),
+                leaf_weight=np.zeros(1),
+            )
+        )
+    return TrainForest(
+        minibatches=[
+            _weighted(trees[first : first + batch_size], loss)
+            for first in range(0, len(trees), batch_size)
+        ]
+    )
+
+
+def _weighted(trees: list[TrainTree], loss: LossConfig) -> list[TrainTree]:
+    """The trees of one mini-batch with their leaf weights, denominators over all of them."""
+    trained = [int(tree.agent[tokens].sum()) for tree in trees for tokens in tree.sequences()]
+    weights = leaf_weights(trained, loss)
+    ends = np.cumsum([len(tree.leaves) for tree in trees])[:-1]
+    return [
+        replace(tree, leaf_weight=weight)
+        for tree, weight in zip(trees, np.split(weights, ends), strict=True)
+    ]
+
+
+def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
+    """One tree's arrays, leaf weights still 0."""
+    ids = list(tree.prompt_ids)
+    agent = [False] * len(ids)
+    logp = [0.0] * len(ids)
+    node_start = [0, len(ids)]
+    for node in tree.nodes[1:]:
+        if node.step is None:
+            raise ValueError(f"tree {tree.task_id}: node {node.id} has no tokens (a bare dump?)")
+        turn, seen = node.step.turn, node.step.observation_ids
+        ids += [*turn.token_ids, *seen]
+        agent += [True] * len(turn.token_ids) + [False] * len(seen)
+        logp += [*turn.logprobs, *([0.0] * len(seen))]
+        node_start.append(len(ids))
+    advantage = np.array(credit.advantage, dtype=np.float64)
+    advantage[0] = 0.0
+    leaves = tree.leaves()
+    rewards = [node.score.reward for node in leaves if node.score is not None]
+    packed = TrainTree(
+        ids=np.array(ids, dtype=np.int32),
+        agent=np.array(agent, dtype=np.bool_),
+        rollout_logp=np.array(logp, dtype=np.float32),
+        node_start=np.array(node_start, dtype=np.int32),
+        node_parent=np.array([-1 if n.parent is None else n.parent for n in tree.nodes], np.int32),
+        advantage=advantage,
+        clip_low=np.array(credit.clip_low, dtype=np.float64),
+        leaves=np.array([node.id for node in leaves], dtype=np.int32),
+        leaf_weight=np.zeros(len(leaves)),
+    )
+    _check(packed, tree.task_id, rewards)
+    return packed
+
+
+def _check(tree: TrainTree, task_id: str, rewards: list[float]) -> None:
+    """Raise ValueError on what would poison the loss, naming it."""
+    for name, values in (
+        ("rewards", np.asarray(rewards, dtype=np.float64)),
+        ("advantages", tree.advantage),
+        ("clip bounds", tree.clip_low),
+        ("engine log-probabilities", tree.rollout_logp),
+    ):
+        if not np.isfinite(values).all():
+            raise ValueError(f"tree {task_id}: its {name} contain NaN or infinity")
+    for name, values in (("advantages", tree.advantage), ("clip bounds", tree.clip_low)):
+        assert values.shape == (tree.num_nodes,), f"{name} must be given once per node"
+    if len(tree.agent) and tree.agent[0]:
+        raise ValueError(f"tree {task_id}: empty prompt; the first sampled token has no context")

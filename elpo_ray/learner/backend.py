@@ -1,0 +1,162 @@
+"""Process group and DeepSpeed engine of one learner rank.
+
+DeepSpeed is imported inside the functions: it picks its accelerator when imported, and
+`join_group` must have said which one by then.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elpo_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, Precision
+from elpo_ray.learner.policy import PolicyModule, load_policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankProcess:
+    """Where this process stands among the learner's."""
+
+    rank: int = 0
+    world_size: int = 1
+    master_address: str = "127.0.0.1"
+    master_port: int
+    gpu: bool = False
+    """Use the one visible CUDA device and nccl, not CPU and gloo."""
+    threads: int = 1
+    """Intra-operation threads on CPU."""
+    timeout_s: float = 1800.0
+    """Of a collective; a rank that died is noticed after this long."""
+
+
+def join_group(process: RankProcess) -> torch.device:
+    """Enter the process group and return this rank's device."""
+    os.environ.update(
+        RANK=str(process.rank),
+        WORLD_SIZE=str(process.world_size),
+        LOCAL_RANK="0",
+        MASTER_ADDR=process.master_address,
+        MASTER_PORT=str(process.master_port),
+        DS_ACCELERATOR="cuda" if process.gpu else "cpu",
+    )
+    torch.set_num_threads(process.threads)
+    device = torch.device("cuda", 0) if process.gpu else torch.device("cpu")
+    if process.gpu:
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group(
+        "nccl" if process.gpu else "gloo",
+        init_method=f"tcp://{process.master_address}:{process.master_port}",
+        rank=process.rank,
+        world_size=process.world_size,
+        timeout=timedelta(seconds=process.timeout_s),
+    )
+    import deepspeed
+
+    # Its shared-memory reduction serves inference only and would be compiled at start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if process.gpu else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+    return device
+
+
+def clips_itself(model: ModelConfig, learner: LearnerConfig) -> bool:
+    """Whether DeepSpeed runs the bare optimizer (stage 0, fp32): it then neither reports the
+    gradient norm nor refuses one that is not finite, so the learner clips."""
+    return learner.zero_stage == 0 and model.precision is Precision.fp32
+
+
+def deepspeed_config(
+    model: ModelConfig, learner: LearnerConfig, grad_norm: float, parameters: int
+) -> dict[str, Any]:
+    """DeepSpeed's configuration; `parameters` bounds its buffers."""
+    bucket = min(parameters, 500_000_000)
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0 if clips_itself(model, learner) else grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "zero_optimization": {
+            "stage": learner.zero_stage,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+    }
+    if learner.zero_stage == 3:
+        config["zero_optimization"]["stage3_prefetch_bucket_size"] = min(bucket, 50_000_000)
+    if learner.offload_optimizer:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    if model.precision is Precision.bf16:
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        if learner.zero_stage > 0:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def build_engine(
+    folder: Path, model: ModelConfig, learner: LearnerConfig, optimizer: OptimizerConfig
+) -> Any:
+    """The trainable policy under DeepSpeed, its AdamW in `basic_optimizer`."""
+    import deepspeed
+
+    with _partitioned_loading(model, learner):
+        policy = load_policy(folder, model.precision, checkpointing=learner.gradient_checkpointing)
+    adamw = torch.optim.AdamW(
+        policy.parameters(),
+        lr=optimizer.lr,
+        betas=(optimizer.betas[0], optimizer.betas[1]),
+        weight_decay=optimizer.weight_decay,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=policy,
+        optimizer=adamw,
+        config=deepspeed_config(model, learner, optimizer.grad_norm, _numel(policy)),
+    )
+    return engine
+
+
+def build_reference(
+    folder: Path, model: ModelConfig, learner: LearnerConfig, device: torch.device
+) -> Any:
+    """A frozen policy; under ZeRO-3 sharded over the ranks like the trained one."""
+    with _partitioned_loading(model, learner):
+        policy = load_policy(folder, model.precision, checkpointing=False).requires_grad_(False)
+    if learner.zero_stage < 3:
+        return policy.to(device)
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=policy, config=deepspeed_config(model, learner, 0.0, _numel(policy))
+    )
+    return engine
+
+
+def _numel(policy: PolicyModule) -> int:
+    return sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
+
+
+class _partitioned_loading:
+    """Under ZeRO-3, Hugging Face loads straight into shards: no rank ever holds the whole model."""
+
+    def __init__(self, model: ModelConfig, learner: LearnerConfig) -> None:
+        self.stage3 = learner.zero_stage == 3
+        self.config = deepspeed_config(model, learner, 0.0, 1)
+
+    def __enter__(self) -> None:
+        if self.stage3:
+            from transformers.integrations import HfDeepSpeedConfig
+
+            self.active = HfDeepSpeedConfig(self.config)  # in force while referenced
+
+    def __exit__(self, *_: object) -> None:
+        if self.stage3:
+            del self.active

@@ -1,0 +1,40 @@
+"""AdamW under DeepSpeed: its settings, its learning-rate schedule, and a fresh start of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from elpo_ray.config import OptimizerConfig, Schedule
+
+
+def learning_rate(cfg: OptimizerConfig, step: int, total_steps: int) -> float:
+    """The rate of optimizer step `step`, counted from 0, of `total_steps`.
+
+    Grows linearly over the first warmup_ratio * total_steps steps, then stays (constant) or falls
+    to 0 at `total_steps` (linear, cosine); beyond the last step it stays at its end value.
+    """
+    warmup = round(cfg.warmup_ratio * total_steps)
+    if step < warmup:
+        return cfg.lr * (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if cfg.schedule is Schedule.linear:
+        return cfg.lr * (1 - progress)
+    if cfg.schedule is Schedule.cosine:
+        return cfg.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return cfg.lr
+
+
+def apply_config(optimizer: torch.optim.Optimizer, cfg: OptimizerConfig) -> None:
+    """Give every parameter group the settings of `cfg`."""
+    for group in optimizer.param_groups:
+        group.update(lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Zero moments and step counts in place: DeepSpeed keeps references to these tensors."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()

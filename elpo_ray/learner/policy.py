@@ -1,0 +1,141 @@
+"""The policy as the learner runs it: a causal LM that answers with log-probabilities only.
+
+Invariants: logits exist for trained tokens only and never for more than a chunk of them, forward or
+backward; backbone and head sit in one module, so that under ZeRO-3 every weight is gathered inside
+the engine's forward; dropout is off, since old and new log-probabilities must come from one function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from elpo_ray.config import Precision
+
+CHUNK_ELEMENTS = 1 << 24
+"""Most logits alive at once: 64 MiB in fp32, times the three or so copies of one chunk."""
+
+DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
+
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class _TargetLogProbs(torch.autograd.Function):
+    """Log-probability of one target a row, and the row's entropy, from hidden states and head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [M, H], weight [V, H], bias [V] or None, targets [M] -> two [M], fp32 or wider."""
+        logp: list[Tensor] = []
+        entropy: list[Tensor] = []
+        for rows in _chunks(len(targets), len(weight)):
+            log_probs = _log_probs(hidden[rows], weight, bias, scale)
+            logp.append(log_probs.gather(1, targets[rows, None]).squeeze(1))
+            entropy.append(-(log_probs.exp() * log_probs).sum(1))
+        ctx.save_for_backward(hidden, weight, targets, *(() if bias is None else (bias,)))
+        ctx.scale = scale
+        entropies = torch.cat(entropy)
+        ctx.mark_non_differentiable(entropies)
+        return torch.cat(logp), entropies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, *rest = ctx.saved_tensors
+        bias = rest[0] if rest else None
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(
+            weight.shape, dtype=_wide(weight.dtype), device=weight.device
+        )  # fp32 sum over chunks
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(bias.dtype))
+        for rows in _chunks(len(targets), len(weight)):
+            # d logp / d logits = scale * (onehot - p)
+            grad = -_log_probs(hidden[rows], weight, bias, ctx.scale).exp_()
+            grad.scatter_add_(1, targets[rows, None], torch.ones_like(grad[:, :1]))
+            grad.mul_(grads[0][rows, None] * ctx.scale)
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            grad = grad.to(weight.dtype)
+            grad_hidden[rows] = grad @ weight
+            grad_weight += grad.T @ hidden[rows]
+        grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
+    size = max(1, CHUNK_ELEMENTS // vocabulary)
+    for start in range(0, max(rows, 1), size):
+        yield slice(start, start + size)
+
+
+def _log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    logits = nn.functional.linear(hidden, weight, bias)
+    return torch.log_softmax(logits.to(_wide(logits.dtype)) * scale, dim=-1)
+
+
+class LogProbHead(nn.Module):
+    """The model's own output head, its parameters shared, never materialising all logits."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        # Registered here too, so that ZeRO-3's hooks on this module gather them.
+        self.weight = head.weight
+        self.bias = getattr(head, "bias", None)
+
+    def forward(self, hidden: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """hidden [M, H], targets [M] -> log-probability of each target and entropy, both [M]."""
+        result: tuple[Tensor, Tensor] = _TargetLogProbs.apply(
+            hidden, self.weight, self.bias, targets, scale
+        )
+        return result
+
+
+class PolicyModule(nn.Module):
+    """A Hugging Face causal LM whose forward pass returns log-probabilities of selected tokens."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.head = LogProbHead(model.get_output_embeddings())
+
+    def forward(
+        self, input_ids: Tensor, select: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """input_ids [B, S], right-padded; select [M] indexes the flattened [B * S] positions that
+        predict targets [M]. Returns log-probabilities (nats) and entropies at `temperature`, [M].
+
+        No attention mask: causal attention never looks right, where the padding is.
+        """
+        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return self.head(hidden.flatten(0, 1)[select], targets, 1.0 / temperature)
+
+
+def load_policy(folder: Path, precision: Precision, *, checkpointing: bool) -> PolicyModule:
+    """Load a Hugging Face folder. Raises ValueError where there is none, and on models whose
+    logits are not the plain product of hidden state and head."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model folder {folder}: no config.json; name a Hugging Face model folder")
+    config = AutoConfig.from_pretrained(folder)
+    for key in _LOGIT_TRANSFORMS:
+        if getattr(config, key, None) not in (None, 1.0):
+            raise ValueError(f"model folder {folder}: {key} is not supported; choose another model")
+    for key, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
+            setattr(config, key, 0.0)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=DTYPES[precision], attn_implementation="sdpa"
+    )
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()  # checkpointing is off in eval mode
+    return PolicyModule(model)

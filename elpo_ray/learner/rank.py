@@ -1,0 +1,332 @@
+"""One rank of the learner: forest in, updated weights out.
+
+Invariants: every method is called on all ranks with equal arguments (a forest too), and every rank
+runs the same collectives; an update is a sum with fixed weights, so its result depends on neither
+packs nor ranks; an update that is not finite raises on all ranks and leaves the weights alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from elpo_ray.config import ClipConfig, LearnerConfig, LossConfig, ModelConfig, OptimizerConfig
+from elpo_ray.forest import TrainForest
+from elpo_ray.learner import checkpoint, export
+from elpo_ray.learner.backend import (
+    RankProcess,
+    build_engine,
+    build_reference,
+    clips_itself,
+    join_group,
+)
+from elpo_ray.learner.batching import Pack, collate, plan, rows_of
+from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
+from elpo_ray.learner.stats import UpdateStats, all_reduce, means
+from elpo_ray.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
+
+
+class Objective(Enum):
+    """What an update optimises."""
+
+    surrogate = "surrogate"
+    """The clipped policy-gradient objective."""
+    nll = "nll"
+    """Negative log-likelihood of the agent tokens: the cold start."""
+
+
+@dataclass(kw_only=True)
+class LearnerSettings:
+    """The parts of the configuration that the learner reads."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    temperature: float = 1.0
+    """Of the rollouts: the surrogate's policy is the distribution that was sampled from."""
+
+
+class LearnerRank:
+    """The policy, its optimizer and its reference on one of `world_size` processes."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: LearnerSettings,
+        process: RankProcess,
+        *,
+        total_steps: int,
+        seed: int = 0,
+    ) -> None:
+        """Load `folder` (a Hugging Face model with tokenizer) and join the other ranks.
+
+        `total_steps` = optimizer steps of the learning-rate schedule, settings.learner.optimizer.
+        The reference policy, built when `kl_coef` > 0 first needs it, is what `folder` holds then.
+        """
+        self._folder = Path(folder)
+        self._reference_folder = Path(folder)
+        self._settings = settings
+        self._process = process
+        self._device = join_group(process)
+        torch.manual_seed(seed)
+        self._optimizer_cfg = settings.learner.optimizer
+        self._total_steps = total_steps
+        self._step = 0
+        self._engine = build_engine(
+            self._folder, settings.model, settings.learner, self._optimizer_cfg
+        )
+        self._reference: Any = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The Hugging Face model; under ZeRO-3 its parameters are shards."""
+        model: PreTrainedModel = self._engine.module.model
+        return model
+
+    @property
+    def optimizer_step(self) -> int:
+        """Optimizer steps taken so far under the current schedule."""
+        return self._step
+
+    def reset_optimizer(
+        self, cfg: OptimizerConfig, total_steps: int, reference: str | Path | None = None
+    ) -> None:
+        """Begin another phase (RL after the cold start) with the weights as they are: moments and
+        schedule start afresh. `reference` = folder of the reference policy from now on."""
+        forget(self._engine.basic_optimizer)
+        apply_config(self._engine.basic_optimizer, cfg)
+        if not self._clips_itself:
+            self._engine.optimizer.clip_grad = cfg.grad_norm
+        self._optimizer_cfg, self._total_steps, self._step = cfg, total_steps, 0
+        if reference is not None:
+            self._reference_folder, self._reference = Path(reference), None
+
+    def update(
+        self, forest: TrainForest, objective: Objective = Objective.surrogate
+    ) -> UpdateStats:
+        """One optimizer step per mini-batch (times `learner.epochs` for the surrogate).
+
+        Old log-probabilities are the learner's own, of the weights before the first step: the first
+        mini-batch takes them from its own forward pass (ratio exactly 1), the others from a pass
+        over the same packs beforehand. Raises ValueError on token ids outside the vocabulary,
+        FloatingPointError on all ranks if the loss or a gradient is not finite.
+        """
+        started = time.monotonic()
+        self._check_vocabulary(forest)
+        surrogate = objective is Objective.surrogate
+        needs_advantage = surrogate and self._settings.loss.kl_coef == 0
+        budget = self._settings.learner.max_tokens_per_pack
+        plans = [
+            plan(rows_of(trees, needs_advantage=needs_advantage), self._process.world_size, budget)[
+                self._process.rank
+            ]
+            for trees in forest.minibatches
+        ]
+        active = [packs for packs in plans if packs]
+        if surrogate:
+            self._score(active)
+        epochs = self._settings.learner.epochs if surrogate else 1
+        steps = [self._optimize(packs, objective) for _ in range(epochs) for packs in active]
+        skipped = epochs * (len(plans) - len(active))
+        return self._summary(steps, skipped, time.monotonic() - started)
+
+    def _score(self, minibatches: list[list[Pack]]) -> None:
+        """Store old log-probabilities of all mini-batches but the first, and the reference's."""
+        with torch.no_grad():
+            for packs in minibatches[1:]:
+                for pack in packs:
+                    pack.old_logp = self._forward(self._engine, pack)
+            if self._settings.loss.kl_coef > 0:
+                if self._reference is None:
+                    self._reference = build_reference(
+                        self._reference_folder,
+                        self._settings.model,
+                        self._settings.learner,
+                        self._device,
+                    )
+                for packs in minibatches:
+                    for pack in packs:
+                        pack.ref_logp = self._forward(self._reference, pack)
+
+    def _forward(self, policy: Any, pack: Pack) -> Tensor:
+        """Log-probabilities of a pack's trained tokens, for keeping."""
+        batch = collate(pack, self._device)
+        logp: Tensor = policy(
+            batch.input_ids, batch.select, batch.targets, self._settings.temperature
+        )[0]
+        return logp
+
+    def _loss(self, pack: Pack, objective: Objective) -> tuple[Tensor, LossStats, tuple[int, int]]:
+        """Loss of one pack, its statistics, and its shape."""
+        batch = collate(pack, self._device)
+        shape = (batch.input_ids.shape[0], batch.input_ids.shape[1])
+        if objective is Objective.nll:
+            logp, entropy = self._engine(batch.input_ids, batch.select, batch.targets, 1.0)
+            return *nll_loss(logp, batch.weight, entropy), shape
+        logp, entropy = self._engine(
+            batch.input_ids, batch.select, batch.targets, self._settings.temperature
+        )
+        if pack.old_logp is None:
+            pack.old_logp = logp.detach()
+        tokens = TokenBatch(
+            weight=batch.weight,
+            advantage=batch.advantage,
+            clip_low=batch.clip_low,
+            old_logp=pack.old_logp,
+            # A dummy's token was never sampled: no mismatch.
+            rollout_logp=batch.rollout_logp if pack.rows else pack.old_logp,
+            entropy=entropy,
+            ref_logp=pack.ref_logp,
+        )
+        return *surrogate_loss(logp, tokens, self._settings.clip, self._settings.loss), shape
+
+    def _optimize(self, packs: list[Pack], objective: Objective) -> _Step:
+        """One optimizer step over this rank's packs of a mini-batch."""
+        stats: list[LossStats] = []
+        padded = 0
+        for i, pack in enumerate(packs):
+            self._engine.set_gradient_accumulation_boundary(i == len(packs) - 1)
+            loss, pack_stats, shape = self._loss(pack, objective)
+            # DeepSpeed averages over ranks, but the weights already are those of a global sum.
+            self._engine.backward(loss * self._process.world_size, scale_wrt_gas=False)
+            stats.append(pack_stats)
+            padded += shape[0] * shape[1]
+        total = all_reduce(reduce(add, stats))
+        finite = bool(torch.isfinite(total.loss))
+        rate = learning_rate(self._optimizer_cfg, self._step, self._total_steps)
+        self._set_rate(rate if finite else 0.0)
+        norm = self._apply()
+        if not finite or norm is None:
+            what = "loss" if not finite else "gradient norm"
+            raise FloatingPointError(
+                f"optimizer step {self._step}: the {what} is not finite; the weights are as "
+                "before the step"
+            )
+        self._step += 1
+        forward = sum(row.length for pack in packs for row in pack.rows)
+        return _Step(total, norm, rate, forward, padded, len(packs))
+
+    def _apply(self) -> float | None:
+        """Clip and step; returns the gradient norm, or None if it is not finite and the gradients
+        were thrown away."""
+        if self._clips_itself:
+            norm = torch.nn.utils.clip_grad_norm_(
+                self._engine.module.parameters(), self._optimizer_cfg.grad_norm
+            )
+            if not torch.isfinite(norm):
+                self._engine.zero_grad()
+                return None
+            self._engine.step()
+            return float(norm)
+        self._engine.step()
+        return (
+            float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else None
+        )
+
+    @property
+    def _clips_itself(self) -> bool:
+        return clips_itself(self._settings.model, self._settings.learner)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self._engine.basic_optimizer.param_groups:
+            group["lr"] = rate
+
+    def _check_vocabulary(self, forest: TrainForest) -> None:
+        size = self.model.config.get_text_config().vocab_size
+        largest = max((int(tree.ids.max()) for tree in forest.trees if len(tree.ids)), default=0)
+        if largest >= size:
+            raise ValueError(
+                f"token id {largest}: the model's vocabulary has {size} entries; train with the "
+                "tokenizer of the model folder"
+            )
+
+    def _summary(self, steps: list[_Step], skipped: int, seconds: float) -> UpdateStats:
+        """Totals of all ranks."""
+        if not steps:
+            return UpdateStats(skipped_steps=skipped, seconds=seconds)
+        counts = torch.tensor(
+            [sum(s.forward_tokens for s in steps), sum(s.padded_tokens for s in steps)],
+            dtype=torch.float64,
+            device=self._device,
+        )
+        torch.distributed.all_reduce(counts)
+        total = reduce(add, (step.stats for step in steps))
+        return UpdateStats(
+            optimizer_steps=len(steps),
+            skipped_steps=skipped,
+            loss=float(total.loss) / len(steps),
+            grad_norm=sum(step.grad_norm for step in steps) / len(steps),
+            lr=steps[-1].lr,
+            trained_tokens=int(total.tokens),
+            forward_tokens=int(counts[0]),
+            padded_tokens=int(counts[1]),
+            packs=self._process.world_size * sum(step.packs for step in steps),
+            seconds=seconds,
+            **means(total),
+        )
+
+    def weight_buckets(self, max_bytes: int) -> Iterator[dict[str, Tensor]]:
+        """The policy's full tensors by Hugging Face name, in buckets of at most `max_bytes`.
+
+        All ranks must iterate to the end together; rank 0 gets the tensors, others empty dicts.
+        A bucket may be views of live weights: use it up before asking for the next.
+        """
+        return export.weight_buckets(self.model, self._process.rank, max_bytes)
+
+    def export(self, path: str | Path) -> None:
+        """Write a plain Hugging Face folder. Raises OSError on all ranks; never half a folder."""
+        export.export(self.model, self._folder, Path(path), self._process.rank)
+
+    def save(self, path: str | Path) -> None:
+        """Checkpoint weights, optimizer, schedule and RNG to the folder `path`, replacing it whole.
+        Raises OSError on all ranks (a full disk); what `path` held before then survives."""
+        meta = {
+            **self._signature(),
+            "step": self._step,
+            "total_steps": self._total_steps,
+            "reference": str(self._reference_folder),
+        }
+        checkpoint.save(self._engine, Path(path), meta)
+
+    def load(self, path: str | Path) -> None:
+        """Continue exactly where `save` was called. Raises ValueError on a checkpoint of another
+        model, precision, ZeRO stage or number of ranks, or none at all."""
+        meta = checkpoint.load(self._engine, Path(path), self._signature())
+        self._step, self._total_steps = meta["step"], meta["total_steps"]
+        self._reference_folder, self._reference = Path(meta["reference"]), None
+
+    def _signature(self) -> dict[str, Any]:
+        return {
+            **checkpoint.signature(self.model),
+            "precision": self._settings.model.precision.value,
+            "zero_stage": self._settings.learner.zero_stage,
+            "ranks": self._process.world_size,
+        }
+
+    def close(self) -> None:
+        """Leave the process group; the object is of no use afterwards."""
+        self._engine.destroy()
+        torch.distributed.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One optimizer step: `stats` of all ranks, token counts of this one."""
+
+    stats: LossStats
+    grad_norm: float
+    lr: float
+    forward_tokens: int
+    padded_tokens: int
+    packs: int

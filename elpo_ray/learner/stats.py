@@ -1,0 +1,99 @@
+"""What one update reports: sums over packs and ranks turned into means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.distributed as dist
+
+from elpo_ray.loss import LossStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateStats:
+    """One call of `update`, over all its optimizer steps and all ranks. Equal on every rank.
+
+    Fractions and means are over trained tokens in their weight in the objective. Tokens that
+    cannot move the weights (no weight, or a sequence of zero advantages) are in none of them.
+    """
+
+    optimizer_steps: int = 0
+    skipped_steps: int = 0
+    """Mini-batches in which nothing could move the weights: no step was taken."""
+    loss: float = 0.0
+    """Mean over optimizer steps."""
+    grad_norm: float = 0.0
+    """Before clipping; mean over optimizer steps."""
+    lr: float = 0.0
+    """Of the last optimizer step."""
+    trained_tokens: int = 0
+    """Tokens with a loss, counted once per leaf and pass."""
+    forward_tokens: int = 0
+    """Tokens through the model with gradient, without padding."""
+    padded_tokens: int = 0
+    """The same with padding and dummies."""
+    packs: int = 0
+    seconds: float = 0.0
+    entropy: float = 0.0
+    ratio_mean: float = 0.0
+    ratio_max: float = 0.0
+    clip_low: float = 0.0
+    """Fraction of the weight whose ratio was cut at its lower bound."""
+    clip_high: float = 0.0
+    clip_dual: float = 0.0
+    elc_weight: float = 0.0
+    """Fraction of the weight in the ELC region (a looser lower bound)."""
+    clip_low_inside: float = 0.0
+    """Fraction of the ELC region's weight that was cut; `outside` is of the rest."""
+    clip_low_outside: float = 0.0
+    clip_high_inside: float = 0.0
+    clip_high_outside: float = 0.0
+    mismatch_k3: float = 0.0
+    """KL(rollout engine || learner) of the same weights, nats per token."""
+    tis_capped: float = 0.0
+    ref_k3: float = 0.0
+    """KL(policy || reference), nats per token."""
+
+
+def all_reduce(stats: LossStats) -> LossStats:
+    """The statistics of all ranks together."""
+    names = [f.name for f in fields(stats)]
+    values = torch.stack([getattr(stats, name).double() for name in names])
+    largest = stats.ratio_max.double().clone()
+    dist.all_reduce(values)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    reduced = dict(zip(names, values, strict=True))
+    reduced["ratio_max"] = largest
+    return LossStats(**reduced)
+
+
+def means(stats: LossStats) -> dict[str, float]:
+    """The ratios of sums that `UpdateStats` reports, 0 where there is no weight."""
+    value = {f.name: float(getattr(stats, f.name)) for f in fields(stats)}
+
+    def share(name: str, of: float) -> float:
+        return value[name] / of if of > 0 else 0.0
+
+    def outside(name: str) -> float:
+        rest = value["weight"] - value["weight_elc"]
+        # The difference of two sums in floating point is never quite 0.
+        return (value[name] - value[name + "_elc"]) / rest if rest > 1e-6 * value["weight"] else 0.0
+
+    weight, elc = value["weight"], value["weight_elc"]
+    return {
+        "entropy": share("entropy", weight),
+        "ratio_mean": share("ratio", weight),
+        "ratio_max": value["ratio_max"],
+        "clip_low": share("clip_low", weight),
+        "clip_high": share("clip_high", weight),
+        "clip_dual": share("clip_dual", weight),
+        "elc_weight": share("weight_elc", weight),
+        "clip_low_inside": share("clip_low_elc", elc),
+        "clip_low_outside": outside("clip_low"),
+        "clip_high_inside": share("clip_high_elc", elc),
+        "clip_high_outside": outside("clip_high"),
+        "mismatch_k3": share("mismatch_k3", weight),
+        "tis_capped": share("tis_capped", weight),
+        "ref_k3": share("ref_k3", weight),
+    }

@@ -1,0 +1,154 @@
+"""The clipped surrogate objective (Eq. 1, 12) and the supervised loss of the cold start.
+
+Invariants: everything here is a weighted sum over tokens with weights fixed beforehand, so losses,
+gradients and statistics of packs and ranks just add up; only the largest ratio is a maximum.
+All tensors have shape [M] = trained tokens, in nats; nothing but `logp` carries a gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elpo_ray.config import ClipConfig, LossConfig
+
+MAX_LOG_RATIO = 20.0
+"""ρ = exp(clamp(logp - logp_old, ±this))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """What the loss reads of each trained token, besides its current log-probability."""
+
+    weight: Tensor
+    """Weight in the objective; 0 on dummies."""
+    advantage: Tensor
+    clip_low: Tensor
+    """Lower bound of the ratio, 1 - ε_low^t (Eq. 11)."""
+    old_logp: Tensor
+    """Of the learner's weights that sampled the batch."""
+    rollout_logp: Tensor
+    """Of the engine that sampled it."""
+    entropy: Tensor
+    """Of the current policy; a statistic only."""
+    ref_logp: Tensor | None = None
+    """Of the reference policy; needed when `kl_coef` > 0."""
+
+
+@dataclass(frozen=True)
+class LossStats:
+    """Sums over tokens, of `weight * quantity` but for `tokens`; 0-dimensional tensors.
+
+    The ELC region is where the lower bound is looser than the default 1 - ε_low. What lies outside
+    it is the difference: clip_low - clip_low_elc, weight - weight_elc.
+    """
+
+    loss: Tensor
+    tokens: Tensor
+    """How many tokens have a weight above 0."""
+    weight: Tensor
+    weight_elc: Tensor
+    clip_low: Tensor
+    """Where A < 0 and the ratio lies under its lower bound: no gradient."""
+    clip_low_elc: Tensor
+    clip_high: Tensor
+    """Where A > 0 and the ratio lies over 1 + ε_high: no gradient."""
+    clip_high_elc: Tensor
+    clip_dual: Tensor
+    """Where A < 0 and the ratio lies over the dual clip: no gradient."""
+    ratio: Tensor
+    ratio_max: Tensor
+    entropy: Tensor
+    mismatch_k3: Tensor
+    """KL(engine || learner) of the sampling weights, k3 estimator."""
+    tis_capped: Tensor
+    """Where the importance weight π_old/π_rollout was cut at its cap."""
+    ref_k3: Tensor
+    """KL(policy || reference), k3 estimator."""
+
+    def __add__(self, other: LossStats) -> LossStats:
+        pairs = {name: (mine, getattr(other, name)) for name, mine in vars(self).items()}
+        return LossStats(
+            **{
+                name: torch.maximum(*pair) if name == "ratio_max" else pair[0] + pair[1]
+                for name, pair in pairs.items()
+            }
+        )
+
+
+def k3(logp: Tensor, other: Tensor) -> Tensor:
+    """Unbiased, non-negative estimator of KL(p || other) on samples of p: r - 1 - log r with
+    r = other / p, the log-ratio clamped as everywhere."""
+    log_ratio = (other - logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def surrogate_loss(
+    logp: Tensor, tokens: TokenBatch, clip: ClipConfig, cfg: LossConfig
+) -> tuple[Tensor, LossStats]:
+    """The negative of sum_t w_t L_t, to be minimised, and its statistics (Eq. 12).
+
+    L = min(ρ A, clip(ρ, clip_low, 1 + ε_high) A); with dual clip c, L = max(L, c A) where A < 0.
+    With `tis_cap`, L is multiplied by min(π_old / π_rollout, cap). KL: minus kl_coef * k3.
+    """
+    weight, advantage = tokens.weight, tokens.advantage
+    ratio = (logp - tokens.old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    clipped = torch.minimum(torch.maximum(ratio, tokens.clip_low), _like(1 + clip.eps_high, ratio))
+    surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+    if cfg.dual_clip is not None:
+        bounded = torch.maximum(surrogate, cfg.dual_clip * advantage)
+        surrogate = torch.where(advantage < 0, bounded, surrogate)
+    log_mismatch = tokens.old_logp - tokens.rollout_logp
+    importance = log_mismatch.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    if cfg.tis_cap is not None:
+        surrogate = surrogate * importance.clamp(max=cfg.tis_cap)
+    ref_k3 = torch.zeros_like(ratio)
+    if cfg.kl_coef > 0:
+        assert tokens.ref_logp is not None, "kl_coef > 0 needs the reference's log-probabilities"
+        ref_k3 = k3(logp, tokens.ref_logp)
+        surrogate = surrogate - cfg.kl_coef * ref_k3
+    loss = -(weight * surrogate).sum()
+    with torch.no_grad():
+        high = (advantage > 0) & (ratio > 1 + clip.eps_high)
+        low = (advantage < 0) & (ratio < tokens.clip_low)
+        elc = tokens.clip_low < 1 - clip.eps_low - 1e-6
+        dual = torch.zeros_like(low)
+        if cfg.dual_clip is not None:
+            dual = (advantage < 0) & (ratio > cfg.dual_clip)
+        capped = torch.zeros_like(low) if cfg.tis_cap is None else importance > cfg.tis_cap
+        stats = LossStats(
+            loss=loss.detach(),
+            tokens=(weight > 0).sum().to(weight.dtype),
+            weight=weight.sum(),
+            weight_elc=(weight * elc).sum(),
+            clip_low=(weight * low).sum(),
+            clip_low_elc=(weight * (low & elc)).sum(),
+            clip_high=(weight * high).sum(),
+            clip_high_elc=(weight * (high & elc)).sum(),
+            clip_dual=(weight * dual).sum(),
+            ratio=(weight * ratio).sum(),
+            ratio_max=torch.where(weight > 0, ratio, 0).max() if len(ratio) else loss.detach() * 0,
+            entropy=(weight * tokens.entropy).sum(),
+            mismatch_k3=(weight * k3(tokens.rollout_logp, tokens.old_logp)).sum(),
+            tis_capped=(weight * capped).sum(),
+            ref_k3=(weight * ref_k3).sum(),
+        )
+    return loss, stats
+
+
+def nll_loss(logp: Tensor, weight: Tensor, entropy: Tensor) -> tuple[Tensor, LossStats]:
+    """The weighted negative log-likelihood of the cold start; ratio statistics stay 0."""
+    loss = -(weight * logp).sum()
+    zero = torch.zeros_like(loss.detach())
+    sums = {name: zero for name in LossStats.__dataclass_fields__}
+    sums["loss"] = loss.detach()
+    sums["tokens"] = (weight > 0).sum().to(weight.dtype)
+    sums["weight"] = weight.sum()
+    sums["entropy"] = (weight * entropy).sum()
+    return loss, LossStats(**sums)
+
+
+def _like(value: float, tensor: Tensor) -> Tensor:
+    return torch.full_like(tensor, value)
