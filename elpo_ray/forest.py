@@ -71,7 +71,7 @@ class TrainTree:
 
     @cached_property
     def token_weight(self) -> FloatArray:
-        """Sum of `leaf_weight` over the leaves through the token, 0 off agent tokens. Shape: [T]."""
+        """Sum of `leaf_weight` over the leaves through an agent token, else 0. Shape: [T]."""
         per_node = np.zeros(self.num_nodes)
         np.add.at(per_node, self.leaves, self.leaf_weight)
         for node in range(self.num_nodes - 1, 0, -1):
@@ -125,7 +125,7 @@ def leaf_weights(trained: Sequence[int] | IntArray, loss: LossConfig) -> FloatAr
     if loss.aggregation is Aggregation.seq_mean_token_mean:
         weights[used] = 1 / (used.sum() * counts[used])
     elif loss.aggregation is Aggregation.token_mean:
-        weights[used] = 1 / counts.sum()
+        weights[used] = 1 / max(counts.sum(), 1.0)
     else:
         weights[used] = 1 / (used.sum() * loss.norm_tokens)
     return weights

@@ -35,7 +35,7 @@ class RankProcess:
 
 
 def join_group(process: RankProcess) -> torch.device:
-    """Enter the process group and return this rank's device."""
+    """Enter the process group, unless this process has, and return this rank's device."""
     os.environ.update(
         RANK=str(process.rank),
         WORLD_SIZE=str(process.world_size),
@@ -48,6 +48,8 @@ def join_group(process: RankProcess) -> torch.device:
     device = torch.device("cuda", 0) if process.gpu else torch.device("cpu")
     if process.gpu:
         torch.cuda.set_device(device)
+    if torch.distributed.is_initialized():
+        return device
     torch.distributed.init_process_group(
         "nccl" if process.gpu else "gloo",
         init_method=f"tcp://{process.master_address}:{process.master_port}",

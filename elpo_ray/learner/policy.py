@@ -2,7 +2,7 @@
 
 Invariants: logits exist for trained tokens only and never for more than a chunk of them, forward or
 backward; backbone and head sit in one module, so that under ZeRO-3 every weight is gathered inside
-the engine's forward; dropout is off, since old and new log-probabilities must come from one function.
+the engine's forward; dropout is off, so that old and new log-probabilities are one function's.
 """
 
 from __future__ import annotations

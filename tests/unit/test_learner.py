@@ -1,0 +1,129 @@
+"""The learner's parts that need no process group: head, batching, learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from elpo_ray.config import OptimizerConfig, Schedule
+from elpo_ray.forest import TrainForest, demonstrations
+from elpo_ray.learner import policy
+from elpo_ray.learner.batching import collate, plan, rows_of
+from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
+from elpo_ray.learner.policy import LogProbHead
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 7, 8])
+def test_chunked_head_equals_full_logits(
+    monkeypatch: pytest.MonkeyPatch, bias: bool, rows: int
+) -> None:
+    monkeypatch.setattr(policy, "CHUNK_ELEMENTS", 3 * 11)  # 3 rows a chunk
+    torch.manual_seed(0)
+    linear = nn.Linear(5, 11, bias=bias).double()
+    hidden = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(11, (rows,))
+    coefficients = torch.randn(rows, dtype=torch.float64)
+    parameters = [hidden, *linear.parameters()]
+
+    logp, entropy = LogProbHead(linear)(hidden, targets, 1 / 0.7)
+    found = torch.autograd.grad((logp * coefficients).sum(), parameters)
+    full = torch.log_softmax(linear(hidden) / 0.7, -1)
+    expected = torch.autograd.grad(
+        (full[torch.arange(rows), targets] * coefficients).sum(), parameters
+    )
+    torch.testing.assert_close(logp, full[torch.arange(rows), targets])
+    torch.testing.assert_close(entropy, -(full.exp() * full).sum(-1))
+    assert not entropy.requires_grad
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13)
+
+
+def forest(lengths: list[int]) -> TrainForest:
+    conversations = [
+        (list(range(10, 10 + n)), [False] + [i % 3 != 0 for i in range(1, n)]) for n in lengths
+    ]
+    return demonstrations(conversations, batch_size=len(conversations))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.integers(1, 4))
+def test_a_plan_holds_every_row_once_within_the_budget(lengths: list[int], world: int) -> None:
+    rows = rows_of(forest(lengths).minibatches[0], needs_advantage=False)
+    ranks = plan(rows, world, max_tokens=40)
+    assert len({len(packs) for packs in ranks}) == 1
+    placed = [row for packs in ranks for pack in packs for row in pack.rows]
+    assert sorted(map(id, placed)) == sorted(map(id, rows))
+    for packs in ranks:
+        for pack in packs:
+            assert len(pack.rows) * max((r.length for r in pack.rows), default=0) <= 40
+    loads = [sum(r.length for p in packs for r in p.rows) for packs in ranks]
+    assert max(loads) - min(loads) <= max(row.length for row in rows)
+
+
+def test_a_row_over_the_budget_is_named() -> None:
+    rows = rows_of(forest([30]).minibatches[0], needs_advantage=False)
+    with pytest.raises(ValueError, match=r"learner\.max_tokens_per_pack=20: a sequence has 2\d"):
+        plan(rows, 1, max_tokens=20)
+
+
+def test_a_pack_predicts_each_trained_token_from_the_one_before() -> None:
+    rows = rows_of(forest([6, 4]).minibatches[0], needs_advantage=False)
+    (packs,) = plan(rows, 1, max_tokens=100)
+    batch = collate(packs[0], torch.device("cpu"))
+    # Agent tokens of the first are at 1, 2, 4, 5 and of the second at 1, 2; cut after the last.
+    assert batch.input_ids.tolist() == [[10, 11, 12, 13, 14], [10, 11, 0, 0, 0]]
+    assert batch.targets.tolist() == [11, 12, 14, 15, 11, 12]
+    assert batch.select.tolist() == [0, 1, 3, 4, 5, 6]
+    assert batch.weight.tolist() == pytest.approx([1 / 6] * 6)
+
+
+def test_sequences_without_advantage_are_left_out_only_where_it_matters() -> None:
+    (trees,) = forest([6]).minibatches
+    assert rows_of(trees, needs_advantage=True) == []
+    assert len(rows_of(trees, needs_advantage=False)) == 1
+
+
+def test_a_dummy_has_no_weight() -> None:
+    packs = plan(rows_of(forest([6]).minibatches[0], needs_advantage=False), 2, 100)
+    dummy = collate(packs[1][0], torch.device("cpu"))
+    assert dummy.weight.tolist() == [0]
+    assert len(dummy.select) == 1
+
+
+def test_learning_rates_by_hand() -> None:
+    def rates(schedule: Schedule, warmup: float) -> list[float]:
+        cfg = OptimizerConfig(lr=8.0, schedule=schedule, warmup_ratio=warmup)
+        return [learning_rate(cfg, step, 4) for step in range(6)]
+
+    assert rates(Schedule.constant, 0.0) == [8.0] * 6
+    assert rates(Schedule.linear, 0.0) == [8.0, 6.0, 4.0, 2.0, 0.0, 0.0]
+    assert rates(Schedule.constant, 0.5) == pytest.approx([8 / 3, 16 / 3, 8, 8, 8, 8])
+    cosine = rates(Schedule.cosine, 0.0)
+    assert cosine == pytest.approx([4 * (1 + math.cos(math.pi * k / 4)) for k in range(4)] + [0, 0])
+
+
+def test_a_forgetful_optimizer_steps_like_a_new_one() -> None:
+    def step(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> None:
+        weight.grad = torch.tensor([0.3, -0.2])
+        optimizer.step()
+
+    cfg = OptimizerConfig(lr=0.1, betas=(0.8, 0.9))
+    old, new = (nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    used = torch.optim.AdamW([old], lr=1.0)
+    for _ in range(3):
+        step(used, old)
+    forget(used)
+    apply_config(used, cfg)
+    with torch.no_grad():
+        old.copy_(new)
+    fresh = torch.optim.AdamW([new], lr=0.1, betas=(0.8, 0.9), weight_decay=cfg.weight_decay)
+    step(used, old)
+    step(fresh, new)
+    np.testing.assert_allclose(old.detach(), new.detach(), rtol=1e-6)
