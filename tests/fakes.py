@@ -86,7 +86,7 @@ class ScriptedPolicy:
 
     def __init__(self, plan: Plan, faults: Faults | None = None) -> None:
         self._plan = plan
-        self._faults = faults or Faults()
+        self.faults = faults or Faults()
         self._left: dict[int, list[Word]] = {}
         self._depth: dict[int, int] = {}
         self.seeds: list[int | None] = []
@@ -103,7 +103,7 @@ class ScriptedPolicy:
             self._left[number] = list(self._plan(number, [turn[1] for turn in TURN.finditer(text)]))
         self._depth[number] = depth + 1
         await asyncio.sleep(0)
-        self._faults.strike()
+        self.faults.strike()
         word = self._left[number].pop(0)
         word, entropy = word if isinstance(word, tuple) else (word, 0.0)
         ids = encode(f"{word}~{number}.")
