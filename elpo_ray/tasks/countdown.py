@@ -1,0 +1,225 @@
+"""Stepwise Countdown: combine all the numbers, two at a time, into the target.
+
+Each tool step calls `combine(a, op, b)` in a stateful session, which consumes the operands and
+prints what is left; the last turn answers. The first step after which the target is out of reach
+is the irrecoverable one, and an exact solver knows it.
+
+Invariant: nothing that the session printed is believed. Reward and oracle replay the *calls*: a
+call whose result is OK and whose code is exactly one `combine(a, op, b)` of literals takes effect
+if the rules allow it; everything else leaves the numbers as they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
+from typing import Any
+
+from elpo_ray.config import TaskConfig
+from elpo_ray.tasks import code_interpreter
+from elpo_ray.tasks.arithmetic import Left, Rules, describe, reachable, session_code
+from elpo_ray.tasks.rewards import outcome
+from elpo_ray.types import FinishReason, Message, Problem, Score, Step, ToolKind
+
+SYSTEM = (
+    "Make the target from all the numbers. Each step, call combine(a, op, b) on two of them. "
+    "Then give the answer."
+)
+ANSWER = re.compile(r"answer: (\d{1,9})")
+MAX_CODE_CHARS = 64
+"""A longer call cannot be one `combine` of literals."""
+HELD_OUT_PARTS = 10
+"""One part in so many of all problems is held out from training."""
+EVAL_SEED = 0
+"""Held-out problems are the same for every training seed."""
+MAX_DRAWS = 100_000
+"""Draws in a row without a usable problem after which the difficulty is called impossible."""
+
+
+class Countdown:
+    """The embedded default task; see `CountdownConfig` for its difficulty."""
+
+    tools: Sequence[dict[str, Any]] = (code_interpreter.SCHEMA,)
+
+    def __init__(self, config: TaskConfig, seed: int) -> None:
+        self._config = config.countdown
+        self._max_turns = config.max_turns
+        self._seed = seed
+        self._rules = Rules(config.countdown.operators, config.countdown.max_value)
+        if config.max_turns < self._config.numbers:
+            raise ValueError(
+                f"task.max_turns={config.max_turns}: {self._config.numbers} numbers need "
+                f"{self._config.numbers} turns; raise it or lower task.countdown.numbers"
+            )
+
+    def train_problem(self, index: int) -> Problem:
+        """The `index`-th problem of the training stream; ValueError if none can be drawn."""
+        rng = random.Random(f"train/{self._seed}/{index}")
+        return self._problem(f"train-{index}", *self._draw(rng, held_out=False))
+
+    def eval_problems(self, count: int) -> list[Problem]:
+        """`count` different held-out problems; ValueError if the difficulty has fewer."""
+        drawn = list(islice(self._distinct_held_out(), count))
+        return [self._problem(f"eval-{i}", *drawn[i]) for i in range(count)]
+
+    def demonstration(self, index: int) -> list[Message] | None:
+        """A training problem solved along a random one of its recoverable paths."""
+        if index >= self._config.demonstrations:
+            return None
+        rng = random.Random(f"demonstration/{self._seed}/{index}")
+        numbers, target = self._draw(rng, held_out=False)
+        messages: list[Message] = [*_prompt(numbers, target)]
+        left = numbers
+        for a, op, b in self._solution(rng, numbers, target):
+            left = self._rules.step(left, a, op, b)
+            messages += _call(f"combine({a}, '{op}', {b})", describe(list(left)))
+        messages.append({"role": "assistant", "content": f"answer: {target}"})
+        return messages
+
+    def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
+        """Success iff the calls leave the target alone and the answer turn names it."""
+        return outcome(self._succeeded(problem, steps))
+
+    def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
+        """Exact: whether some continuation within `task.max_turns` still succeeds."""
+        if steps and steps[-1].result is None:
+            return self._succeeded(problem, steps)
+        left = self._replay(problem, steps)
+        turns_needed = len(left)  # one step fewer than numbers, and the answer
+        if len(steps) + turns_needed > self._max_turns:
+            return False
+        return problem.ground_truth in reachable(left, self._rules)
+
+    def _succeeded(self, problem: Problem, steps: Sequence[Step]) -> bool:
+        if not steps or steps[-1].result is not None:
+            return False
+        if steps[-1].turn.finish is not FinishReason.STOP:
+            return False
+        answer = ANSWER.fullmatch(steps[-1].action_text.strip())
+        target = problem.ground_truth
+        return (
+            answer is not None
+            and int(answer[1]) == target
+            and self._replay(problem, steps) == (target,)
+        )
+
+    def _replay(self, problem: Problem, steps: Sequence[Step]) -> Left:
+        """The numbers left after the effective calls of `steps`."""
+        left: Left = tuple(problem.extra["numbers"])
+        for step in steps:
+            if step.result is None or step.result.kind is not ToolKind.OK:
+                continue
+            parsed = parse_combine(code_interpreter.code_of(step.call))
+            if parsed is None:
+                continue
+            try:
+                left = self._rules.step(left, *parsed)
+            except ValueError:
+                continue
+        return left
+
+    def _problem(self, id: str, numbers: Left, target: int) -> Problem:
+        return Problem(
+            id=id,
+            messages=_prompt(numbers, target),
+            ground_truth=target,
+            setup=session_code(numbers, self._rules),
+            extra={"numbers": list(numbers)},
+        )
+
+    def _draw(self, rng: random.Random, *, held_out: bool) -> tuple[Left, int]:
+        """A solvable problem from the wanted side of the split."""
+        config = self._config
+        for _ in range(MAX_DRAWS):
+            numbers = tuple(
+                sorted(rng.randint(config.low, config.high) for _ in range(config.numbers))
+            )
+            target = self._play(rng, numbers)
+            if target is not None and _is_held_out(numbers, target) == held_out:
+                return numbers, target
+        raise ValueError(
+            f"task.countdown={config}: no solvable problem found; widen low..high, raise "
+            "max_value or allow more operators"
+        )
+
+    def _play(self, rng: random.Random, left: Left) -> int | None:
+        """The outcome of random allowed steps: a reachable target, likelier the more ways lead
+        to it; None if the play got stuck."""
+        while len(left) > 1:
+            moves = self._rules.moves(left)
+            if not moves:
+                return None
+            left = self._rules.step(left, *rng.choice(moves))
+        return left[0]
+
+    def _distinct_held_out(self) -> Iterator[tuple[Left, int]]:
+        seen: set[tuple[Left, int]] = set()
+        repeats = 0
+        for index in count():
+            drawn = self._draw(random.Random(f"eval/{EVAL_SEED}/{index}"), held_out=True)
+            if drawn not in seen:
+                seen.add(drawn)
+                repeats = 0
+                yield drawn
+            elif (repeats := repeats + 1) > MAX_DRAWS // 10:
+                raise ValueError(
+                    f"task.eval_problems: only {len(seen)} held-out problems exist at this "
+                    "difficulty; lower it or widen task.countdown.low..high"
+                )
+
+    def _solution(
+        self, rng: random.Random, left: Left, target: int
+    ) -> Iterator[tuple[int, str, int]]:
+        while len(left) > 1:
+            good = [
+                (move, after)
+                for move in self._rules.moves(left)
+                if target in reachable(after := self._rules.step(left, *move), self._rules)
+            ]
+            move, left = rng.choice(good)
+            yield move
+
+
+def parse_combine(code: str | None) -> tuple[int, str, int] | None:
+    """The literals of code that is exactly one `combine(a, op, b)` call, else None."""
+    if code is None or len(code) > MAX_CODE_CHARS:
+        return None
+    try:
+        tree = ast.parse(code.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if not isinstance(tree, ast.Call) or tree.keywords or len(tree.args) != 3:
+        return None
+    if not isinstance(tree.func, ast.Name) or tree.func.id != "combine":
+        return None
+    values = [arg.value if isinstance(arg, ast.Constant) else None for arg in tree.args]
+    a, op, b = values
+    if type(a) is not int or type(b) is not int or not isinstance(op, str):
+        return None
+    return a, op, b
+
+
+def _is_held_out(numbers: Left, target: int) -> bool:
+    """A stable split of all problems, whatever the seed."""
+    return zlib.crc32(f"{numbers}={target}".encode()) % HELD_OUT_PARTS == 0
+
+
+def _prompt(numbers: Left, target: int) -> tuple[Message, ...]:
+    question = f"target: {target}\n{describe(list(numbers))}"
+    return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": question})
+
+
+def _call(code: str, response: str) -> list[Message]:
+    function = {"name": code_interpreter.NAME, "arguments": {"code": code}}
+    return [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": function}],
+        },
+        {"role": "tool", "content": response},
+    ]

@@ -1,0 +1,127 @@
+"""A small Qwen2 with its own tokenizer, built from nothing: every part of a real model folder.
+
+Tokenizer class, chat template, Hermes tool calls and special tokens are Qwen2.5's. The byte-level
+BPE is trained on the task's demonstrations; what all of them repeat (template, tool schema, the
+frame of a call) is added as whole tokens, and so is every integer, so that a turn is a few tokens.
+No token crosses a line break: what follows the generation prompt never changes how that is
+tokenised. The same texts, shape and seed give the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from elpo_ray.config import TinyModelConfig
+from elpo_ray.types import Message
+
+TEMPLATE = Path(__file__).parent / "templates" / "qwen2_5.jinja"
+END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+PIECES = re.compile(r"\d+|\n|[^\d\n]+")
+PHRASE_SHARE = 0.1
+"""A piece of text in at least this share of the conversations becomes one token."""
+MAX_WHOLE_NUMBER = 999
+"""Integers up to the largest that occurs, but not beyond this, become one token each."""
+
+
+def render(
+    conversations: Iterable[Sequence[Message]], tools: Sequence[dict[str, Any]]
+) -> list[str]:
+    """Conversations as text, before there is a tokenizer."""
+    tokenizer = Qwen2Tokenizer(chat_template=TEMPLATE.read_text())
+    return [
+        str(tokenizer.apply_chat_template(list(messages), tools=list(tools), tokenize=False))
+        for messages in conversations
+    ]
+
+
+def build_tiny(
+    folder: Path, config: TinyModelConfig, *, texts: Sequence[str], max_context: int, seed: int
+) -> Path:
+    """Write tokenizer, template, configuration and random fp32 weights; returns `folder`.
+
+    `texts`: rendered conversations for the tokenizer. ValueError if `vocab_size` has no room for
+    the bytes, special tokens, shared phrases and integers.
+    """
+    tokenizer = _tokenizer(texts, config.vocab_size)
+    tokenizer.save_pretrained(folder)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(  # type: ignore[no-untyped-call]
+            Qwen2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                num_key_value_heads=config.num_kv_heads,
+                max_position_embeddings=max_context,
+                tie_word_embeddings=True,
+                dtype="float32",
+                **ids,
+            )
+        )
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=True, **ids
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(texts: Sequence[str], vocab_size: int) -> Qwen2Tokenizer:
+    """Bytes and merges first, then whole tokens: special ones, tags, phrases, integers."""
+    special = [AddedToken(t, special=True, normalized=False) for t in (END_OF_TEXT, START, END)]
+    whole = [*TAGS, *_phrases(texts), *_integers(texts)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    room = vocab_size - len(special) - len(whole)
+    if room < len(alphabet):
+        raise ValueError(
+            f"model.tiny.vocab_size={vocab_size}: use at least "
+            f"{vocab_size - room + len(alphabet)}, one id for every byte, tag, phrase and integer"
+        )
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=room, initial_alphabet=alphabet, min_frequency=2, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(merge) for merge in trained["merges"]],  # type: ignore[misc]
+        eos_token=END,
+        pad_token=END_OF_TEXT,
+        chat_template=TEMPLATE.read_text(),
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_tokens(special, special_tokens=True)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in whole])
+    return tokenizer
+
+
+def _phrases(texts: Sequence[str]) -> list[str]:
+    """Text between tags, line breaks and integers that many conversations share."""
+    tags = re.compile("|".join(map(re.escape, (END_OF_TEXT, START, END, *TAGS))))
+    shared: Counter[str] = Counter()
+    for text in texts:
+        shared.update({p for part in tags.split(text) for p in PIECES.findall(part)})
+    return sorted(
+        piece
+        for piece, number in shared.items()
+        if len(piece) > 1 and not piece.isdigit() and number >= PHRASE_SHARE * len(texts)
+    )
+
+
+def _integers(texts: Sequence[str]) -> list[str]:
+    largest = max((int(n) for text in texts for n in re.findall(r"\d+", text)), default=0)
+    return [str(number) for number in range(min(largest, MAX_WHOLE_NUMBER) + 1)]
