@@ -3,7 +3,7 @@
 A token is a character. An episode is a string of one-word turns: `g` and any other word is a move
 that the tool records, `b` is a move that dooms the episode, `=ok` and `=no` are answers, `?` is a
 malformed call. A turn carries the number of the completion it was scripted in, so that every leaf
-can be told apart: `g~12.` is a good move of completion 12, and `.` ends the turn.
+can be told apart: `g~12;` is a good move of completion 12, and `;` ends the turn.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Word = str | tuple[str, float]
 """A scripted turn, optionally with the entropy of its tokens (0 otherwise), in nats."""
 Plan = Callable[[int, list[str]], Sequence[Word]]
 """(number of the completion, words before it) -> the turns it will take."""
-TURN = re.compile(r"([^~|\]]+)~(\d+)\.")
+TURN = re.compile(r"([^~|\]]+)~(\d+);")
 
 
 def encode(text: str) -> list[int]:
@@ -96,7 +96,7 @@ class ScriptedPolicy:
         self.seeds.append(sampling.seed)
         text = decode(prefix)
         self.prefixes.append(text)
-        depth, last = text.count("."), text.rfind(".")
+        depth, last = text.count(";"), text.rfind(";")
         number = int(text[text.rfind("~", 0, last) + 1 : last]) if depth else -1
         if not depth or self._depth[number] != depth:
             number = len(self._left)
@@ -106,7 +106,7 @@ class ScriptedPolicy:
         self.faults.strike()
         word = self._left[number].pop(0)
         word, entropy = word if isinstance(word, tuple) else (word, 0.0)
-        ids = encode(f"{word}~{number}.")
+        ids = encode(f"{word}~{number};")
         finish = FinishReason.STOP if len(ids) <= sampling.max_tokens else FinishReason.LENGTH
         ids = ids[: sampling.max_tokens]
         return Turn(tuple(ids), (-0.5,) * len(ids), (entropy,) * len(ids), finish, weight_version=3)

@@ -109,7 +109,7 @@ def test_grown_tree_is_dumped_with_all_optional_fields() -> None:
     assert first == {
         "id": 1,
         "parent": 0,
-        "text": "g~0.",
+        "text": "g~0;",
         "num_action_tokens": 4,
         "weight_version": 3,
         "entropy": 0.0,
