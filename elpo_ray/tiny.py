@@ -2,7 +2,7 @@
 
 Tokenizer class, chat template, Hermes tool calls and special tokens are Qwen2.5's. The byte-level
 BPE is trained on the task's demonstrations; what all of them repeat (template, tool schema, the
-frame of a call) is added as whole tokens, and so is every integer, so that a turn is a few tokens.
+frame of a call) is added as whole tokens, and so are the integers below 100: a turn is short.
 No token crosses a line break: what follows the generation prompt never changes how that is
 tokenised. The same texts, shape and seed give the same folder.
 """
@@ -29,30 +29,25 @@ TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PIECES = re.compile(r"\d+|\n|[^\d\n]+")
 PHRASE_SHARE = 0.1
 """A piece of text in at least this share of the conversations becomes one token."""
-MAX_WHOLE_NUMBER = 999
-"""Integers up to the largest that occurs, but not beyond this, become one token each."""
-
-
-def render(
-    conversations: Iterable[Sequence[Message]], tools: Sequence[dict[str, Any]]
-) -> list[str]:
-    """Conversations as text, before there is a tokenizer."""
-    tokenizer = Qwen2Tokenizer(chat_template=TEMPLATE.read_text())
-    return [
-        str(tokenizer.apply_chat_template(list(messages), tools=list(tools), tokenize=False))
-        for messages in conversations
-    ]
+WHOLE_INTEGERS = tuple(str(number) for number in range(100))
+"""Planning, not arithmetic, is to be learned: each of these is one token."""
 
 
 def build_tiny(
-    folder: Path, config: TinyModelConfig, *, texts: Sequence[str], max_context: int, seed: int
+    folder: Path,
+    config: TinyModelConfig,
+    conversations: Iterable[Sequence[Message]],
+    tools: Sequence[dict[str, Any]],
+    *,
+    max_context: int,
+    seed: int,
 ) -> Path:
     """Write tokenizer, template, configuration and random fp32 weights; returns `folder`.
 
-    `texts`: rendered conversations for the tokenizer. ValueError if `vocab_size` has no room for
-    the bytes, special tokens, shared phrases and integers.
+    The tokenizer is trained on `conversations`; some hundreds are enough. ValueError if
+    `vocab_size` has no room for the bytes, special tokens, shared phrases and integers.
     """
-    tokenizer = _tokenizer(texts, config.vocab_size)
+    tokenizer = _tokenizer(_render(conversations, tools), config.vocab_size)
     tokenizer.save_pretrained(folder)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.random.fork_rng(devices=[]):
@@ -78,10 +73,21 @@ def build_tiny(
     return folder
 
 
+def _render(
+    conversations: Iterable[Sequence[Message]], tools: Sequence[dict[str, Any]]
+) -> list[str]:
+    """Conversations as text, before there is a tokenizer."""
+    tokenizer = Qwen2Tokenizer(chat_template=TEMPLATE.read_text())
+    return [
+        str(tokenizer.apply_chat_template(list(messages), tools=list(tools), tokenize=False))
+        for messages in conversations
+    ]
+
+
 def _tokenizer(texts: Sequence[str], vocab_size: int) -> Qwen2Tokenizer:
     """Bytes and merges first, then whole tokens: special ones, tags, phrases, integers."""
     special = [AddedToken(t, special=True, normalized=False) for t in (END_OF_TEXT, START, END)]
-    whole = [*TAGS, *_phrases(texts), *_integers(texts)]
+    whole = [*TAGS, *_phrases(texts), *WHOLE_INTEGERS]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     room = vocab_size - len(special) - len(whole)
     if room < len(alphabet):
@@ -120,8 +126,3 @@ def _phrases(texts: Sequence[str]) -> list[str]:
         for piece, number in shared.items()
         if len(piece) > 1 and not piece.isdigit() and number >= PHRASE_SHARE * len(texts)
     )
-
-
-def _integers(texts: Sequence[str]) -> list[str]:
-    largest = max((int(n) for text in texts for n in re.findall(r"\d+", text)), default=0)
-    return [str(number) for number in range(min(largest, MAX_WHOLE_NUMBER) + 1)]

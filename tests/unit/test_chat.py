@@ -11,7 +11,7 @@ from elpo_ray.chat import Chat
 from elpo_ray.config import CountdownConfig, TaskConfig, TinyModelConfig
 from elpo_ray.tasks.code_interpreter import SCHEMA
 from elpo_ray.tasks.countdown import Countdown
-from elpo_ray.tiny import TEMPLATE, build_tiny, render
+from elpo_ray.tiny import TEMPLATE, build_tiny
 from elpo_ray.types import Message, ToolCall
 
 TASK = Countdown(TaskConfig(max_turns=7, countdown=CountdownConfig()), seed=0)
@@ -20,9 +20,10 @@ Edit = Callable[[str], str]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = render([TASK.demonstration(i) or [] for i in range(50)], TASK.tools)
+    demonstrations = [TASK.demonstration(i) or [] for i in range(50)]
     config = TinyModelConfig(hidden_size=16, intermediate_size=32, num_layers=1)
-    return build_tiny(tmp_path_factory.mktemp("tiny"), config, texts=texts, max_context=512, seed=0)
+    target = tmp_path_factory.mktemp("tiny")
+    return build_tiny(target, config, demonstrations, TASK.tools, max_context=512, seed=0)
 
 
 @pytest.fixture(scope="module")

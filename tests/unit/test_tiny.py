@@ -6,27 +6,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from elpo_ray.chat import Chat
 from elpo_ray.config import CountdownConfig, TaskConfig, TinyModelConfig
 from elpo_ray.tasks.countdown import Countdown
-from elpo_ray.tiny import build_tiny, render
+from elpo_ray.tiny import build_tiny
 
 TASK = Countdown(TaskConfig(countdown=CountdownConfig()), seed=0)
 SHAPE = TinyModelConfig(vocab_size=500, hidden_size=32, intermediate_size=64, num_layers=2)
 
 
-@pytest.fixture(scope="module")
-def texts() -> list[str]:
-    return render([TASK.demonstration(i) or [] for i in range(100)], TASK.tools)
+DEMONSTRATIONS = [TASK.demonstration(i) or [] for i in range(100)]
 
 
-def build(folder: Path, texts: list[str], seed: int = 0) -> Path:
-    return build_tiny(folder, SHAPE, texts=texts, max_context=256, seed=seed)
+def build(folder: Path, shape: TinyModelConfig = SHAPE, seed: int = 0) -> Path:
+    return build_tiny(folder, shape, DEMONSTRATIONS, TASK.tools, max_context=256, seed=seed)
 
 
-def test_loads_by_the_usual_classes_and_fits_the_tokenizer(
-    tmp_path: Path, texts: list[str]
-) -> None:
-    folder = build(tmp_path, texts)
+def test_loads_by_the_usual_classes_and_fits_the_tokenizer(tmp_path: Path) -> None:
+    folder = build(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.config.model_type == "qwen2"
@@ -36,25 +33,26 @@ def test_loads_by_the_usual_classes_and_fits_the_tokenizer(
     assert model.config.vocab_size == len(tokenizer) <= 500
     assert tokenizer.eos_token == "<|im_end|>"
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-    ids = tokenizer(texts[0], return_tensors="pt")["input_ids"]
+    ids = tokenizer("left: 1 2", return_tensors="pt")["input_ids"]
     assert model(input_ids=ids).logits.shape == (1, ids.shape[1], len(tokenizer))
 
 
-def test_conversations_are_short_and_reversible(tmp_path: Path, texts: list[str]) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(build(tmp_path, texts))
-    for text in [*texts, "Ünïcode 12345 <tool_call> \n\n x\ty"]:
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    lengths = {len(tokenizer(text)["input_ids"]) for text in texts}
-    assert max(lengths) <= 200
+def test_conversations_are_short_and_reversible(tmp_path: Path) -> None:
+    chat = Chat.from_folder(str(build(tmp_path)), TASK.tools)
+    for messages in DEMONSTRATIONS:
+        ids, agent = chat.conversation_ids(messages)
+        assert len(ids) <= 170
+        assert sum(agent) <= 45
+    tokenizer = chat.tokenizer
+    text = "Ünïcode 12345 <tool_call> \n\n x\ty"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     for number in range(100):
         assert len(tokenizer(str(number))["input_ids"]) == 1
 
 
-def test_the_seed_decides_the_weights_and_only_the_weights(
-    tmp_path: Path, texts: list[str]
-) -> None:
+def test_the_seed_decides_the_weights_and_only_the_weights(tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    folders = [build(tmp_path / str(i), texts, seed) for i, seed in enumerate((3, 3, 4))]
+    folders = [build(tmp_path / str(i), seed=seed) for i, seed in enumerate((3, 3, 4))]
     assert torch.equal(state, torch.get_rng_state())
     same, again, other = ((f / "model.safetensors").read_bytes() for f in folders)
     assert same == again != other
@@ -62,6 +60,6 @@ def test_the_seed_decides_the_weights_and_only_the_weights(
     assert files[0] == files[1] == files[2]
 
 
-def test_too_small_a_vocabulary_is_a_configuration_error(tmp_path: Path, texts: list[str]) -> None:
+def test_too_small_a_vocabulary_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.tiny\.vocab_size=200: use at least \d+"):
-        build_tiny(tmp_path, TinyModelConfig(vocab_size=200), texts=texts, max_context=256, seed=0)
+        build(tmp_path, TinyModelConfig(vocab_size=200))
