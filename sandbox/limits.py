@@ -1,0 +1,39 @@
+"""What one session may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OUTPUT_KILL_BYTES = 1 << 20
+"""A call that prints more than this, stdout and stderr together, is killed."""
+
+MAX_CODE_BYTES = 8 << 20
+"""Longer cells are refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits per call, except where a field says otherwise."""
+
+    wall_s: float = 10.0
+    cpu_s: float = 10.0
+    memory_mib: int = 2048
+    """Address space of the session's only process (RLIMIT_AS)."""
+    output_kib: int = 64
+    """Kept of each of stdout, stderr, value and traceback: half head, half tail."""
+    file_mib: int = 16
+    """Size of one file, and of all files of a session together."""
+    files: int = 64
+    """Files and folders in a session's working directory."""
+    open_files: int = 64
+    threads: int = 64
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"limits.{name}={getattr(self, name)!r}: use a value above 0")
+        if self.output_kib > OUTPUT_KILL_BYTES >> 10:
+            raise ValueError(
+                f"limits.output_kib={self.output_kib!r}: use at most {OUTPUT_KILL_BYTES >> 10}, "
+                "the amount at which a call is killed"
+            )

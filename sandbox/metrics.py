@@ -1,0 +1,54 @@
+"""Counts and latencies of a sandbox."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from sandbox.results import CallResult, Kind
+
+_WINDOW = 4096
+"""Latest calls that the percentiles look at."""
+
+
+def _percentile(values: list[float], share: float) -> float:
+    return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
+
+
+@dataclass
+class Metrics:
+    """Running totals since the sandbox was made; replayed calls are counted apart."""
+
+    calls: Counter[Kind] = field(default_factory=Counter)
+    opened: int = 0
+    """Sessions opened."""
+    replays: int = 0
+    """Processes brought to a state by replay."""
+    replayed_calls: int = 0
+    failures: int = 0
+    """Opens and calls that the sandbox lost."""
+    _durations: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _queues: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+
+    def count(self, result: CallResult) -> None:
+        """Take note of one call of a caller."""
+        self.calls[result.kind] += 1
+        self.failures += result.kind is Kind.SANDBOX_FAILURE
+        self._durations.append(result.duration_s)
+        self._queues.append(result.queue_s)
+
+    def snapshot(self) -> dict[str, float]:
+        """Flat numbers for a dashboard; seconds where a name ends in `_s`."""
+        durations, queues = sorted(self._durations), sorted(self._queues)
+        return {
+            "calls": self.calls.total(),
+            **{f"calls_{kind.value}": self.calls[kind] for kind in Kind},
+            "opened": self.opened,
+            "replays": self.replays,
+            "replayed_calls": self.replayed_calls,
+            "failures": self.failures,
+            "call_p50_s": _percentile(durations, 0.5),
+            "call_p99_s": _percentile(durations, 0.99),
+            "queue_p50_s": _percentile(queues, 0.5),
+            "queue_p99_s": _percentile(queues, 0.99),
+        }

@@ -1,0 +1,143 @@
+"""Find out by trying what this machine can enforce.
+
+A forked process is confined like a session and then attacks: it opens a readable file, a socket,
+forks, executes. Only what was seen to fail counts as denied; versions are not looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
+
+from sandbox import seccomp
+from sandbox.confine import Berth, Confinement, Grants, LayerError, Plan
+from sandbox.limits import Limits
+
+OPTIONAL_WHEN_DEGRADED = ("landlock", "seccomp")
+"""Layers that `allow_degraded` may do without; the others are needed to run at all."""
+
+_REMEDIES = {
+    "landlock": "needs Linux 5.13 or newer with Landlock enabled (boot with lsm=landlock,...) and "
+    "a container runtime whose seccomp profile lets landlock_* pass (Docker 20.10.13 or newer)",
+    "seccomp": "needs a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64, and a container "
+    "runtime that lets prctl(PR_SET_SECCOMP) pass",
+    "identity": "run as an ordinary user, or as root with CAP_SETUID and CAP_SETGID",
+    "process": "check the rlimits of the container and that its working directory is writable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One layer that does not hold here."""
+
+    layer: str
+    primitive: str
+    errno: int
+
+    def __str__(self) -> str:
+        name = errno.errorcode.get(self.errno, str(self.errno))
+        return f"{self.layer}: {self.primitive} ({name}); {_REMEDIES[self.layer]}"
+
+
+def _succeeds(attack: Callable[[], object]) -> bool:
+    try:
+        attack()
+    except OSError:
+        return False
+    return True
+
+
+def _fork() -> None:
+    if os.fork() == 0:
+        os._exit(0)
+
+
+def _attack(canary: str, missing: frozenset[str]) -> Problem | None:
+    """The first attack that gets through, or the first need that is not met."""
+    if not _succeeds(lambda: os.close(os.open("probe", os.O_RDWR | os.O_CREAT, 0o600))):
+        return Problem("process", "write to the session's own folder", errno.EACCES)
+    os.unlink("probe")
+    if not _succeeds(lambda: os.close(os.open(os.__file__, os.O_RDONLY))):
+        return Problem("identity", f"read {os.__file__}", errno.EACCES)
+    attacks: list[tuple[str, str, Callable[[], object]]] = [
+        ("landlock", "a file outside could be opened", lambda: os.open(canary, os.O_RDONLY)),
+        ("seccomp", "a socket could be opened", socket.socket),
+        ("seccomp", "a process could be started", _fork),
+        ("seccomp", "a program could be executed", lambda: os.execv("/bin/true", ["true"])),
+    ]
+    for layer, name, attack in attacks:
+        if layer not in missing and _succeeds(attack):
+            return Problem(layer, name, 0)
+    return None
+
+
+def _try(confinement: Confinement, canary: str, workdir: str) -> Problem | None:
+    """Fork, confine, attack; the problem that came up, if any."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writing, 1)
+        try:
+            berth = Berth(
+                folder=workdir,
+                descriptors=(0, 1, 2),
+                uid=confinement.uid(0),
+                tasks=1 << 20,  # so that a fork can only fail by the filter
+                ruleset=confinement.ruleset(workdir),
+            )
+            confinement.enter(berth)
+            problem = _attack(canary, confinement.plan.missing)
+        except LayerError as failed:
+            error = failed.error
+            problem = Problem(failed.layer, error.strerror or str(error), error.errno or 0)
+        os.write(1, json.dumps(astuple(problem) if problem else []).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    if not said:  # a program replaced it, or the filter killed Python itself
+        return Problem("seccomp", "the probe process died", 0)
+    report = json.loads(said)
+    return Problem(*report) if report else None
+
+
+def probe(limits: Limits, packages: list[str], root: str) -> tuple[Confinement, list[Problem]]:
+    """The strictest confinement that works here, and the mandatory layers it has to go without.
+
+    `root` is the pool's folder: it gets a canary that must stay unreadable and a trial workdir.
+    """
+    canary, workdir = os.path.join(root, "canary"), os.path.join(root, "probe")
+    with open(canary, "w", encoding="ascii") as file:
+        file.write("readable to everybody but a session")
+    os.mkdir(workdir, 0o777)
+    os.chmod(workdir, 0o777)
+    problems: list[Problem] = []
+    try:
+        program = seccomp.program()
+    except OSError as error:
+        program = b""
+        problems.append(Problem("seccomp", str(error.strerror), error.errno or 0))
+    plans = [Plan(own_uid=True), Plan(own_uid=True, keep_read=True)] if os.geteuid() == 0 else []
+    plans.append(Plan())
+    trial = Confinement(plans.pop(0), limits, Grants(packages), program, os.getpid())
+    missing = frozenset(problem.layer for problem in problems)
+    while True:
+        trial = replace(trial, plan=replace(trial.plan, missing=missing))
+        problem = _try(trial, canary, workdir)
+        if problem is None:
+            break
+        if problem.layer in OPTIONAL_WHEN_DEGRADED:
+            problems.append(problem)
+            missing |= {problem.layer}
+        elif plans:
+            trial = replace(trial, plan=plans.pop(0))
+        else:
+            problems.append(problem)
+            break
+    os.rmdir(workdir)
+    return trial, problems

@@ -1,0 +1,104 @@
+"""What one call came to, and the state that a prefix of calls left behind.
+
+Plain picklable data. Everything in a `CallResult` but `kind` and the clocks was said by the code
+that ran, so it is data to show and never an instruction. A `SessionState` never changes: a call
+makes a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+_ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}/\d+")
+"""Memory addresses and session folders: never the same twice. Linear in hostile text."""
+
+
+class Kind(StrEnum):
+    """How one call ended. Evidence from outside the process goes before the child's word."""
+
+    OK = "ok"
+    ERROR = "error"
+    """The code raised."""
+    TIMEOUT = "timeout"
+    """Killed at its wall-clock or CPU limit."""
+    MEMORY = "memory"
+    """MemoryError: an allocation went over the address-space limit."""
+    OUTPUT = "output"
+    """Killed for printing too much, or for leaving too many or too large files."""
+    KILLED = "killed"
+    """Died of a signal of its own making, or broke the control channel."""
+    EXITED = "exited"
+    """`sys.exit` (the session lives on) or the process ended itself."""
+    SANDBOX_FAILURE = "sandbox_failure"
+    """The sandbox failed, not the code: retry, count, never score."""
+
+
+class SandboxFailure(Exception):
+    """The sandbox, not the code in it, failed. Worth a retry in another session."""
+
+
+class SandboxUnavailable(Exception):
+    """This machine cannot enforce a mandatory layer: names primitive, errno and remedy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallResult:
+    """The outcome of one call."""
+
+    kind: Kind
+    stdout: str = ""
+    """Head and tail of what was printed; a marker names the bytes left out."""
+    stderr: str = ""
+    value: str | None = None
+    """`repr` of the last expression; None when it is None or the code has none."""
+    error_type: str | None = None
+    """Class name of the exception."""
+    traceback: str = ""
+    """The exception as Python prints it, with the caller's own frames only; of a process that
+    was lost, why."""
+    truncated: bool = False
+    """Some of stdout, stderr, value or traceback was left out."""
+    duration_s: float = 0.0
+    """Wall clock from the start of the execution."""
+    cpu_s: float = 0.0
+    """CPU time of all threads, measured from outside."""
+    queue_s: float = 0.0
+    """Waiting for a free session and a free processor, not part of `duration_s`."""
+    restored_by: str = "fresh"
+    """How the process came to its state: "fresh" or "replay"."""
+    state_kept: bool = True
+    """False if the process was lost: the next call continues from the state before this one."""
+
+    def digest(self) -> str:
+        """Fingerprint of what a repetition must reproduce; no clock, address, folder."""
+        said = (self.kind.value, self.stdout, self.value, self.error_type)
+        masked = _ACCIDENTAL.sub("~", repr(said))
+        return hashlib.sha256(masked.encode("ascii", "backslashreplace")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One call of a session's past."""
+
+    code: str
+    digest: str
+    lost: bool
+    """The call killed its process and so left no effect: a replay passes over it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """Everything a session ran so far: enough to rebuild it anywhere, and to tell if that fails."""
+
+    setup: str = ""
+    entries: tuple[Entry, ...] = ()
+
+    def after(self, code: str, result: CallResult) -> SessionState:
+        """The state once `code` came to `result`; unchanged if the sandbox failed."""
+        if result.kind is Kind.SANDBOX_FAILURE:
+            return self
+        entry = Entry(code, result.digest(), not result.state_kept)
+        return SessionState(self.setup, (*self.entries, entry))

@@ -1,0 +1,184 @@
+"""The loop inside a session's process: read a cell, run it, say how it ended.
+
+This code shares its process with hostile code and so guards nothing: it only tries to report well
+when the code is honest. All enforcement is outside (kernel layers, supervisor).
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import linecache
+import mmap
+import os
+import random
+import resource
+import sys
+import time
+import traceback
+import types
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+from sandbox.results import Kind
+from sandbox.wire import (
+    CELL_HEADER_BYTES,
+    START_NONCE,
+    Reply,
+    pack_reply,
+    unpack_cell_header,
+)
+
+CONTROL_FD = 3
+_BROKEN_RUNNER_STATUS = 70
+_NAME_CHARS = 200
+_BALLAST_BYTES = 4 << 20
+"""Address space kept in hand (never touched) for reporting a MemoryError."""
+
+
+def _cut(text: str, limit: int) -> tuple[str, bool]:
+    """At most `limit` characters, head and tail, and whether some are missing."""
+    if len(text) <= limit:
+        return text, False
+    half = limit // 2
+    return f"{text[:half]}\n... [{len(text) - 2 * half} left out] ...\n{text[-half:]}", True
+
+
+def _compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
+    """The statements of a cell, and its last expression if it ends in one."""
+    tree = ast.parse(code, name)
+    last = None
+    if tree.body and isinstance(tree.body[-1], ast.Expr):
+        final = tree.body.pop()
+        assert isinstance(final, ast.Expr)
+        last = compile(ast.Expression(final.value), name, "eval", dont_inherit=True)
+    return compile(tree, name, "exec", dont_inherit=True), last
+
+
+def _keep_own_frames(report: traceback.TracebackException) -> None:
+    """Drop, here and in the chained exceptions, every frame but those of cells."""
+    own = [frame for frame in report.stack if frame.filename.startswith("<cell ")]
+    report.stack = traceback.StackSummary.from_list(own)
+    for chained in (report.__cause__, report.__context__):
+        if chained is not None:
+            _keep_own_frames(chained)
+
+
+def _describe(error: BaseException) -> str:
+    report = traceback.TracebackException(
+        type(error), error, error.__traceback__, lookup_lines=False
+    )
+    _keep_own_frames(report)
+    return "".join(report.format())
+
+
+class Runner:
+    """The interpreter of one session."""
+
+    def __init__(self, keep_chars: int) -> None:
+        """`keep_chars` bounds value and traceback."""
+        self._keep = keep_chars
+        self._ballast = mmap.mmap(-1, _BALLAST_BYTES)
+        module = types.ModuleType("__main__")
+        module.__dict__["__builtins__"] = builtins
+        sys.modules["__main__"] = module
+        self._names: dict[str, Any] = module.__dict__
+        vars(builtins).update(exit=sys.exit, quit=sys.exit)
+        # fork() reseeded it from the system; the same beginning everywhere makes replay exact
+        random.seed(0)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(0)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        self._open_streams()
+
+    def _open_streams(self) -> None:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False), 1 << 16)
+            stream = io.TextIOWrapper(
+                raw, encoding="utf-8", errors="backslashreplace", line_buffering=True
+            )
+            setattr(sys, name, stream)
+        self._streams = (sys.stdout, sys.stderr)
+
+    def run(self, code: str, index: int) -> Reply:
+        """Run one cell to its end, whatever it raises."""
+        name = f"<cell {index}>"
+        try:
+            if any(stream.closed for stream in self._streams):
+                self._open_streams()
+            linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+            body, last = _compiled(code, name)
+            exec(body, self._names)
+            value = None if last is None else eval(last, self._names)
+            shown = None if value is None else repr(value)
+            reply = self._reply(Kind.OK, value=shown)
+        except SystemExit as error:
+            reply = self._reply(Kind.EXITED, error=error)
+        except MemoryError as error:
+            self._ballast.close()  # room to say so
+            reply = self._reply(Kind.MEMORY, error=error)
+            self._ballast = mmap.mmap(-1, _BALLAST_BYTES)
+        except BaseException as error:
+            reply = self._reply(Kind.ERROR, error=error)
+        for stream in self._streams:
+            if not stream.closed:
+                stream.flush()
+        return reply
+
+    def _reply(
+        self, kind: Kind, *, value: str | None = None, error: BaseException | None = None
+    ) -> Reply:
+        text, text_cut = _cut("" if error is None else _describe(error), self._keep)
+        shown, value_cut = _cut(value or "", self._keep)
+        error_type = None if error is None else type(error).__name__[:_NAME_CHARS]
+        return Reply(
+            kind, None if value is None else shown, error_type, text, value_cut or text_cut
+        )
+
+
+def _read(size: int) -> bytes:
+    """Exactly `size` bytes of the supervisor's; ends the process when it hung up."""
+    parts = []
+    while size:
+        part = os.read(CONTROL_FD, min(size, 1 << 20))
+        if not part:
+            os._exit(0)
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _write(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(CONTROL_FD, view) :]
+
+
+def say_start(problem: str | None) -> None:
+    """Report that this process is confined, or why it could not be."""
+    kind = Kind.OK if problem is None else Kind.SANDBOX_FAILURE
+    _write(pack_reply(START_NONCE, Reply(kind, None, None, problem or "", False)))
+
+
+def _limit_cpu(seconds: int, now: Callable[[], float] = time.process_time) -> None:
+    """Soft limit of the coming cell, a backstop of the supervisor's own watch."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = int(now()) + seconds
+    if hard == resource.RLIM_INFINITY or soft <= hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def serve(keep_chars: int) -> None:
+    """Run cells until the supervisor hangs up. Never returns."""
+    try:
+        runner = Runner(keep_chars)
+        say_start(None)
+        while True:
+            nonce, index, cpu_s, length = unpack_cell_header(_read(CELL_HEADER_BYTES))
+            code = _read(length).decode("utf-8", "surrogatepass")
+            _limit_cpu(cpu_s)
+            _write(pack_reply(nonce, runner.run(code, index)))
+    except BaseException:  # the code took the runner with it: it ended its own process
+        os._exit(_BROKEN_RUNNER_STATUS)

@@ -1,0 +1,132 @@
+"""A self-contained seccomp filter: what a Python session may ask the kernel for.
+
+Allow-list. What is not listed answers ENOSYS, so libraries take their fallback; what is denied by
+name answers EPERM, so Python raises PermissionError. Invariants: no socket but an anonymous stream
+pair, no new process (threads only), no exec, no signal to anyone but oneself, no change of
+permissions, owners or identity, no shared memory with other processes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+
+from sandbox.syscalls import ALLOWED, DENIED, NUMBERS
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7), "arm64": (1, 0xC00000B7)}
+_LOAD, _JUMP, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x45, 0x06
+_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_OWN_PID = 0x5EED0BAD
+"""Stands for the session's process id until `install` knows it."""
+
+
+def _op(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
+    return struct.pack("<HBBI", code, jump_true, jump_false, k)
+
+
+def _load_argument(index: int) -> bytes:
+    """The low 32 bits: all arguments tested here are C ints or flags below 2^32."""
+    return _op(_LOAD, 16 + 8 * index)
+
+
+_PERMIT = _op(_RETURN, _ALLOW)
+
+
+def _refuse(error: int) -> bytes:
+    return _op(_RETURN, _ERRNO | error)
+
+
+def _one_of(argument: int, values: tuple[int, ...]) -> bytes:
+    """Allow if the argument is one of `values`, else EPERM."""
+    tests = b"".join(_op(_JUMP_EQUAL, value, 0, 1) + _PERMIT for value in values)
+    return _load_argument(argument) + tests + _refuse(errno.EPERM)
+
+
+def _signal_to_self(pid_at: int, signal_at: int) -> bytes:
+    """Own process only; SIGKILL and SIGSTOP stay the supervisor's, so they prove it was not us."""
+    return (
+        _load_argument(pid_at)
+        + _op(_JUMP_EQUAL, _OWN_PID, 1, 0)
+        + _refuse(errno.EPERM)
+        + _load_argument(signal_at)
+        + _op(_JUMP_EQUAL, 9, 0, 1)
+        + _refuse(errno.EPERM)
+        + _op(_JUMP_EQUAL, 19, 0, 1)
+        + _refuse(errno.EPERM)
+        + _PERMIT
+    )
+
+
+_CONDITIONAL: dict[str, bytes] = {
+    # CLONE_THREAD: pthread_create passes, fork and namespaces do not.
+    "clone": _load_argument(0)
+    + _op(_JUMP_ANY_BIT, 0x00010000, 0, 1)
+    + _PERMIT
+    + _refuse(errno.EAGAIN),
+    # Its flags lie in memory, out of the filter's reach: glibc falls back to clone.
+    "clone3": _refuse(errno.ENOSYS),
+    "fork": _refuse(errno.EAGAIN),
+    "vfork": _refuse(errno.EAGAIN),
+    # AF_UNIX stream pairs (asyncio's self-pipe), with any of NONBLOCK and CLOEXEC.
+    "socketpair": _load_argument(0)
+    + _op(_JUMP_EQUAL, 1, 1, 0)
+    + _refuse(errno.EPERM)
+    + _one_of(1, (1, 1 | 0o4000, 1 | 0o2000000, 1 | 0o2004000)),
+    "ioctl": _one_of(1, (0x5401, 0x5421, 0x541B, 0x5450, 0x5451)),
+    # Not F_SETOWN and F_SETSIG: they send any signal to any process of the same user.
+    "fcntl": _one_of(1, (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030)),
+    "prctl": _one_of(0, (15, 16)),
+    "prlimit64": _one_of(0, (0, _OWN_PID)),
+    "kill": _signal_to_self(0, 1),
+    "tgkill": _signal_to_self(0, 2),
+}
+
+
+def _any_of(numbers: list[int | None], verdict: bytes) -> bytes:
+    """`verdict` if the loaded word is one of `numbers` (at most 255), else go on."""
+    known = [number for number in numbers if number is not None]
+    tests = (_op(_JUMP_EQUAL, number, len(known) - at, 0) for at, number in enumerate(known))
+    return b"".join(tests) + _op(_JUMP, 1) + verdict
+
+
+def _architecture() -> tuple[int, int]:
+    machine = platform.machine()
+    if machine not in _ARCHITECTURES:
+        raise OSError(errno.ENOTSUP, f"no system call table for {machine}")
+    return _ARCHITECTURES[machine]
+
+
+def program() -> bytes:
+    """The filter as BPF instructions of 8 bytes, the process id still a placeholder."""
+    column, audit_arch = _architecture()
+    code = _op(_LOAD, 4) + _op(_JUMP_EQUAL, audit_arch, 1, 0) + _op(_RETURN, _KILL) + _op(_LOAD, 0)
+    for names, verdict in ((ALLOWED, _PERMIT), (DENIED, _refuse(errno.EPERM))):
+        code += _any_of([NUMBERS[name][column] for name in names], verdict)
+    for name, block in _CONDITIONAL.items():
+        number = NUMBERS[name][column]
+        if number is not None:
+            code += _op(_JUMP_EQUAL, number, 0, len(block) // 8) + block
+    return code + _refuse(errno.ENOSYS)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def no_new_privs() -> None:
+    """Give up, for good, privileges from setuid and file capabilities. Raises OSError."""
+    if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def install(code: bytes) -> None:
+    """Put the calling thread, for good, under `code`. Needs `no_new_privs`. Raises OSError."""
+    code = code.replace(struct.pack("<I", _OWN_PID), struct.pack("<I", os.getpid()))
+    described = _Program(len(code) // 8, code)
+    if _LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(described), 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")

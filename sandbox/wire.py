@@ -1,0 +1,87 @@
+"""The bytes between a session's process and its supervisor.
+
+Cells go in and results come out on one stream socket, fixed headers before raw bytes, so that
+nothing the child writes is ever parsed by more than a length check. Each cell carries a nonce that
+its result must repeat: an answer written ahead of time is a breach.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from sandbox.results import Kind
+
+NONCE_BYTES = 8
+_CELL = struct.Struct(f"!{NONCE_BYTES}sIII")
+_RESULT = struct.Struct(f"!{NONCE_BYTES}sBBIII")
+_WORDS = (Kind.OK, Kind.ERROR, Kind.MEMORY, Kind.EXITED, Kind.SANDBOX_FAILURE)
+"""What a child may say of itself; its place is the byte on the wire."""
+
+CELL_HEADER_BYTES = _CELL.size
+START_NONCE = b"\0" * NONCE_BYTES
+"""Of the first message: OK once confined, or SANDBOX_FAILURE and why in `traceback`."""
+
+
+class Breach(Exception):
+    """Bytes that no honest child writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the child says of a cell; untrusted."""
+
+    kind: Kind
+    value: str | None
+    error_type: str | None
+    traceback: str
+    truncated: bool
+
+
+def pack_cell(nonce: bytes, index: int, cpu_s: int, code: bytes) -> bytes:
+    """`index` numbers the cell in tracebacks (0 = the setup); `cpu_s` is its soft CPU limit."""
+    return _CELL.pack(nonce, index, cpu_s, len(code)) + code
+
+
+def unpack_cell_header(header: bytes) -> tuple[bytes, int, int, int]:
+    """Nonce, index, soft CPU limit in seconds, length of the code that follows."""
+    nonce, index, cpu_s, length = _CELL.unpack(header)
+    return nonce, index, cpu_s, length
+
+
+def pack_reply(nonce: bytes, reply: Reply) -> bytes:
+    value, error_type, traceback = (
+        (text or "").encode("utf-8", "backslashreplace")
+        for text in (reply.value, reply.error_type, reply.traceback)
+    )
+    flags = (reply.value is not None) | (reply.error_type is not None) << 1 | reply.truncated << 2
+    sizes = len(value), len(error_type), len(traceback)
+    header = _RESULT.pack(nonce, _WORDS.index(reply.kind), flags, *sizes)
+    return header + value + error_type + traceback
+
+
+def unpack_reply(data: bytes | bytearray, nonce: bytes, max_bytes: int) -> Reply | None:
+    """The reply to `nonce`, or None while it is incomplete. Raises Breach."""
+    if len(data) < _RESULT.size:
+        return None
+    said_nonce, word, flags, *sizes = _RESULT.unpack_from(data)
+    if said_nonce != nonce or word >= len(_WORDS) or sum(sizes) > max_bytes:
+        raise Breach("bad header")
+    if _WORDS[word] is Kind.SANDBOX_FAILURE and nonce != START_NONCE:
+        raise Breach("code cannot speak for the sandbox")
+    missing = _RESULT.size + sum(sizes) - len(data)
+    if missing > 0:
+        return None
+    if missing < 0:
+        raise Breach("more than one reply")
+    texts, start = [], _RESULT.size
+    for size in sizes:
+        texts.append(bytes(data[start : start + size]).decode("utf-8", "replace"))
+        start += size
+    return Reply(
+        kind=_WORDS[word],
+        value=texts[0] if flags & 1 else None,
+        error_type=texts[1] if flags & 2 else None,
+        traceback=texts[2],
+        truncated=bool(flags & 4),
+    )
