@@ -1,18 +1,23 @@
 """Process group and DeepSpeed engine of one learner rank.
 
+Every rank loads the whole model into host memory once; ZeRO-3 shards it afterwards.
+
 DeepSpeed is imported inside the functions: it picks its accelerator when imported, and
 `join_group` must have said which one by then.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from elpo_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, Precision
 from elpo_ray.learner.policy import PolicyModule, load_policy
@@ -59,6 +64,9 @@ def join_group(process: RankProcess) -> torch.device:
     )
     import deepspeed
 
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # Its shared-memory reduction serves inference only and would be compiled at start.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
@@ -109,8 +117,7 @@ def build_engine(
     """The trainable policy under DeepSpeed, its AdamW in `basic_optimizer`."""
     import deepspeed
 
-    with _partitioned_loading(model, learner):
-        policy = load_policy(folder, model.precision, checkpointing=learner.gradient_checkpointing)
+    policy = load_policy(folder, model.precision, checkpointing=learner.gradient_checkpointing)
     adamw = torch.optim.AdamW(
         policy.parameters(),
         lr=optimizer.lr,
@@ -130,8 +137,7 @@ def build_reference(
     folder: Path, model: ModelConfig, learner: LearnerConfig, device: torch.device
 ) -> Any:
     """A frozen policy; under ZeRO-3 sharded over the ranks like the trained one."""
-    with _partitioned_loading(model, learner):
-        policy = load_policy(folder, model.precision, checkpointing=False).requires_grad_(False)
+    policy = load_policy(folder, model.precision, checkpointing=False).requires_grad_(False)
     if learner.zero_stage < 3:
         return policy.to(device)
     import deepspeed
@@ -143,22 +149,4 @@ def build_reference(
 
 
 def _numel(policy: PolicyModule) -> int:
-    return sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters())
-
-
-class _partitioned_loading:
-    """Under ZeRO-3, Hugging Face loads straight into shards: no rank ever holds the whole model."""
-
-    def __init__(self, model: ModelConfig, learner: LearnerConfig) -> None:
-        self.stage3 = learner.zero_stage == 3
-        self.config = deepspeed_config(model, learner, 0.0, 1)
-
-    def __enter__(self) -> None:
-        if self.stage3:
-            from transformers.integrations import HfDeepSpeedConfig
-
-            self.active = HfDeepSpeedConfig(self.config)  # in force while referenced
-
-    def __exit__(self, *_: object) -> None:
-        if self.stage3:
-            del self.active
+    return sum(p.numel() for p in policy.parameters())

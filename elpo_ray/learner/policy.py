@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -118,6 +119,22 @@ class PolicyModule(nn.Module):
         """
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.head(hidden.flatten(0, 1)[select], targets, 1.0 / temperature)
+
+
+def model_folder(name: str | Path) -> Path:
+    """The local folder of a model: `name` itself, or the snapshot of a hub model of that name.
+
+    Raises ValueError where there is neither.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(name)))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model {name}: neither a folder nor a model of the hub ({error}); name one of the two"
+        ) from error
 
 
 def load_policy(folder: Path, precision: Precision, *, checkpointing: bool) -> PolicyModule:

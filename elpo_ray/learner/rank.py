@@ -32,6 +32,7 @@ from elpo_ray.learner.backend import (
 )
 from elpo_ray.learner.batching import Pack, collate, plan, rows_of
 from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
+from elpo_ray.learner.policy import model_folder
 from elpo_ray.learner.stats import UpdateStats, all_reduce, means
 from elpo_ray.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
 
@@ -69,13 +70,13 @@ class LearnerRank:
         total_steps: int,
         seed: int = 0,
     ) -> None:
-        """Load `folder` (a Hugging Face model with tokenizer) and join the other ranks.
+        """Load `folder` (a Hugging Face folder or hub name) and join the other ranks.
 
         `total_steps` = optimizer steps of the learning-rate schedule, settings.learner.optimizer.
         The reference policy, built when `kl_coef` > 0 first needs it, is what `folder` holds then.
         """
-        self._folder = Path(folder)
-        self._reference_folder = Path(folder)
+        self._folder = model_folder(folder)
+        self._reference_folder = self._folder
         self._settings = settings
         self._process = process
         self._device = join_group(process)

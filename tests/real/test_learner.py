@@ -1,0 +1,477 @@
+"""The learner under real DeepSpeed on CPU, two gloo ranks, against plain torch in this process.
+
+One pair of processes runs every ZeRO stage, since starting one costs more than all its work.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from elpo_ray.config import (
+    LearnerConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    Schedule,
+)
+from elpo_ray.forest import TrainForest, TrainTree, demonstrations, leaf_weights
+from elpo_ray.learner import LearnerRank, LearnerSettings, Objective, RankProcess
+from elpo_ray.loss import TokenBatch, surrogate_loss
+
+pytestmark = pytest.mark.real
+
+VOCAB = 64
+STAGES = (0, 1, 2, 3)
+OPTIMIZER = OptimizerConfig(
+    lr=1e-3, betas=(0.9, 0.99), grad_norm=0.05, schedule=Schedule.linear, warmup_ratio=0.3
+)
+TOTAL_STEPS = 20
+
+
+def build_model(folder: Path, hidden: int = 32) -> Path:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=hidden,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("a template")
+    return folder
+
+
+def build_tree(seed: int) -> TrainTree:
+    """A random tree: prompt, two first steps, two leaves below each."""
+    rng = np.random.default_rng(seed)
+    parents = [-1, 0, 0, 1, 1, 2, 2]
+    sizes = rng.integers(3, 17, len(parents))
+    start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    agent = np.zeros(start[-1], dtype=np.bool_)
+    for node in range(1, len(parents)):
+        agent[start[node] : start[node] + max(1, sizes[node] - 2)] = True
+    advantage = rng.normal(size=len(parents))
+    advantage[0] = 0
+    return TrainTree(
+        ids=rng.integers(0, VOCAB, start[-1]).astype(np.int32),
+        agent=agent,
+        rollout_logp=np.where(agent, rng.normal(-4, 0.1, start[-1]), 0).astype(np.float32),
+        node_start=start,
+        node_parent=np.array(parents, dtype=np.int32),
+        advantage=advantage,
+        clip_low=rng.choice([0.8, 0.685], len(parents)),
+        leaves=np.array([3, 4, 5, 6], dtype=np.int32),
+        leaf_weight=np.zeros(4),
+    )
+
+
+def build_forest(trees: int = 6, minibatch: int = 3, seed: int = 0) -> TrainForest:
+    """Weighted per mini-batch, by Eq. 1."""
+    minibatches = []
+    for first in range(0, trees, minibatch):
+        part = [build_tree(seed * 100 + i) for i in range(first, first + minibatch)]
+        counts = [int(t.agent[s].sum()) for t in part for s in t.sequences()]
+        weights = np.split(leaf_weights(counts, LossConfig()), len(part))
+        minibatches.append([replace(t, leaf_weight=w) for t, w in zip(part, weights, strict=True)])
+    return TrainForest(minibatches=minibatches)
+
+
+def one_row() -> TrainForest:
+    return demonstrations([(list(range(9)), [False] * 4 + [True] * 5)], batch_size=1)
+
+
+def settings(stage: int, max_tokens: int = 120, **changes: Any) -> LearnerSettings:
+    learner = LearnerConfig(
+        zero_stage=stage, max_tokens_per_pack=max_tokens, minibatch_inputs=3, optimizer=OPTIMIZER
+    )
+    for key in ("gradient_checkpointing", "offload_optimizer", "epochs"):
+        setattr(learner, key, changes.pop(key, getattr(learner, key)))
+    precision = changes.pop("precision", Precision.fp32)
+    return LearnerSettings(model=ModelConfig(precision=precision), learner=learner, **changes)
+
+
+# --- what the ranks run -------------------------------------------------------------------------
+
+
+def weights(learner: LearnerRank, max_bytes: int = 5000) -> dict[str, torch.Tensor]:
+    """All buckets together; empty but on rank 0."""
+    whole: dict[str, torch.Tensor] = {}
+    for bucket in learner.weight_buckets(max_bytes):
+        size = sum(t.numel() * t.element_size() for t in bucket.values())
+        assert len(bucket) <= 1 or size <= max_bytes
+        assert not whole.keys() & bucket.keys()
+        whole |= {name: tensor.clone() for name, tensor in bucket.items()}
+    return whole
+
+
+def first_moments(learner: LearnerRank) -> dict[str, torch.Tensor]:
+    """Adam's first moments: after one step, 0.1 times the clipped gradient."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    state = learner._engine.basic_optimizer.state
+    return {
+        name: (
+            state[p]["exp_avg"] if p in state else safe_get_full_optimizer_state(p, "exp_avg")
+        ).clone()
+        for name, p in learner.model.named_parameters()
+    }
+
+
+def error_of(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except (ValueError, OSError, FloatingPointError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing raised"
+
+
+def run_stage(stage: int, folder: Path, work: Path, process: RankProcess) -> dict[str, Any]:
+    def new(**changes: Any) -> LearnerRank:
+        return LearnerRank(folder, settings(stage, **changes), process, total_steps=TOTAL_STEPS)
+
+    out: dict[str, Any] = {}
+    learner = new()
+    out["exported"] = weights(learner)
+    out["update"] = vars(learner.update(build_forest()))
+    out["weights"] = weights(learner)
+
+    single = new(max_tokens=60, gradient_checkpointing=True)
+    out["single"] = vars(single.update(build_forest(trees=3)))
+    out["moments"] = first_moments(single)
+    out["nll"] = vars(single.update(one_row(), Objective.nll))
+
+    path = work / f"checkpoint_{stage}"
+    learner.save(path)
+    out["continued"] = vars(learner.update(build_forest(seed=1))) | {"seconds": 0}
+    out["continued_weights"] = weights(learner)
+    out["full_disk"] = full_disk(learner, path)
+    resumed = new()
+    resumed.load(path)
+    out["resumed"] = vars(resumed.update(build_forest(seed=1))) | {"seconds": 0}
+    out["resumed_weights"] = weights(resumed)
+    resumed.export(work / f"export_{stage}")
+    return out | edges(resumed) | variants(new)
+
+
+def full_disk(learner: LearnerRank, path: Path) -> dict[str, Any]:
+    """Files may not grow beyond a few KB while saving: checkpoint and export must fail whole."""
+    before = {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))
+    try:
+        errors = [error_of(lambda: learner.save(path))]
+        errors.append(error_of(lambda: learner.export(path.with_name("never"))))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    after = {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}
+    return {"errors": errors, "untouched": before == after and len(before) > 2}
+
+
+def edges(learner: LearnerRank) -> dict[str, Any]:
+    """Forests that are empty, neutral or poisoned."""
+    before = weights(learner)
+    forest = build_forest(trees=3)
+    (trees,) = forest.minibatches
+    flat = [replace(t, advantage=t.advantage * 0) for t in trees]
+    out: dict[str, Any] = {
+        "neutral": vars(learner.update(TrainForest(minibatches=[flat]))),
+        "empty": vars(learner.update(TrainForest(minibatches=[]))),
+    }
+    broken = replace(trees[0], advantage=trees[0].advantage + np.nan)
+    nan = TrainForest(minibatches=[[broken, *trees[1:]]])
+    out["nan"] = error_of(lambda: learner.update(nan))
+    alien = replace(trees[0], ids=np.full_like(trees[0].ids, VOCAB))
+    out["alien"] = error_of(lambda: learner.update(TrainForest(minibatches=[[alien]])))
+    after = weights(learner)
+    out["unchanged"] = all(torch.equal(before[name], after[name]) for name in before)
+    out["after_nan"] = learner.update(forest).grad_norm
+    return out
+
+
+def variants(new: Callable[..., LearnerRank]) -> dict[str, Any]:
+    """KL to the reference, offload, several epochs, bf16, a fresh optimizer."""
+    kl = new(loss=LossConfig(kl_coef=0.1), epochs=2)
+    out: dict[str, Any] = {"kl": vars(kl.update(build_forest(trees=3)))}
+    start = weights(kl)
+    kl.reset_optimizer(replace(OPTIMIZER, lr=1e-9), total_steps=5)
+    kl.update(build_forest(trees=3))
+    out["reset_step"] = kl.optimizer_step
+    moved = weights(kl)
+    out["reset_moved"] = max((float((moved[n] - start[n]).abs().max()) for n in start), default=0)
+    offloaded = new(offload_optimizer=True)
+    offloaded.update(build_forest())
+    out["offloaded"] = weights(offloaded)
+    half = new(precision=Precision.bf16)
+    out["bf16"] = vars(half.update(build_forest()))
+    out["bf16_dtypes"] = {t.dtype for t in weights(half).values()}
+    return out
+
+
+def rank_main(rank: int, port: int, folder: Path, work: Path) -> None:
+    torch.set_num_threads(1)
+    process = RankProcess(rank=rank, world_size=2, master_port=port, timeout_s=120)
+    try:
+        results: dict[Any, Any] = {}
+        for stage in STAGES:
+            results[stage] = run_stage(stage, folder, work, process)
+        other = LearnerRank(work / "other", settings(1), process, total_steps=TOTAL_STEPS)
+        results["other_model"] = error_of(lambda: other.load(work / "checkpoint_1"))
+        results["other_stage"] = error_of(lambda: other.load(work / "checkpoint_2"))
+        results["no_checkpoint"] = error_of(lambda: other.load(work / "nowhere"))
+        torch.save(results, work / f"results_{rank}.pt")
+        other.close()
+    except BaseException:
+        (work / f"error_{rank}.txt").write_text(traceback.format_exc())
+        os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path, work: Path) -> list[dict[Any, Any]]:
+    build_model(work / "other", hidden=16)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    processes = [context.Process(target=rank_main, args=(r, port, folder, work)) for r in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=400)
+        if process.is_alive():
+            process.kill()
+    errors = "\n".join(f.read_text() for f in sorted(work.glob("error_*.txt")))
+    assert all(p.exitcode == 0 for p in processes), errors
+    return [torch.load(work / f"results_{r}.pt", weights_only=False) for r in (0, 1)]
+
+
+# --- plain torch ------------------------------------------------------------------------------
+
+
+class Plain:
+    """The same updates in plain torch: one sequence at a time, full logits, whole loss at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.adam = torch.optim.AdamW(
+            self.model.parameters(), betas=OPTIMIZER.betas, weight_decay=OPTIMIZER.weight_decay
+        )
+        self.norms: list[float] = []
+        self.losses: list[float] = []
+
+    def logp(self, tree: TrainTree, tokens: np.ndarray) -> torch.Tensor:
+        ids = torch.from_numpy(tree.ids[tokens].astype(np.int64))
+        logits = self.model(ids[None]).logits[0, :-1].log_softmax(-1)
+        picked = logits.gather(1, ids[1:, None])[:, 0]
+        return picked[torch.from_numpy(tree.agent[tokens][1:])]
+
+    def rows(self, trees: list[TrainTree]) -> list[tuple[TrainTree, np.ndarray, float]]:
+        return [
+            (t, s, float(w))
+            for t in trees
+            for s, w in zip(t.sequences(), t.leaf_weight, strict=True)
+        ]
+
+    def update(self, forest: TrainForest, first_step: int = 0) -> None:
+        cfg = settings(0)
+        with torch.no_grad():
+            old = [
+                [self.logp(t, s) for t, s, _ in self.rows(trees)] for trees in forest.minibatches
+            ]
+        for i, trees in enumerate(forest.minibatches):
+            losses = []
+            for (tree, tokens, weight), before in zip(self.rows(trees), old[i], strict=True):
+                trained = tokens[tree.agent[tokens]]
+                node = tree.token_node[trained]
+                batch = TokenBatch(
+                    weight=torch.full((len(trained),), weight),
+                    advantage=torch.tensor(tree.advantage[node], dtype=torch.float32),
+                    clip_low=torch.tensor(tree.clip_low[node], dtype=torch.float32),
+                    old_logp=before,
+                    rollout_logp=before,
+                    entropy=before,
+                )
+                losses.append(surrogate_loss(self.logp(tree, tokens), batch, cfg.clip, cfg.loss)[0])
+            self.adam.zero_grad()
+            loss = torch.stack(losses).sum()
+            loss.backward()
+            self.losses.append(loss.item())
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZER.grad_norm)
+            self.norms.append(float(norm))
+            step = first_step + i
+            # Warm-up over 6 of 20 steps.
+            self.adam.param_groups[0]["lr"] = OPTIMIZER.lr * (step + 1) / 7
+            self.adam.step()
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Plain:
+    reference = Plain(folder)
+    reference.update(build_forest())
+    return reference
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_equal_plain_torch(ranks: list[dict[Any, Any]], plain: Plain, stage: int) -> None:
+    stats = ranks[0][stage]["update"]
+    assert stats["optimizer_steps"] == 2
+    assert stats["packs"] > 6
+    assert stats["loss"] == pytest.approx(np.mean(plain.losses), rel=1e-5)
+    assert stats["grad_norm"] == pytest.approx(np.mean(plain.norms), rel=1e-5)
+    assert min(plain.norms) > OPTIMIZER.grad_norm, "clipping must be active"
+    assert stats["lr"] == pytest.approx(OPTIMIZER.lr * 2 / 7)
+    found = ranks[0][stage]["weights"]
+    for name, parameter in plain.model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_equal_plain_torch(ranks: list[dict[Any, Any]], folder: Path, stage: int) -> None:
+    """Other micro-batches and gradient checkpointing too."""
+    reference = Plain(folder)
+    reference.update(build_forest(trees=3))
+    for rank in ranks:
+        for name, parameter in reference.model.named_parameters():
+            moment = reference.adam.state[parameter]["exp_avg"]
+            error = (rank[stage]["moments"][name] - moment).norm() / moment.norm()
+            assert error < 1e-5, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_statistics_agree_between_ranks_and_stages(ranks: list[dict[Any, Any]], stage: int) -> None:
+    first = ranks[0][0]["update"]
+    for rank in ranks:
+        stats = rank[stage]["update"]
+        for key in first.keys() - {"seconds"}:
+            assert stats[key] == pytest.approx(first[key], rel=1e-4, abs=1e-7), key
+    assert 0 < first["elc_weight"] < 1
+    assert first["ratio_mean"] == pytest.approx(1, abs=0.05)
+    assert first["ratio_max"] > 1
+    assert first["mismatch_k3"] > 0
+    assert 0 < first["entropy"] < np.log(VOCAB)
+    flat = sum(int(t.agent[s].sum()) for t in build_forest().trees for s in t.sequences())
+    assert first["trained_tokens"] == flat
+    assert first["padded_tokens"] < 1.5 * first["forward_tokens"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_step_on_its_own_policy_has_ratio_one(ranks: list[dict[Any, Any]], stage: int) -> None:
+    stats = ranks[0][stage]["single"]
+    assert (stats["ratio_mean"], stats["ratio_max"]) == (pytest.approx(1), 1)
+    assert stats["clip_low"] == stats["clip_high"] == 0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_rank_without_tokens_takes_part(ranks: list[dict[Any, Any]], stage: int) -> None:
+    stats = ranks[1][stage]["nll"]
+    assert (stats["optimizer_steps"], stats["packs"], stats["trained_tokens"]) == (1, 2, 5)
+    assert stats["loss"] == pytest.approx(ranks[0][0]["nll"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resuming_is_bit_identical(ranks: list[dict[Any, Any]], stage: int) -> None:
+    for rank in ranks:
+        assert rank[stage]["resumed"] == rank[stage]["continued"]
+    there, here = ranks[0][stage]["continued_weights"], ranks[0][stage]["resumed_weights"]
+    assert any(not torch.equal(t, ranks[0][stage]["weights"][n]) for n, t in there.items())
+    for name, tensor in there.items():
+        assert torch.equal(tensor, here[name]), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_buckets_and_export_hold_the_whole_model(
+    ranks: list[dict[Any, Any]], folder: Path, work: Path, stage: int
+) -> None:
+    assert ranks[1][stage]["exported"] == {}
+    saved = load_file(folder / "model.safetensors")
+    found = ranks[0][stage]["exported"]
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(found[name], saved[name]) for name in saved)
+
+    target = work / f"export_{stage}"
+    assert (target / "chat_template.jinja").read_text() == "a template"
+    model = AutoModelForCausalLM.from_pretrained(target)
+    after = ranks[0][stage]["resumed_weights"]
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in after.items())
+    assert torch.equal(state["lm_head.weight"], after["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    ranks: list[dict[Any, Any]], work: Path, stage: int
+) -> None:
+    for rank in ranks:
+        result = rank[stage]["full_disk"]
+        assert all(e.startswith("OSError") and "was not written" in e for e in result["errors"])
+        assert result["untouched"]
+    assert not list(work.glob("*.partial"))
+    assert not (work / "never").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_to_learn_is_a_no_op_and_nan_an_error(
+    ranks: list[dict[Any, Any]], stage: int
+) -> None:
+    for rank in ranks:
+        result = rank[stage]
+        assert result["neutral"]["skipped_steps"] == 1
+        assert result["neutral"]["optimizer_steps"] == result["empty"]["optimizer_steps"] == 0
+        assert result["nan"].startswith("FloatingPointError")
+        assert "loss is not finite" in result["nan"]
+        assert result["alien"].startswith(f"ValueError: token id {VOCAB}")
+        assert result["unchanged"]
+        assert 0 < result["after_nan"] < 10
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_reference_reset_offload_and_bf16(ranks: list[dict[Any, Any]], stage: int) -> None:
+    result = ranks[0][stage]
+    # Two epochs: the first equals the reference, the second has moved away.
+    assert 0 < result["kl"]["ref_k3"] < 0.1
+    assert result["kl"]["optimizer_steps"] == 2
+    assert result["reset_step"] == 2
+    assert result["reset_moved"] < 1e-7
+    for name, tensor in result["weights"].items():
+        torch.testing.assert_close(result["offloaded"][name], tensor, rtol=1e-5, atol=1e-6)
+    assert result["bf16"]["optimizer_steps"] == 2
+    assert result["bf16"]["grad_norm"] == pytest.approx(result["update"]["grad_norm"], rel=0.05)
+    assert result["bf16_dtypes"] == {torch.bfloat16}
+
+
+def test_a_foreign_checkpoint_is_refused(ranks: list[dict[Any, Any]]) -> None:
+    for rank in ranks:
+        assert rank["other_model"].startswith("ValueError")
+        assert "[64, 32]" in rank["other_model"]
+        assert "[64, 16]" in rank["other_model"]
+        assert rank["other_stage"].startswith("ValueError")
+        assert "no meta.json" in rank["no_checkpoint"]
