@@ -65,7 +65,7 @@ def join_group(process: RankProcess) -> torch.device:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # Its shared-memory reduction serves inference only and would be compiled at start.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -8,6 +8,7 @@ without a mask is exact; weights come with the forest and are never renormalised
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def collate(pack: Pack, device: torch.device) -> PackTensors:
         trained.append(row.tokens[positions])
     of_row = list(zip(pack.rows, trained, strict=True))
 
-    def floats(parts: list[NDArray[np.float64]]) -> Tensor:
+    def floats(parts: list[NDArray[np.floating[Any]]]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(device)
 
     return PackTensors(

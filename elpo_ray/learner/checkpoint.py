@@ -165,12 +165,12 @@ def _difference(path: Path, key: str, found: Any, want: Any) -> str:
 
 def _rng_state() -> dict[str, torch.Tensor]:
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
 def _restore_rng(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_initialized():
+    if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])

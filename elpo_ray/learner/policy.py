@@ -95,7 +95,7 @@ class LogProbHead(nn.Module):
 
     def forward(self, hidden: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """hidden [M, H], targets [M] -> log-probability of each target and entropy, both [M]."""
-        result: tuple[Tensor, Tensor] = _TargetLogProbs.apply(
+        result: tuple[Tensor, Tensor] = _TargetLogProbs.apply(  # type: ignore[no-untyped-call]
             hidden, self.weight, self.bias, targets, scale
         )
         return result
@@ -107,7 +107,8 @@ class PolicyModule(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.head = LogProbHead(model.get_output_embeddings())
+        head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self.head = LogProbHead(head)
 
     def forward(
         self, input_ids: Tensor, select: Tensor, targets: Tensor, temperature: float
@@ -118,7 +119,10 @@ class PolicyModule(nn.Module):
         No attention mask: causal attention never looks right, where the padding is.
         """
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        return self.head(hidden.flatten(0, 1)[select], targets, 1.0 / temperature)
+        result: tuple[Tensor, Tensor] = self.head(
+            hidden.flatten(0, 1)[select], targets, 1.0 / temperature
+        )
+        return result
 
 
 def model_folder(name: str | Path) -> Path:
