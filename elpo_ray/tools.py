@@ -144,8 +144,9 @@ class PooledTools:
         if not hosts:
             raise ValueError("hosts=[]: name at least one sandbox host")
         self._hosts = [_Load(host) for host in hosts]
-        self._config = config
-        self._faults = (SandboxFailure, *faults)
+        self._max_failure_rate = config.max_failure_rate
+        self.retries = config.retries
+        self.faults: tuple[type[Exception], ...] = (SandboxFailure, *faults)
         self.calls = 0
         """Attempts to run a cell or to open a session."""
         self.failures = 0
@@ -168,19 +169,11 @@ class PooledTools:
 
     def check(self) -> None:
         """Raise InfrastructureError if too many calls are lost to go on."""
-        if self.calls >= _MIN_CALLS and self.failure_rate > self._config.max_failure_rate:
+        if self.calls >= _MIN_CALLS and self.failure_rate > self._max_failure_rate:
             raise InfrastructureError(
                 f"the sandbox lost {self.failures} of {self.calls} calls, more than "
-                f"sandbox.max_failure_rate={self._config.max_failure_rate}: look at the hosts"
+                f"sandbox.max_failure_rate={self._max_failure_rate}: look at its hosts"
             )
-
-    @property
-    def retries(self) -> int:
-        return self._config.retries
-
-    @property
-    def faults(self) -> tuple[type[Exception], ...]:
-        return self._faults
 
     def least_loaded(self, avoid: _Load | None) -> _Load:
         """Where the next session goes; not to `avoid`, if there is another."""
@@ -196,13 +189,19 @@ class PooledSession:
         self._state = state
         self._host: _Load | None = None
         self._id: str | None = None
+        self._closed = False
 
     @property
     def state(self) -> SessionState:
         return self._state
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """Run one call. Raises InfrastructureError once the retries are used up."""
+        """Run one call. Raises InfrastructureError once the retries are used up.
+
+        Raises ValueError when closed.
+        """
+        if self._closed:
+            raise ValueError("the session is closed: open a new one, at its state if need be")
         wrong = _malformed(call)
         if wrong is not None:
             return ToolResult(ToolKind.MALFORMED, wrong)
@@ -218,7 +217,12 @@ class PooledSession:
         )
 
     async def close(self) -> None:
-        """End the session; a host that is gone has ended it already."""
+        """End the session. May be called again."""
+        self._closed = True
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Give up the place on the host; one that is gone has ended the session already."""
         host, name = self._host, self._id
         self._host = self._id = None
         if host is None:
@@ -250,7 +254,7 @@ class PooledSession:
                 why = f"{type(fault).__name__}: {fault}"
             self._tools.failures += 1
             failed = self._host
-            await self.close()
+            await self._leave()
         raise InfrastructureError(f"the sandbox failed {1 + self._tools.retries} times: {why}")
 
     async def _open(self, avoid: _Load | None) -> None:
