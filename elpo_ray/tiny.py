@@ -3,7 +3,7 @@
 Tokenizer class, chat template, Hermes tool calls and special tokens are Qwen2.5's. The byte-level
 BPE is trained on the task's demonstrations; what all of them repeat (template, tool schema, the
 frame of a call) is added as whole tokens, and so are the integers below 100: a turn is short.
-No token crosses a line break: what follows the generation prompt never changes how that is
+No phrase crosses the end of the generation prompt: what follows never changes how that is
 tokenised. The same texts, shape and seed give the same folder.
 """
 
@@ -26,9 +26,14 @@ from elpo_ray.types import Message
 TEMPLATE = Path(__file__).parent / "templates" / "qwen2_5.jinja"
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-PIECES = re.compile(r"\d+|\n|[^\d\n]+")
+GENERATION = "assistant\n"
+"""Ends the template's generation prompt, after its special token."""
+BREAKS = re.compile(
+    "|".join(map(re.escape, (END_OF_TEXT, START, END, *TAGS))) + rf"|\d+|(?<={GENERATION})"
+)
+"""What phrases stay between: special tokens and tags, integers, the generation prompt's end."""
 PHRASE_SHARE = 0.1
-"""A piece of text in at least this share of the conversations becomes one token."""
+"""Text in at least this share of the conversations becomes one token."""
 WHOLE_INTEGERS = tuple(str(number) for number in range(100))
 """Planning, not arithmetic, is to be learned: each of these is one token."""
 
@@ -116,13 +121,12 @@ def _tokenizer(texts: Sequence[str], vocab_size: int) -> Qwen2Tokenizer:
 
 
 def _phrases(texts: Sequence[str]) -> list[str]:
-    """Text between tags, line breaks and integers that many conversations share."""
-    tags = re.compile("|".join(map(re.escape, (END_OF_TEXT, START, END, *TAGS))))
+    """Text between breaks that many conversations share."""
     shared: Counter[str] = Counter()
     for text in texts:
-        shared.update({p for part in tags.split(text) for p in PIECES.findall(part)})
+        shared.update(set(BREAKS.split(text)))
     return sorted(
-        piece
-        for piece, number in shared.items()
-        if len(piece) > 1 and not piece.isdigit() and number >= PHRASE_SHARE * len(texts)
+        phrase
+        for phrase, number in shared.items()
+        if len(phrase) > 1 and number >= PHRASE_SHARE * len(texts)
     )
