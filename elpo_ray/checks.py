@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from elpo_ray.chat import Chat
 from elpo_ray.config import Config, Precision, TaskName, TinyModelConfig, require
+from elpo_ray.interfaces import Task
+from elpo_ray.model_folder import check_model_path, local_folder
+
+PROMPTS_CHECKED = 64
+"""Training problems whose prompts are measured against the context window."""
 
 
 def check(config: Config) -> None:
     """Raise ValueError for what the schema alone cannot see: files, folders, other keys."""
     _check_files(config)
-    _check_model_folder(config)
+    if config.model.path is not None:
+        check_model_path(config.model.path)
     require(
         not (config.model.path is None and config.cluster.gpus),
         "cluster.gpus",
@@ -36,29 +43,19 @@ def _check_files(config: Config) -> None:
             )
 
 
-def _check_model_folder(config: Config) -> None:
-    """A folder that is there must hold a model; a hub name is left to the loader."""
-    if config.model.path is None:
-        return
-    folder = Path(config.model.path)
-    if not folder.exists():
-        looks_local = (
-            config.model.path.startswith((".", "/", "~")) or config.model.path.count("/") != 1
+def check_prompts(config: Config, task: Task, folder: Path) -> None:
+    """Raise ValueError unless chat template and context window fit the task's prompts."""
+    chat = Chat.from_folder(str(local_folder(folder)), task.tools)
+    room = config.model.max_context
+    for index in range(PROMPTS_CHECKED):
+        problem = task.train_problem(index)
+        length = len(chat.prompt_ids(problem.messages))
+        require(
+            length < room,
+            "model.max_context",
+            room,
+            f"problem {problem.id} alone has {length} tokens of prompt; raise it",
         )
-        require(not looks_local, "model.path", config.model.path, "no such folder")
-        return
-    require(
-        (folder / "config.json").is_file(),
-        "model.path",
-        config.model.path,
-        "no config.json in it; name a Hugging Face model folder",
-    )
-    require(
-        any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")),
-        "model.path",
-        config.model.path,
-        "no tokenizer in it; copy tokenizer.json and tokenizer_config.json beside the weights",
-    )
 
 
 def batch_algebra(config: Config) -> str:

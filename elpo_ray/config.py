@@ -236,10 +236,11 @@ class TinyModelConfig:
         for key, value in vars(self).items():
             require(value >= 1, f"model.tiny.{key}", value, "use 1 or more")
         require(
-            self.hidden_size % self.num_heads == 0,
+            self.hidden_size % (32 * self.num_heads) == 0,
             "model.tiny.hidden_size",
             self.hidden_size,
-            f"must be a multiple of num_heads={self.num_heads}",
+            f"must be a multiple of 32 * num_heads={32 * self.num_heads}: vLLM on CPU has no "
+            "attention for smaller heads",
         )
         require(
             self.num_heads % self.num_kv_heads == 0,
@@ -583,6 +584,12 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole RL run, the length of the learning-rate schedule."""
+        batches = self.trainer.inputs_per_step // self.learner.minibatch_inputs
+        return self.trainer.steps * batches * self.learner.epochs
 
     def __post_init__(self) -> None:
         require(

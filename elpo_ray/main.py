@@ -16,8 +16,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from elpo_ray import checks
 from elpo_ray.config import CONF_DIR, Config
 from elpo_ray.config_errors import explain
+from elpo_ray.runs import CheckpointError
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -30,11 +32,19 @@ def fail(message: str) -> NoReturn:
     sys.exit(EXIT_CONFIGURATION)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
-def run(composed: DictConfig) -> None:
-    """Everything after composition; imports of the heavy parts wait until the config is sound."""
-    from elpo_ray import checks
+def compose() -> list[DictConfig]:
+    """What Hydra makes of the command line: one configuration, several under --multirun, none
+    after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
+    composed: list[DictConfig] = []
+    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(
+        composed.append
+    )()
+    return composed
 
+
+def run(composed: DictConfig) -> int:
+    """Everything after composition; the heavy imports wait until the configuration is sound.
+    Returns the exit code."""
     # Merged into the schema once more: `+key=value` may have added a key that it does not have.
     plain = OmegaConf.create(OmegaConf.to_container(composed))
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
@@ -42,24 +52,28 @@ def run(composed: DictConfig) -> None:
     checks.check(config)
     if config.check_only:
         print(checks.batch_algebra(config))
-        return
+        return 0
     from elpo_ray.driver import train
 
-    sys.exit(EXIT_INTERRUPTED if train(config).interrupted else 0)
+    return EXIT_INTERRUPTED if train(config).interrupted else 0
 
 
 def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
     try:
-        run()
+        code = max((run(composed) for composed in compose()), default=0)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         message = explain(error)
         if message is None:
             raise
         fail(message)
+    except CheckpointError as error:
+        print(f"elpo_ray: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
-        print("elpo_ray: interrupted before the first checkpoint", file=sys.stderr)
+        print("elpo_ray: interrupted before the first step; nothing to keep", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

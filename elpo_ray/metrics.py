@@ -190,7 +190,8 @@ class Metrics:
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int, show: bool) -> Iterator[Any]:
-    """A bar on a terminal that vanishes when done; yields `advance(done_so_far)`."""
+    """A bar that vanishes when done; yields `advance(done_so_far)`. Nothing off a terminal."""
+    show = show and console.is_terminal
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not show)
     with bar:

@@ -12,11 +12,17 @@ from elpo_ray.config import Config
 from elpo_ray.runs import RunState
 
 
-def summarize(
-    config: Config, state: RunState, pass_at_1_after: float, wall_seconds: float
-) -> dict[str, Any]:
-    """The contract of `summary.json`; rates are fractions, times are seconds."""
+def summarize(config: Config, state: RunState, pass_at_1_after: float) -> dict[str, Any]:
+    """The contract of `summary.json`; rates are fractions, times are seconds.
+
+    Seconds are those of all phases together, of a resumed run up to its checkpoint included.
+    """
     totals = state.totals
+    seconds = {
+        key.removeprefix("seconds/"): value
+        for key, value in totals.items()
+        if key.startswith("seconds/")
+    }
     judged = totals.get("localizations_judged", 0.0)
     return {
         "experiment": config.experiment,
@@ -33,12 +39,8 @@ def summarize(
         "localization_accuracy": totals["localizations_right"] / judged if judged else None,
         "localizations_judged": int(judged),
         "weight_version": state.step,
-        "wall_seconds": wall_seconds,
-        "seconds_by_phase": {
-            key.removeprefix("seconds/"): seconds
-            for key, seconds in totals.items()
-            if key.startswith("seconds/")
-        },
+        "wall_seconds": sum(seconds.values()),
+        "seconds_by_phase": seconds,
     }
 
 
@@ -46,22 +48,31 @@ def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> Non
     """What a newcomer wants to know: did it learn, did it find the errors, where is it all."""
     before, after = summary["pass_at_1_before"], summary["pass_at_1_after"]
     accuracy = summary["localization_accuracy"]
-    table = Table(title=f"{summary['experiment']} · {summary['algorithm']}", show_header=False)
     rows = {
         f"pass@1 before ({summary['eval_problems']} held-out problems)": f"{before:.1%}",
         "pass@1 after": f"{after:.1%}  ({100 * (after - before):+.1f} points)",
-        "critical steps found, against the oracle": "no oracle or none confirmed"
+        "critical steps, against the oracle": "none to judge"
         if accuracy is None
         else f"{accuracy:.1%} of {summary['localizations_judged']} right",
         "rollouts": f"{summary['rollouts']:,} = {summary['inputs']} inputs x "
         f"{summary['budget_per_input']}",
-        "time": f"{summary['wall_seconds']:.0f} s: "
-        + ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds_by_phase"].items()),
-        "metrics": str(folder / "metrics.jsonl"),
-        "trees": str(folder / "trees"),
-        "checkpoints": str(folder / "checkpoints"),
-        "summary": str(folder / "summary.json"),
+        "seconds": f"{summary['wall_seconds']:.0f} = "
+        + " + ".join(f"{v:.0f} {k}" for k, v in summary["seconds_by_phase"].items() if v >= 0.5),
     }
+    table = Table(title=f"{summary['experiment']} · {summary['algorithm']}", show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+    console.print(f"everything lies in {folder}/", highlight=False, soft_wrap=True)
+    for name, what in CONTENTS.items():
+        console.print(f"  {name:<15}{what}", highlight=False, soft_wrap=True)
+
+
+CONTENTS = {
+    "summary.json": "the numbers above",
+    "metrics.jsonl": "one object a step",
+    "trees/": "every rollout tree, one a line",
+    "checkpoints/": "weights, optimizer, data cursor",
+    "config.yaml": "the resolved configuration",
+}
+"""What the run folder holds, for the user to find."""

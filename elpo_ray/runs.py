@@ -81,7 +81,9 @@ class RunFolder:
         assert trainer.resume is not None
         run = cls(Path(trainer.resume))
         if not (run.path / "config.yaml").exists():
-            raise ValueError(f"trainer.resume={trainer.resume!r}: not a run folder (no config.yaml)")
+            raise ValueError(
+                f"trainer.resume={trainer.resume!r}: not a run folder (no config.yaml)"
+            )
         if run.newest_checkpoint() is None:
             raise ValueError(
                 f"trainer.resume={trainer.resume!r}: no complete checkpoint in {run.checkpoints}; "

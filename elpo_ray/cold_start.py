@@ -1,0 +1,154 @@
+"""The model that RL starts from: built or named, then trained on demonstrations, then cached.
+
+Invariant: a cached folder is complete (it is renamed into place last) and its name is a digest of
+everything that determines it, so that a changed setting never meets an old model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from elpo_ray.chat import Chat
+from elpo_ray.cluster import Cluster, LearnerGroup
+from elpo_ray.config import Config
+from elpo_ray.forest import TrainForest, TrainTree, demonstrations
+from elpo_ray.interfaces import Task
+from elpo_ray.metrics import progress_bar
+from elpo_ray.model_folder import local_folder
+from elpo_ray.tiny import build_tiny
+from elpo_ray.types import Message
+
+TOKENIZER_TEXTS = 2000
+"""Demonstrations that the tiny tokenizer is trained on."""
+BATCHES_PER_CALL = 10
+"""Optimizer steps between two movements of the progress bar."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where RL begins."""
+
+    folder: Path
+    """A Hugging Face folder (or hub name) that engines and learner load."""
+    learner: LearnerGroup | None
+    """The learner that made it, its optimizer fresh; None when it came from the cache."""
+
+
+def starting_model(config: Config, task: Task, cluster: Cluster, console: Console) -> Start:
+    """The base model, after a cold start on demonstrations if the configuration asks for one."""
+    base = base_model(config, task)
+    if not config.cold_start.enabled:
+        return Start(base, None)
+    folder = Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config))}"
+    if folder.exists():
+        console.print(f"cold start: cached in {folder}", highlight=False)
+        return Start(folder, None)
+    batches = _batches(config, task, base)
+    learner = cluster.learner(base, len(batches))
+    learner.reset_optimizer(config.cold_start.optimizer, len(batches), base)
+    started = time.perf_counter()
+    with progress_bar(console, "cold start", len(batches), config.logging.progress) as advance:
+        for done in range(0, len(batches), BATCHES_PER_CALL):
+            part = batches[done : done + BATCHES_PER_CALL]
+            stats = learner.update(TrainForest(minibatches=part), supervised=True)
+            advance(done + len(part))
+    commit(folder, learner.export)
+    learner.reset_optimizer(config.learner.optimizer, config.optimizer_steps, folder)
+    console.print(
+        f"cold start: {len(batches)} optimizer steps in {time.perf_counter() - started:.0f} s, "
+        f"loss {stats['loss']:.3f} nats a token; kept in {folder}",
+        highlight=False,
+    )
+    return Start(folder, learner)
+
+
+def base_model(config: Config, task: Task) -> Path:
+    """`model.path`, or the tiny model and tokenizer built for the task."""
+    if config.model.path is not None:
+        return Path(config.model.path)
+    folder = Path(config.cold_start.cache) / f"tiny-{digest(_base_key(config))}"
+    if not folder.exists():
+        texts = list(islice(_conversations(task), TOKENIZER_TEXTS))
+        shape, context = config.model.tiny, config.model.max_context
+        seed = config.trainer.seed
+        commit(
+            folder,
+            lambda path: build_tiny(path, shape, texts, task.tools, max_context=context, seed=seed),
+        )
+    return folder
+
+
+def commit(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a partial folder, then give it its final name."""
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    partial.rename(folder)
+
+
+def digest(key: dict[str, Any]) -> str:
+    """A short, stable name for a JSON-able description."""
+    text = json.dumps(
+        key, sort_keys=True, default=lambda value: getattr(value, "value", str(value))
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _base_key(config: Config) -> dict[str, Any]:
+    return {
+        "tiny": asdict(config.model.tiny),
+        "max_context": config.model.max_context,
+        "task": asdict(config.task.countdown),
+        "seed": config.trainer.seed,
+    }
+
+
+def _cold_start_key(config: Config) -> dict[str, Any]:
+    settings = asdict(config.cold_start)
+    del settings["cache"], settings["enabled"]
+    return {
+        "base": config.model.path or _base_key(config),
+        "task": asdict(config.task),
+        "cold_start": settings,
+        "precision": config.model.precision,
+        "seed": config.trainer.seed,
+    }
+
+
+def _batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
+    """The demonstrations of every epoch, shuffled, as one mini-batch an optimizer step."""
+    settings = config.cold_start
+    chat = Chat.from_folder(str(local_folder(base)), task.tools)
+    encoded = [chat.conversation_ids(messages) for messages in _conversations(task)]
+    room = config.model.max_context
+    encoded = [pair for pair in encoded if len(pair[0]) <= room]
+    if not encoded:
+        raise ValueError(
+            "cold_start.enabled=True: the task has no demonstration within "
+            f"model.max_context={room}; raise it or turn the cold start off"
+        )
+    rng = random.Random(config.trainer.seed)
+    batches: list[list[TrainTree]] = []
+    for _ in range(settings.epochs):
+        rng.shuffle(encoded)
+        batches += demonstrations(encoded, settings.batch_size).minibatches
+    return batches
+
+
+def _conversations(task: Task) -> Iterator[list[Message]]:
+    index = 0
+    while (conversation := task.demonstration(index)) is not None:
+        yield conversation
+        index += 1
