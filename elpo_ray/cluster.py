@@ -221,16 +221,15 @@ class Cluster:
     """Ray for the length of a `with` block: started or joined, its actors gone at the end."""
 
     def __init__(self, config: Config) -> None:
+        """Raises ValueError, with Ray shut down again, if the cluster has too few GPUs."""
         self.config = config
         self._actors: list[ActorHandle[Any]] = []
         self._placements: list[PlacementGroup] = []
-
-    def __enter__(self) -> Cluster:
-        cluster = self.config.cluster
+        cluster = config.cluster
         ray.init(
             address=cluster.address,
             include_dashboard=cluster.dashboard if cluster.address is None else None,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
             log_to_driver=False,
         )
         try:
@@ -238,6 +237,8 @@ class Cluster:
         except ValueError:
             ray.shutdown()
             raise
+
+    def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -175,7 +175,8 @@ class Trainer:
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        with self.run.checkpoint(self.state, self.config.trainer.keep_checkpoints) as folder:
+        keep = self.config.trainer.keep_checkpoints
+        with self.watch.phase("checkpoint"), self.run.checkpoint(self.state, keep) as folder:
             self.learner.save(folder / "learner")
 
     def restore(self) -> None:

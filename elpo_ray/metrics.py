@@ -68,10 +68,11 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
 
 
 class Stopwatch:
-    """Seconds by phase, of the current step and of the whole run."""
+    """Seconds by phase since the last lap; what no phase covered is `other`."""
 
     def __init__(self) -> None:
-        self.step: Values = {}
+        self._phases: Values = {}
+        self._begun = time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -79,12 +80,14 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.step[name] = self.step.get(name, 0.0) + time.perf_counter() - start
+            self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - start
 
     def lap(self) -> Values:
-        """This step's seconds by phase; the next step starts at zero."""
-        seconds, self.step = self.step, {}
-        return seconds
+        """The seconds of every phase; their sum is the wall-clock time of the lap."""
+        now = time.perf_counter()
+        seconds, whole = self._phases, now - self._begun
+        self._phases, self._begun = {}, now
+        return seconds | {"other": whole - sum(seconds.values())}
 
 
 class Sink(Protocol):

@@ -139,10 +139,10 @@ class RunFolder:
             partial.rename(final)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            newest = self.newest_checkpoint()
+            newest = self.newest_checkpoint() or "none"
             raise CheckpointError(
-                f"checkpoint {final}: {error.strerror or error}; nothing of it was kept, the newest "
-                f"complete one is {newest or 'none'}; free disk space and continue with "
+                f"checkpoint {final}: {error.strerror or error}; nothing of it was kept, the "
+                f"newest complete one is {newest}; free disk space and continue with "
                 f"trainer.resume={self.path}"
             ) from error
         for old in sorted(self.checkpoints.glob("step_*"))[:-keep]:

@@ -195,7 +195,7 @@ def main() -> None:
     sys.argv[:] = [""]
     supervisor = socket.socket(fileno=SUPERVISOR_FD)
     job = json.loads(supervisor.recv(MAX_MESSAGE_BYTES))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.shutdown(socket.SHUT_RDWR))
     die_with_parent(job["supervisor"], signal.SIGTERM)
     sys.path[:] = [*(path for path in sys.path if path != job["source"]), *job["packages"], ""]
     for name in (*_COMMON_IMPORTS.split(), *job["preload"]):

@@ -20,12 +20,20 @@ from sandbox.supervisor import Sandbox, Session
 
 pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="module")]
 
-LIMITS = Limits(wall_s=1.5, cpu_s=1.5, memory_mib=512)
+LIMITS = Limits(wall_s=30, cpu_s=30, memory_mib=256)
+"""Generous in time: a busy machine fails no test."""
+HASTY = Limits(wall_s=1, cpu_s=1, memory_mib=256)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def sandbox() -> AsyncIterator[Sandbox]:
     async with Sandbox(LIMITS, sessions=8) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hasty() -> AsyncIterator[Sandbox]:
+    async with Sandbox(HASTY, sessions=8) as made:
         yield made
 
 
@@ -143,17 +151,17 @@ async def test_printing_survives_descriptors_being_closed(session: Session) -> N
     ],
 )
 async def test_a_killed_call_leaves_the_session_where_it_was(
-    session: Session, code: str, kind: Kind
+    hasty: Sandbox, code: str, kind: Kind
 ) -> None:
+    session = await hasty.open()
     await session.call("x = 41")
-    start = time.monotonic()
     result = await session.call(code)
     assert (result.kind, result.state_kept) == (kind, False)
     assert result.traceback
-    assert time.monotonic() - start < LIMITS.wall_s + 2
-    assert result.duration_s < LIMITS.wall_s + 0.5
+    assert result.duration_s < HASTY.wall_s + 1
     after = await session.call("x + 1")
     assert (after.value, after.restored_by) == ("42", "replay")
+    await session.close()
 
 
 async def test_threads_may_not_burn_more_cpu_than_the_limit() -> None:
@@ -180,12 +188,12 @@ async def test_nothing_runs_between_calls(session: Session) -> None:
 
 
 async def test_queueing_is_no_part_of_the_time_limit() -> None:
-    async with Sandbox(LIMITS, running=1) as made:
-        sessions = [await made.open() for _ in range(3)]
+    async with Sandbox(Limits(wall_s=2), running=1) as made:
+        sessions = [await made.open() for _ in range(4)]
         results = await asyncio.gather(*(s.call("import time; time.sleep(0.8)") for s in sessions))
-    assert [result.kind for result in results] == [Kind.OK] * 3
-    assert max(result.queue_s for result in results) > 1.4
-    assert max(result.duration_s for result in results) < 1.5
+    assert [result.kind for result in results] == [Kind.OK] * 4
+    assert max(result.queue_s for result in results) > 2.3
+    assert max(result.duration_s for result in results) < 2
 
 
 async def test_open_waits_for_a_free_place() -> None:
@@ -490,7 +498,7 @@ async def test_the_death_of_the_spawner_is_a_failure_and_then_repaired() -> None
         await session.call("x = 7")
         (spawner,) = set(children_of(os.getpid())) - mine
         (child,) = children_of(spawner)
-        running = asyncio.create_task(session.call("while True: pass"))
+        running = asyncio.create_task(session.call("import time; time.sleep(20)"))
         await asyncio.sleep(0.2)
         os.kill(spawner, signal.SIGKILL)
         result = await running
