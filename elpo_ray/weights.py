@@ -1,0 +1,188 @@
+"""How new weights travel from the learner to the engines.
+
+One protocol, two transports. On every rank of the learner a publisher is called in lockstep; rank 0
+drives the engines (`Engine.begin_update`, receive, `Engine.finish_update`), the others only take
+part in the learner's gathers.
+
+* Host memory (CPU): full tensors in bounded buckets. Invariant: an engine's weights change in one
+  piece or not at all; everything is verified and complete before the first byte is loaded.
+* NCCL (GPU): `nccl_transfer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+Buckets = Callable[[int], Iterator[dict[str, torch.Tensor]]]
+"""The learner's `weight_buckets`: full tensors under Hugging Face names, at most so many bytes at
+a time; a collective, so every rank iterates it to its end (all but rank 0 get empty dicts)."""
+
+
+class WeightSyncError(RuntimeError):
+    """Weights did not arrive as sent, or are not this model's. The engine keeps its old ones."""
+
+
+class EngineHandles(Protocol):
+    """All engines, as the learner reaches them; each call blocks until every engine answered."""
+
+    def call(self, method: str, *args: Any) -> None:
+        """Call `Engine.method(*args)` on every engine; raises what any of them raised."""
+        ...
+
+    def call_each(self, method: str, args: Sequence[Any]) -> None:
+        """Call `Engine.method(args[i])` on engine i."""
+        ...
+
+
+class Publisher(Protocol):
+    """Hands the learner's weights to every engine."""
+
+    def publish(self, version: int) -> None:
+        """Every engine serves `version` on return. Called on all learner ranks in lockstep."""
+        ...
+
+
+# --- the wire -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WireTensor:
+    """A tensor as bytes, so that it passes an object store without a copy, bfloat16 included."""
+
+    name: str
+    dtype: str
+    """Torch's name, such as `bfloat16`."""
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+    digest: str
+    """BLAKE2b of name, dtype, shape and data."""
+
+
+def pack(tensors: Mapping[str, torch.Tensor]) -> list[WireTensor]:
+    """Full CPU tensors as bytes with digests; contiguous tensors are not copied."""
+    packed = []
+    for name, tensor in tensors.items():
+        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+        packed.append(WireTensor(name, dtype, shape, data, _digest(name, dtype, shape, data)))
+    return packed
+
+
+def unpack(wire: WireTensor) -> torch.Tensor:
+    """The tensor that was packed. Raises WeightSyncError if its bytes changed on the way."""
+    if _digest(wire.name, wire.dtype, wire.shape, wire.data) != wire.digest:
+        raise WeightSyncError(f"{wire.name}: the bytes that arrived are not the bytes sent")
+    # The object store's arrays are read-only, which torch has no notion of: copy.
+    flat = torch.from_numpy(wire.data.copy()).view(getattr(torch, wire.dtype))
+    return flat.reshape(wire.shape)
+
+
+def _digest(name: str, dtype: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> str:
+    state = hashlib.blake2b(f"{name} {dtype} {shape} ".encode(), digest_size=16)
+    state.update(data)
+    return state.hexdigest()
+
+
+# --- the engine's side of the host transport ------------------------------------------------------
+
+
+def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a model folder, from its safetensors headers alone.
+
+    Raises ValueError if the folder holds no safetensors file.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    if not shapes:
+        raise ValueError(f"model.path={str(folder)!r}: no *.safetensors file; convert the weights")
+    return shapes
+
+
+class Inbox:
+    """Collects one version of the weights as files in shared memory, verified as it goes."""
+
+    def __init__(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        self._expected = expected
+        self._seen: set[str] = set()
+        shm = Path("/dev/shm")
+        self._folder = Path(tempfile.mkdtemp("-weights", dir=shm if shm.is_dir() else None))
+        self.files: list[Path] = []
+        """One safetensors file a bucket, in order of arrival."""
+
+    def accept(self, bucket: Sequence[WireTensor]) -> None:
+        """Verify and keep one bucket. Raises WeightSyncError, naming the tensor."""
+        tensors = {}
+        for wire in bucket:
+            if wire.name not in self._expected:
+                raise WeightSyncError(f"{wire.name}: the engine's model has no such tensor")
+            if wire.name in self._seen:
+                raise WeightSyncError(f"{wire.name}: sent twice")
+            if wire.shape != self._expected[wire.name]:
+                raise WeightSyncError(
+                    f"{wire.name}: shape {wire.shape}, the engine's model has "
+                    f"{self._expected[wire.name]}"
+                )
+            tensors[wire.name] = unpack(wire)
+            self._seen.add(wire.name)
+        if tensors:
+            self.files.append(self._folder / f"{len(self.files)}.safetensors")
+            save_file(tensors, self.files[-1])
+
+    def check_complete(self) -> None:
+        """Raises WeightSyncError, naming a tensor, unless everything has arrived."""
+        missing = [name for name in self._expected if name not in self._seen]
+        if missing:
+            raise WeightSyncError(f"{missing[0]}: never sent ({len(missing)} tensors missing)")
+
+    def close(self) -> None:
+        """Remove the files."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# --- the learner's side ---------------------------------------------------------------------------
+
+
+class HostPublisher:
+    """Sends weights through host memory, bucket by bucket."""
+
+    def __init__(self, rank: int, engines: EngineHandles, buckets: Buckets, max_bytes: int) -> None:
+        self._rank = rank
+        self._engines = engines
+        self._buckets = buckets
+        self._max_bytes = max_bytes
+
+    def publish(self, version: int) -> None:
+        """See `Publisher`. A failure is raised only after this rank has left the collective."""
+        if self._rank != 0:
+            for _ in self._buckets(self._max_bytes):
+                pass
+            return
+        failure: Exception | None = None
+        buckets = self._buckets(self._max_bytes)
+        try:
+            self._engines.call("begin_update")
+            for bucket in buckets:
+                self._engines.call("receive", pack(bucket))
+            self._engines.call("finish_update", version)
+        except Exception as error:
+            # The other ranks are inside the gathers: go through the rest with them.
+            failure = error
+            for _ in buckets:
+                pass
+        if failure is not None:
+            self._engines.call("abandon_update")
+            raise failure
