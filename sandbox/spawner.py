@@ -186,6 +186,14 @@ def _become_session(confinement: Confinement, berth: Berth) -> None:
         os._exit(_REFUSED_STATUS)
 
 
+def _import(names: list[str]) -> None:
+    """Once here, so that no session has to."""
+    for name in names:
+        importlib.import_module(name)
+    if "numpy" in sys.modules:
+        importlib.import_module("numpy.random")  # lazy, and seeded at the start of each session
+
+
 def main() -> None:
     """Read the job from the supervisor, find out what can be enforced, serve."""
     adopt_orphans()
@@ -195,14 +203,18 @@ def main() -> None:
     sys.argv[:] = [""]
     supervisor = socket.socket(fileno=SUPERVISOR_FD)
     job = json.loads(supervisor.recv(MAX_MESSAGE_BYTES))
-    signal.signal(signal.SIGTERM, lambda *_: supervisor.shutdown(socket.SHUT_RDWR))
+
+    def hang_up(*_: object) -> None:
+        with suppress(OSError):
+            supervisor.shutdown(socket.SHUT_RDWR)  # `serve` then ends as if the other side had
+
+    signal.signal(signal.SIGTERM, hang_up)
     die_with_parent(job["supervisor"], signal.SIGTERM)
     sys.path[:] = [*(path for path in sys.path if path != job["source"]), *job["packages"], ""]
-    for name in (*_COMMON_IMPORTS.split(), *job["preload"]):
-        importlib.import_module(name)
+    _import([*_COMMON_IMPORTS.split(), *job["preload"]])
     confinement, problems = probe(Limits(**job["limits"]), job["packages"], job["root"])
-    fatal = [problem.layer not in OPTIONAL_WHEN_DEGRADED for problem in problems]
-    runs = not any(fatal) and (job["allow_degraded"] or not problems)
+    can_run = all(problem.layer in OPTIONAL_WHEN_DEGRADED for problem in problems)
+    runs = can_run and (job["allow_degraded"] or not problems)
     spawner = Spawner(supervisor, confinement, job["root"])
     plan = confinement.plan
     layers = [name for name in OPTIONAL_WHEN_DEGRADED if name not in plan.missing]
