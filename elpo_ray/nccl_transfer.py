@@ -88,7 +88,7 @@ class HandlesClient:
     def start_weight_update(self) -> None:
         self._engines.call("begin_update")
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
         self._engines.call("receive", update_info)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:

@@ -55,11 +55,13 @@ def register() -> None:
     if HOST_BACKEND in WeightTransferEngineFactory._registry:
         return
     WeightTransferEngineFactory.register_engine(HOST_BACKEND, HostWeightTransferEngine)
-    Sampler.gather_logprobs = staticmethod(with_entropy_v1(Sampler.gather_logprobs))
+    patched = staticmethod(with_entropy_v1(Sampler.gather_logprobs))
+    Sampler.gather_logprobs = patched  # type: ignore[method-assign]
     if torch.cuda.is_available():
         from vllm.v1.worker.gpu.sample import sampler as sampler_v2
 
-        sampler_v2.compute_topk_scores = with_entropy_v2(sampler_v2.compute_topk_scores)
+        patched_v2 = with_entropy_v2(sampler_v2.compute_topk_scores)  # type: ignore[attr-defined]
+        sampler_v2.compute_topk_scores = patched_v2  # type: ignore[attr-defined]
     if owner != str(os.getpid()):
         threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
 
@@ -76,7 +78,8 @@ def _die_with(parent: int) -> None:
 
 def entropy(logprobs: torch.Tensor) -> torch.Tensor:
     """Entropy in nats of each row: [n, vocab] log-probs (-inf allowed) -> [n]."""
-    return torch.special.entr(logprobs.exp()).sum(dim=-1)
+    rows: torch.Tensor = torch.special.entr(logprobs.exp()).sum(dim=-1)
+    return rows
 
 
 def with_entropy_v1(gather: Callable[..., LogprobsTensors]) -> Callable[..., LogprobsTensors]:
@@ -109,7 +112,9 @@ def with_entropy_v2(compute: Callable[..., LogprobsTensors]) -> Callable[..., Lo
             return compute(logits, num_logprobs, sampled_token_ids, cu_num_logits, **kwargs)
         scores = compute(logits, 0, sampled_token_ids, cu_num_logits, **kwargs)
         # In slices: a whole [sequences, vocab] float32 copy would be outside vLLM's memory plan.
-        entropies = [entropy(rows.log_softmax(-1, torch.float32)) for rows in logits.split(32)]
+        entropies = [
+            entropy(rows.log_softmax(-1, torch.float32)) for rows in torch.split(logits, 32)
+        ]
         columns = _columns(sampled_token_ids, scores.logprobs[:, 0], torch.cat(entropies))
         return scores._replace(
             logprob_token_ids=columns.logprob_token_ids, logprobs=columns.logprobs
@@ -118,7 +123,9 @@ def with_entropy_v2(compute: Callable[..., LogprobsTensors]) -> Callable[..., Lo
     return compute_topk_scores
 
 
-def _columns(token_ids: torch.Tensor, sampled: torch.Tensor, extra: torch.Tensor) -> Any:
+def _columns(
+    token_ids: torch.Tensor, sampled: torch.Tensor, extra: torch.Tensor
+) -> LogprobsTensors:
     """vLLM's two-column form: sampled token and its log-prob, `ENTROPY_ID` and the entropy."""
     ids = token_ids.to(torch.int32)
     return LogprobsTensors(
@@ -164,13 +171,14 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: HostUpdateInfo) -> None:
-        self.model.load_weights(load_file(update_info.path).items())
+        model: Any = self.model
+        model.load_weights(load_file(update_info.path).items())
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-        finalize_layerwise_reload(self.model, self.model_config)
+        finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
         for module in self.model.modules():
             weight = getattr(module, "weight", None)
             if hasattr(module, "cpu_linear") and weight is not None and weight.numel():

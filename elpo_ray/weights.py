@@ -91,7 +91,7 @@ def unpack(wire: WireTensor) -> torch.Tensor:
 
 def _digest(name: str, dtype: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> str:
     state = hashlib.blake2b(f"{name} {dtype} {shape} ".encode(), digest_size=16)
-    state.update(data)
+    state.update(data.data)
     return state.hexdigest()
 
 

@@ -53,5 +53,5 @@ def test_an_inbox_holds_exactly_what_was_sent(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no \\*.safetensors file"):
+    with pytest.raises(ValueError, match=r"no \*.safetensors file"):
         checkpoint_shapes(tmp_path)
