@@ -599,6 +599,12 @@ class Config:
             f"must divide trainer.inputs_per_step={self.trainer.inputs_per_step}",
         )
         require(
+            self.learner.max_tokens_per_pack >= self.model.max_context,
+            "learner.max_tokens_per_pack",
+            self.learner.max_tokens_per_pack,
+            f"must hold one episode, model.max_context={self.model.max_context}",
+        )
+        require(
             self.task.max_turn_tokens < self.model.max_context,
             "task.max_turn_tokens",
             self.task.max_turn_tokens,
