@@ -14,6 +14,8 @@ from itertools import combinations
 
 Left = tuple[int, ...]
 """The numbers left, sorted."""
+Move = tuple[int, str, int]
+"""A step: first operand, operator, second operand."""
 
 
 def merge(left: list[int], a: int, op: str, b: int, operators: str, max_value: int) -> list[int]:
@@ -70,9 +72,9 @@ class Rules:
         made = {"+": high + low, "-": high - low, "*": high * low}
         return {op: made[op] for op in self.operators if made[op] <= self.max_value}
 
-    def moves(self, left: Left) -> list[tuple[int, str, int]]:
-        """Every allowed step, the larger operand first, each once, in a fixed order."""
-        pairs = sorted({(b, a) for a, b in combinations(left, 2)})
+    def moves(self, left: Left) -> list[Move]:
+        """Every allowed step once, the larger operand first, largest operands first."""
+        pairs = sorted({(b, a) for a, b in combinations(left, 2)}, reverse=True)
         return [(a, op, b) for a, b in pairs for op in self.values(a, b)]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from elpo_ray.config import TaskConfig
 from elpo_ray.tasks import code_interpreter
-from elpo_ray.tasks.arithmetic import Left, Rules, describe, reachable, session_code
+from elpo_ray.tasks.arithmetic import Left, Move, Rules, describe, reachable, session_code
 from elpo_ray.tasks.rewards import outcome
 from elpo_ray.types import FinishReason, Message, Problem, Score, Step, ToolKind
 
@@ -67,14 +67,15 @@ class Countdown:
         return [self._problem(f"eval-{i}", *drawn[i]) for i in range(count)]
 
     def demonstration(self, index: int) -> list[Message] | None:
-        """A training problem solved along a random one of its recoverable paths."""
+        """A training problem solved, always joining the largest numbers that can be joined: what
+        is left to learn is the choice of the operator."""
         if index >= self._config.demonstrations:
             return None
         rng = random.Random(f"demonstration/{self._seed}/{index}")
         numbers, target = self._draw(rng, held_out=False)
         messages: list[Message] = [*_prompt(numbers, target)]
         left = numbers
-        for a, op, b in self._solution(rng, numbers, target):
+        for a, op, b in self._solution(numbers, target):
             left = self._rules.step(left, a, op, b)
             messages += _call(f"combine({a}, '{op}', {b})", describe(list(left)))
         messages.append({"role": "assistant", "content": f"answer: {target}"})
@@ -171,20 +172,18 @@ class Countdown:
                     "difficulty; lower it or widen task.countdown.low..high"
                 )
 
-    def _solution(
-        self, rng: random.Random, left: Left, target: int
-    ) -> Iterator[tuple[int, str, int]]:
+    def _solution(self, left: Left, target: int) -> Iterator[Move]:
+        """Of the recoverable steps the one with the largest operands, `+` before `-`, `*`."""
         while len(left) > 1:
-            good = [
-                (move, after)
-                for move in self._rules.moves(left)
-                if target in reachable(after := self._rules.step(left, *move), self._rules)
-            ]
-            move, left = rng.choice(good)
+            for move in self._rules.moves(left):
+                after = self._rules.step(left, *move)
+                if target in reachable(after, self._rules):
+                    break
+            left = after
             yield move
 
 
-def parse_combine(code: str | None) -> tuple[int, str, int] | None:
+def parse_combine(code: str | None) -> Move | None:
     """The literals of code that is exactly one `combine(a, op, b)` call, else None."""
     if code is None or len(code) > MAX_CODE_CHARS:
         return None

@@ -21,7 +21,7 @@ Edit = Callable[[str], str]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demonstrations = [TASK.demonstration(i) or [] for i in range(50)]
-    config = TinyModelConfig(hidden_size=16, intermediate_size=32, num_layers=1)
+    config = TinyModelConfig(intermediate_size=32, num_layers=1)
     target = tmp_path_factory.mktemp("tiny")
     return build_tiny(target, config, demonstrations, TASK.tools, max_context=512, seed=0)
 

@@ -12,7 +12,7 @@ from elpo_ray.tasks.countdown import Countdown
 from elpo_ray.tiny import build_tiny
 
 TASK = Countdown(TaskConfig(countdown=CountdownConfig()), seed=0)
-SHAPE = TinyModelConfig(vocab_size=500, hidden_size=32, intermediate_size=64, num_layers=2)
+SHAPE = TinyModelConfig(vocab_size=500, intermediate_size=64, num_layers=1)
 
 
 DEMONSTRATIONS = [TASK.demonstration(i) or [] for i in range(100)]
