@@ -203,18 +203,24 @@ class Engine:
         """
         if self._inbox is not None:
             self._inbox.check_complete()
-            await self._llm.start_weight_update()
-            for file in self._inbox.files:
-                await self._update({"path": str(file)})
-            self._drop_inbox()
+            try:
+                await self._llm.start_weight_update()
+                for file in self._inbox.files:
+                    await self._update({"path": str(file)})
+            finally:
+                self._drop_inbox()
         await self._llm.finish_weight_update(str(version))
         self.version = version
         await self._llm.resume_generation()
 
     async def abandon_update(self) -> None:
-        """Go on with the old weights after a failed `receive` or an incomplete update (CPU)."""
-        self._drop_inbox()
-        await self._llm.resume_generation()
+        """Go on with the old weights after a failed `receive` or an incomplete update (CPU).
+
+        Does nothing once loading has begun: such an engine has finished, or is broken and stays
+        paused."""
+        if self._inbox is not None:
+            self._drop_inbox()
+            await self._llm.resume_generation()
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
         """Join the learner's NCCL group (GPU); `init_info` is vLLM's."""
