@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from elpo_ray.chat import Chat
 from elpo_ray.config import Config, Precision, TaskName, TinyModelConfig, require
 from elpo_ray.interfaces import Task
 from elpo_ray.model_folder import check_model_path, local_folder
@@ -45,6 +44,8 @@ def _check_files(config: Config) -> None:
 
 def check_prompts(config: Config, task: Task, folder: Path) -> None:
     """Raise ValueError unless chat template and context window fit the task's prompts."""
+    from elpo_ray.chat import Chat  # transformers takes seconds to import; check() must not
+
     chat = Chat.from_folder(str(local_folder(folder)), task.tools)
     room = config.model.max_context
     for index in range(PROMPTS_CHECKED):

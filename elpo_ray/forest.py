@@ -127,7 +127,7 @@ def leaf_weights(trained: Sequence[int] | IntArray, loss: LossConfig) -> FloatAr
     elif loss.aggregation is Aggregation.token_mean:
         weights[used] = 1 / max(counts.sum(), 1.0)
     else:
-        weights[used] = 1 / (used.sum() * loss.norm_tokens)
+        weights[used] = 1 / (max(used.sum(), 1) * loss.norm_tokens)
     return weights
 
 

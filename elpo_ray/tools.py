@@ -11,33 +11,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from elpo_ray.config import SandboxConfig
+from elpo_ray.tasks.code_interpreter import NAME
 from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult
 from sandbox.limits import Limits
 from sandbox.results import CallResult, Kind, SandboxFailure, SessionState
 from sandbox.supervisor import Sandbox, Session
 
-CODE_INTERPRETER: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "code_interpreter",
-        "description": (
-            "Run Python code in a stateful interpreter: names defined in one call are there in "
-            "the next. Returns what was printed, the value of the last expression, or the error. "
-            "No network, no files of the host, no new processes."
-        ),
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "The Python code to run."}},
-            "required": ["code"],
-        },
-    },
-}
-"""The tool's schema in the OpenAI form."""
-
-_NAME = CODE_INTERPRETER["function"]["name"]
 _MIN_CALLS = 100
 """Calls before a share of lost ones means anything."""
 
@@ -112,10 +94,10 @@ def observation(result: CallResult) -> str:
 
 def _malformed(call: ToolCall) -> str | None:
     """What is wrong with a call, in words for the policy; None if nothing is."""
-    if call.name != _NAME:
-        return f"Unknown tool {call.name!r}. The only tool is {_NAME!r}."
+    if call.name != NAME:
+        return f"Unknown tool {call.name!r}. The only tool is {NAME!r}."
     if "code" not in call.arguments:
-        return f'Missing argument. Use {_NAME} with {{"code": "..."}}.'
+        return f'Missing argument. Use {NAME} with {{"code": "..."}}.'
     if not isinstance(call.arguments["code"], str):
         kind = type(call.arguments["code"]).__name__
         return f"The argument 'code' must be a string of Python code, not {kind}."

@@ -11,7 +11,6 @@ import pytest_asyncio
 
 from elpo_ray.config import SandboxConfig
 from elpo_ray.tools import (
-    CODE_INTERPRETER,
     PooledTools,
     SandboxHost,
     SandboxTools,
@@ -136,9 +135,3 @@ async def test_every_kind_that_the_policy_may_see_is_a_tool_kind() -> None:
     for kind in set(Kind) - {Kind.SANDBOX_FAILURE}:
         result = CallResult(kind=kind, state_kept=False, traceback="why")
         assert isinstance(ToolResult(ToolKind(kind.value), observation(result)), ToolResult)
-
-
-async def test_schema_is_the_openai_form() -> None:
-    function = CODE_INTERPRETER["function"]
-    assert (CODE_INTERPRETER["type"], function["name"]) == ("function", "code_interpreter")
-    assert function["parameters"]["required"] == ["code"]
