@@ -48,7 +48,7 @@ class LearnerActor:
         """Address and a free port of this node, for the ranks' rendezvous."""
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+            return str(ray.util.get_node_ip_address()), probe.getsockname()[1]
 
     def start(
         self, config: Config, folder: str, rank: int, master: tuple[str, int], total_steps: int
@@ -163,7 +163,7 @@ class RemoteHost:
         self._actor = actor
 
     async def open(self, setup: str = "", at: Any = None) -> str:
-        return await self._actor.open.remote(setup, at)
+        return str(await self._actor.open.remote(setup, at))
 
     async def call(self, session_id: str, code: str) -> Any:
         return await self._actor.call.remote(session_id, code)
@@ -300,8 +300,10 @@ class Cluster:
             self._placements.append(group)
             self._get(group.ready(), "placement", title)
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
-        remote = ray.remote(kind)
-        actors = [remote.options(name=f"{title}-{i}", **options).remote() for i in range(count)]
+        remote: Any = ray.remote(kind)
+        actors: list[ActorHandle[Any]] = [
+            remote.options(name=f"{title}-{i}", **options).remote() for i in range(count)
+        ]
         self._actors += actors
         return actors
 

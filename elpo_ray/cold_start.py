@@ -45,9 +45,10 @@ class Start:
     """The learner that made it, its optimizer fresh; None when it came from the cache."""
 
 
-def starting_model(config: Config, task: Task, cluster: Cluster, console: Console) -> Start:
-    """The base model, after a cold start on demonstrations if the configuration asks for one."""
-    base = base_model(config, task)
+def starting_model(
+    config: Config, task: Task, base: Path, cluster: Cluster, console: Console
+) -> Start:
+    """`base`, after a cold start on demonstrations if the configuration asks for one."""
     if not config.cold_start.enabled:
         return Start(base, None)
     folder = Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config))}"

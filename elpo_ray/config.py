@@ -343,7 +343,12 @@ class SamplingConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, "sampling.temperature", self.temperature, "use a value > 0")
+        require(
+            0 < self.temperature <= 2,
+            "sampling.temperature",
+            self.temperature,
+            "use a value in (0, 2], as vLLM does",
+        )
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "use a value in (0, 1]")
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from elpo_ray.checks import check_prompts
 from elpo_ray.cluster import Cluster, LearnerGroup, RolloutGroup
-from elpo_ray.cold_start import starting_model
+from elpo_ray.cold_start import base_model, starting_model
 from elpo_ray.config import Config
 from elpo_ray.credit import assign
 from elpo_ray.forest import pack
@@ -44,15 +44,16 @@ class Outcome:
 def train(config: Config) -> Outcome:
     """A whole run, from the starting model to the summary."""
     console, watch = Console(), Stopwatch()
+    run = RunFolder.of(config)
     task = make_task(config.task, config.trainer.seed)
-    resumed = config.trainer.resume is not None
-    run = RunFolder.resume(config.trainer) if resumed else RunFolder.create(config)
+    base = base_model(config, task)
+    check_prompts(config, task, base)
     with watch.phase("start"):
         cluster = Cluster(config)
     with cluster:
+        run.begin(config)
         with watch.phase("cold_start"):
-            start = starting_model(config, task, cluster, console)
-        check_prompts(config, task, start.folder)
+            start = starting_model(config, task, base, cluster, console)
         with watch.phase("start"):
             learner = start.learner or cluster.learner(start.folder, config.optimizer_steps)
             rollouts = cluster.rollouts(start.folder)
@@ -184,10 +185,10 @@ class Trainer:
         if self.config.trainer.resume is None:
             return
         checkpoint = self.run.newest_checkpoint()
-        assert checkpoint is not None, "RunFolder.resume checked it"
+        assert checkpoint is not None, "RunFolder.of checked it"
+        self.learner.load(checkpoint / "learner")
         self.state = read_state(checkpoint)
         self.run.rewind(self.state.step)
-        self.learner.load(checkpoint / "learner")
         self.learner.publish(version=self.state.step)
         self.console.print(f"resumed {self.run.path} after step {self.state.step}")
 

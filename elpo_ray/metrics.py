@@ -157,12 +157,13 @@ class WandbSink:
         import wandb
         from omegaconf import OmegaConf
 
+        settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
         self._run = wandb.init(
             project=config.logging.wandb_project,
             name=folder.name,
             dir=str(folder),
             mode=config.logging.wandb.value,
-            config=OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),
+            config=dict(settings),
             settings=wandb.Settings(silent=True),
         )
 
@@ -170,7 +171,7 @@ class WandbSink:
         self._run.log(values, step=step)
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class Metrics:

@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from elpo_ray.config import Config, TrainerConfig
+from elpo_ray.config import Config
 from elpo_ray.tree import RolloutTree
 
 
@@ -58,8 +58,16 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     @classmethod
-    def create(cls, config: Config) -> RunFolder:
-        """A new folder named by experiment, algorithm and time, or by `trainer.run_name`."""
+    def of(cls, config: Config) -> RunFolder:
+        """The folder that `config` asks for: a new one (not made yet) or the one to resume.
+
+        Raises ValueError if a new run's name is taken, or if there is nothing to resume from or it
+        was made with another model or learner.
+        """
+        if config.trainer.resume is not None:
+            run = cls(Path(config.trainer.resume))
+            run._check_resumable(config)
+            return run
         name = config.trainer.run_name or (
             f"{config.experiment}-{config.algorithm.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         )
@@ -69,31 +77,31 @@ class RunFolder:
                 f"trainer.run_name={name!r}: {path} holds a run already; choose another name, or "
                 f"continue it with trainer.resume={path}"
             )
-        run = cls(path)
-        run.trees.mkdir(parents=True, exist_ok=True)
-        run.checkpoints.mkdir(exist_ok=True)
-        run.write_config(config)
-        return run
+        return cls(path)
 
-    @classmethod
-    def resume(cls, trainer: TrainerConfig) -> RunFolder:
-        """The folder named by `trainer.resume`, its logs cut back to the newest checkpoint."""
-        assert trainer.resume is not None
-        run = cls(Path(trainer.resume))
-        if not (run.path / "config.yaml").exists():
-            raise ValueError(
-                f"trainer.resume={trainer.resume!r}: not a run folder (no config.yaml)"
-            )
-        if run.newest_checkpoint() is None:
-            raise ValueError(
-                f"trainer.resume={trainer.resume!r}: no complete checkpoint in {run.checkpoints}; "
-                "start the run anew"
-            )
-        return run
-
-    def write_config(self, config: Config) -> None:
+    def begin(self, config: Config) -> None:
+        """Make the folder, with the resolved configuration in it."""
+        self.trees.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
         text = OmegaConf.to_yaml(OmegaConf.structured(config))
-        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        write_whole(self.path / "config.yaml", text)
+
+    def _check_resumable(self, config: Config) -> None:
+        key = f"trainer.resume={str(self.path)!r}"
+        if not (self.path / "config.yaml").exists():
+            raise ValueError(f"{key}: not a run folder (no config.yaml)")
+        if self.newest_checkpoint() is None:
+            raise ValueError(
+                f"{key}: no complete checkpoint in {self.checkpoints}; start the run anew"
+            )
+        saved, now = OmegaConf.load(self.path / "config.yaml"), OmegaConf.structured(config)
+        for name in ("model", "learner.zero_stage", "cluster.learner_ranks", "task.name"):
+            old, new = OmegaConf.select(saved, name), OmegaConf.select(now, name)
+            if _plain(old) != _plain(new):
+                raise ValueError(
+                    f"{key}: its checkpoint was written with {name}={_plain(old)}, not "
+                    f"{_plain(new)}; continue with the saved value"
+                )
 
     def write_trees(self, step: int, trees: Iterable[RolloutTree]) -> None:
         """`step` counts from 1."""
@@ -161,6 +169,13 @@ def write_whole(path: Path, text: str) -> None:
 
 def read_state(checkpoint: Path) -> RunState:
     return RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+
+def _plain(value: Any) -> Any:
+    """A configuration value as the YAML file would hold it."""
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, enum_to_str=True)
+    return getattr(value, "name", value)
 
 
 def _is_json(line: str) -> bool:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,19 @@ def config(folder: Path, **trainer: object) -> Config:
     )
 
 
+def begin(folder: Path) -> RunFolder:
+    run = RunFolder.of(config(folder))
+    run.begin(config(folder))
+    return run
+
+
 def save(run: RunFolder, step: int, keep: int = 2) -> None:
     with run.checkpoint(RunState(step=step, cursor=8 * step), keep) as folder:
         (folder / "weights").write_text(str(step))
 
 
 def test_checkpoints_are_kept_newest_first_and_read_back(tmp_path: Path) -> None:
-    run = RunFolder.create(config(tmp_path))
+    run = begin(tmp_path)
     for step in (1, 2, 3):
         save(run, step)
     names = sorted(path.name for path in run.checkpoints.iterdir())
@@ -36,7 +41,7 @@ def test_checkpoints_are_kept_newest_first_and_read_back(tmp_path: Path) -> None
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
-    run = RunFolder.create(config(tmp_path))
+    run = begin(tmp_path)
     save(run, 1)
     with (
         pytest.raises(CheckpointError, match=r"No space left.*step_00001.*trainer\.resume"),
@@ -48,7 +53,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_save_is_not_a_checkpoint(tmp_path: Path) -> None:
-    run = RunFolder.create(config(tmp_path))
+    run = begin(tmp_path)
     save(run, 1)
     partial = run.checkpoints / ".partial-step_00002"
     partial.mkdir()
@@ -60,7 +65,7 @@ def test_an_interrupted_save_is_not_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
-    run = RunFolder.create(config(tmp_path))
+    run = begin(tmp_path)
     log = run.path / "metrics.jsonl"
     log.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "re')
     for step in (1, 2, 3):
@@ -71,16 +76,25 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_taken_name_is_refused(tmp_path: Path) -> None:
-    RunFolder.create(config(tmp_path))
+    begin(tmp_path)
     with pytest.raises(ValueError, match=r"trainer\.run_name='run'.*trainer\.resume="):
-        RunFolder.create(config(tmp_path))
+        RunFolder.of(config(tmp_path))
 
 
 def test_a_run_without_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
-    run = RunFolder.create(config(tmp_path))
-    trainer = replace(TrainerConfig(), resume=str(run.path))
+    run = begin(tmp_path)
     with pytest.raises(ValueError, match="no complete checkpoint"):
-        RunFolder.resume(trainer)
+        RunFolder.of(config(tmp_path, resume=str(run.path)))
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    run = begin(tmp_path)
+    save(run, 1)
+    assert RunFolder.of(config(tmp_path, resume=str(run.path))).path == run.path
+    other = config(tmp_path, resume=str(run.path))
+    other.model.tiny.num_layers = 9
+    with pytest.raises(ValueError, match=r"trainer\.resume=.*model=.*'num_layers': 4.*9"):
+        RunFolder.of(other)
 
 
 def test_totals_add_up() -> None:
