@@ -48,8 +48,11 @@ class Start:
 def starting_model(
     config: Config, task: Task, base: Path, cluster: Cluster, console: Console
 ) -> Start:
-    """`base`, after a cold start on demonstrations if the configuration asks for one."""
-    if not config.cold_start.enabled:
+    """`base`, after a cold start on demonstrations if the configuration asks for one.
+
+    A resumed run needs none: its checkpoint brings the weights.
+    """
+    if not config.cold_start.enabled or config.trainer.resume is not None:
         return Start(base, None)
     folder = Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config))}"
     if folder.exists():

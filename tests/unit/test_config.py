@@ -74,7 +74,7 @@ def test_every_experiment_composes_with_every_algorithm(experiment: str, algorit
             ["task.train_file", "missing.jsonl", "no such file"],
         ),
         (["model.path=./missing"], ["model.path", "./missing", "no such folder"]),
-        (["trainer.resume=./missing"], ["trainer.resume", "./missing", "not a run folder"]),
+        (["trainer.resume=missing"], ["trainer.resume='missing'", "not a run folder"]),
     ],
 )
 def test_a_configuration_error_is_one_helpful_line(
