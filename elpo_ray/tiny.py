@@ -37,6 +37,10 @@ PHRASE_SHARE = 0.1
 WHOLE_INTEGERS = tuple(str(number) for number in range(100))
 """Planning, not arithmetic, is to be learned: each of these is one token."""
 
+INITIALIZER_RANGE = 0.06
+"""Standard deviation of the weights. Three times Qwen2's: at this width, on a few thousand
+demonstrations, planning is learned several times sooner."""
+
 
 def build_tiny(
     folder: Path,
@@ -66,6 +70,7 @@ def build_tiny(
                 num_attention_heads=config.num_heads,
                 num_key_value_heads=config.num_kv_heads,
                 max_position_embeddings=max_context,
+                initializer_range=INITIALIZER_RANGE,
                 tie_word_embeddings=True,
                 dtype="float32",
                 **ids,

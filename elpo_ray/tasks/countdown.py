@@ -11,7 +11,6 @@ if the rules allow it; everything else leaves the numbers as they are.
 
 from __future__ import annotations
 
-import ast
 import random
 import re
 import zlib
@@ -30,8 +29,10 @@ SYSTEM = (
     "Then give the answer."
 )
 ANSWER = re.compile(r"answer: (\d{1,9})")
-MAX_CODE_CHARS = 64
-"""A longer call cannot be one `combine` of literals."""
+CALL = re.compile(
+    r"\s*combine\(\s*(?P<a>[0-9]{1,9})\s*,\s*(['\"])(?P<op>.)\2\s*,\s*(?P<b>[0-9]{1,9})\s*\)\s*"
+)
+"""Read as text: no code of the policy is parsed, let alone run, on the host."""
 HELD_OUT_PARTS = 10
 """One part in so many of all problems is held out from training."""
 EVAL_SEED = 0
@@ -185,21 +186,8 @@ class Countdown:
 
 def parse_combine(code: str | None) -> Move | None:
     """The literals of code that is exactly one `combine(a, op, b)` call, else None."""
-    if code is None or len(code) > MAX_CODE_CHARS:
-        return None
-    try:
-        tree = ast.parse(code.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    if not isinstance(tree, ast.Call) or tree.keywords or len(tree.args) != 3:
-        return None
-    if not isinstance(tree.func, ast.Name) or tree.func.id != "combine":
-        return None
-    values = [arg.value if isinstance(arg, ast.Constant) else None for arg in tree.args]
-    a, op, b = values
-    if type(a) is not int or type(b) is not int or not isinstance(op, str):
-        return None
-    return a, op, b
+    call = CALL.fullmatch(code) if code is not None else None
+    return (int(call["a"]), call["op"], int(call["b"])) if call else None
 
 
 def _is_held_out(numbers: Left, target: int) -> bool:
