@@ -188,7 +188,6 @@ class Trainer:
         assert checkpoint is not None, "RunFolder.of checked it"
         self.learner.load(checkpoint / "learner")
         self.state = read_state(checkpoint)
-        self.run.rewind(self.state.step)
         self.learner.publish(version=self.state.step)
         self.console.print(f"resumed {self.run.path} after step {self.state.step}")
 

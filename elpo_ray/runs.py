@@ -80,7 +80,11 @@ class RunFolder:
         return cls(path)
 
     def begin(self, config: Config) -> None:
-        """Make the folder, with the resolved configuration in it."""
+        """Make the folder, with the resolved configuration in it; a resumed one loses what came
+        after its newest checkpoint, which will be made again."""
+        checkpoint = self.newest_checkpoint()
+        if checkpoint is not None:
+            self.rewind(read_state(checkpoint).step)
         self.trees.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         text = OmegaConf.to_yaml(OmegaConf.structured(config))
@@ -117,7 +121,7 @@ class RunFolder:
         return complete[-1].parent if complete else None
 
     def rewind(self, step: int) -> None:
-        """Drop metrics and trees of steps after `step`: they will be made again."""
+        """Drop metrics and trees of steps after `step`, and what an interrupted save left."""
         log = self.path / "metrics.jsonl"
         if log.exists():
             lines = log.read_text(encoding="utf-8").splitlines()
