@@ -35,6 +35,8 @@ Job = tuple[str, Problem, int]
 """A rollout worker's method, and what it is called with."""
 BUCKET_BYTES = 256 * 2**20
 """Most bytes of weights that are gathered and in flight at once."""
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""On CPU engine and learner take turns on the same cores: idle threads must sleep, not spin."""
 POLL_S = 0.25
 """Seconds between two looks at what has finished."""
 FETCH_S = 120.0
@@ -231,6 +233,7 @@ class Cluster:
             include_dashboard=cluster.dashboard if cluster.address is None else None,
             logging_level=logging.ERROR,
             log_to_driver=False,
+            runtime_env=None if cluster.gpus else {"env_vars": PATIENT_THREADS},
         )
         try:
             self._check_gpus()

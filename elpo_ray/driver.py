@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -119,7 +119,7 @@ class Trainer:
             with self.watch.phase("credit"):
                 credits = [assign(tree, algorithm) for tree in trees]
                 forest = pack(trees, credits, algorithm.loss, self.config.learner)
-            with self.watch.phase("update"):
+            with self.watch.phase("update"), self.status(f"step {step + 1}: updating"):
                 stats = self.learner.update(forest)
             with self.watch.phase("sync"):
                 self.learner.publish(version=step + 1)
@@ -196,6 +196,11 @@ class Trainer:
         summary = summarize(self.config, self.state, pass_at_1_after)
         self.run.write_summary(summary)
         show_summary(self.console, summary, self.run.path)
+
+    def status(self, title: str) -> AbstractContextManager[Any]:
+        """A spinner on a terminal, for a phase that cannot say how far it is."""
+        shown = self.config.logging.progress and self.console.is_terminal
+        return self.console.status(title) if shown else nullcontext()
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.utils.logging
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
@@ -79,6 +80,7 @@ def build_tiny(
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, **ids
     )
+    transformers.utils.logging.disable_progress_bar()  # nobody waits for a megabyte
     model.save_pretrained(folder)
     return folder
 

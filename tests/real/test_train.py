@@ -29,7 +29,6 @@ SMALL = [
     "learner.minibatch_inputs=1",
     "trainer.checkpoint_every=1",
     "trainer.steps=2",
-    "logging.wandb=disabled",
 ]
 
 
