@@ -80,7 +80,8 @@ def build_tiny(
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, **ids
     )
-    transformers.utils.logging.disable_progress_bar()  # nobody waits for a megabyte
+    # nobody waits for a megabyte
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     return folder
 
