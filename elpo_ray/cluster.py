@@ -70,7 +70,7 @@ class LearnerActor:
             master_address=master[0],
             master_port=master[1],
             gpu=config.cluster.gpus,
-            threads=config.cluster.cpu_threads,
+            threads=config.cluster.learner_threads,
             timeout_s=config.cluster.call_timeout_s,
         )
         seed = config.trainer.seed
@@ -195,7 +195,7 @@ class RolloutActor:
             config.engine,
             seed=config.trainer.seed,
             gpus=config.cluster.gpus,
-            threads=config.cluster.cpu_threads,
+            threads=config.cluster.engine_threads,
         )
         self.worker = RolloutWorker(self.engine, self.tools, chat, task, config)
         await self.engine.start()

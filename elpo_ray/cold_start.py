@@ -31,6 +31,8 @@ from elpo_ray.types import Message
 
 TOKENIZER_TEXTS = 2000
 """Demonstrations that the tiny tokenizer is trained on."""
+LAYOUT = 1
+"""Raised when code changes what a demonstration or a tiny model is: older folders are not met."""
 BATCHES_PER_CALL = 10
 """Optimizer steps between two movements of the progress bar."""
 
@@ -112,6 +114,7 @@ def digest(key: dict[str, Any]) -> str:
 
 def _base_key(config: Config) -> dict[str, Any]:
     return {
+        "layout": LAYOUT,
         "tiny": asdict(config.model.tiny),
         "max_context": config.model.max_context,
         "task": asdict(config.task.countdown),
@@ -124,7 +127,7 @@ def _cold_start_key(config: Config) -> dict[str, Any]:
     del settings["cache"], settings["enabled"]
     return {
         "base": config.model.path or _base_key(config),
-        "task": asdict(config.task),
+        "task": [config.task.name, config.task.train_file, asdict(config.task.countdown)],
         "cold_start": settings,
         "precision": config.model.precision,
         "seed": config.trainer.seed,

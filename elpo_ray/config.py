@@ -530,8 +530,10 @@ class ClusterConfig:
     sandbox_actors: int = 1
     gpus: bool = True
     """Each learner rank takes one GPU, each rollout worker `engine.tensor_parallel_size`."""
-    cpu_threads: int = 2
-    """Threads of an engine or a learner rank on CPU."""
+    engine_threads: int = 1
+    """Threads of an engine on CPU; tools and episodes want the other cores."""
+    learner_threads: int = 1
+    """Threads of a learner rank on CPU."""
     sandbox_sessions: int = 64
     """Live sessions per sandbox actor; further ones wait."""
     dashboard: bool = True
@@ -545,7 +547,8 @@ class ClusterConfig:
             "rollout_workers",
             "learner_ranks",
             "sandbox_actors",
-            "cpu_threads",
+            "engine_threads",
+            "learner_threads",
             "sandbox_sessions",
         ):
             require(getattr(self, key) >= 1, f"cluster.{key}", getattr(self, key), "use 1 or more")
