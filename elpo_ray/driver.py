@@ -96,6 +96,7 @@ class Trainer:
             with signals:
                 if self.state.pass_at_1_before is None:
                     self.state.pass_at_1_before = self.evaluate()
+                    self.tell_pass_at_1(self.state.pass_at_1_before)
                 while self.state.step < self.config.trainer.steps:
                     self.step(signals)
                 after = self.evaluate()
@@ -147,8 +148,11 @@ class Trainer:
     def evaluate_if_due(self) -> None:
         every, step = self.config.trainer.eval_every, self.state.step
         if every and step % every == 0 and step < self.config.trainer.steps:
-            passed = self.evaluate()
-            self.console.print(f"step {step}: held-out pass@1 {passed:.1%}")
+            self.tell_pass_at_1(self.evaluate())
+
+    def tell_pass_at_1(self, passed: float) -> None:
+        text = f"step {self.state.step}: held-out pass@1 {passed:.1%}"
+        self.console.print(text, highlight=False)
 
     def report(self, inputs: Sequence[Problem], trees: list[RolloutTree], stats: Values) -> None:
         """Dump the trees, log one object of numbers, add to the run's totals."""
