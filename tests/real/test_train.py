@@ -24,6 +24,7 @@ SMALL = [
     "model.tiny.intermediate_size=128",
     "model.tiny.num_layers=2",
     "model.tiny.num_heads=2",
+    "model.tiny.num_kv_heads=2",
     "algorithm.growth.n_total=6",
     "trainer.inputs_per_step=2",
     "learner.minibatch_inputs=1",
