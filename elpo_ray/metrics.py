@@ -20,6 +20,7 @@ from elpo_ray.config import BelConfig, Config, WandbMode
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
 from elpo_ray.tree import RolloutTree
+from elpo_ray.types import Score
 
 Values = dict[str, float]
 
@@ -32,17 +33,15 @@ def mean(values: Sequence[float]) -> float:
 def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
     """Numbers of one step's trees.
 
-    `pass_at_1` counts only trajectories sampled from the prompt: completions of a chosen prefix
-    are not a fair sample of the policy.
+    `pass_at_1` counts only trajectories sampled from the prompt (completions of a chosen prefix are
+    no fair sample of the policy), and every input alike: an input that succeeds samples more of
+    them before its failures suffice for a search.
     """
     spent = sum((Totals.of(tree.ledger) for tree in trees), Totals())
     scores = [leaf.score for tree in trees for leaf in tree.leaves() if leaf.score]
     from_prompt = [
-        score.success
+        mean([float(score.success) for entry in tree.ledger if (score := _root_score(tree, entry))])
         for tree in trees
-        for entry in tree.ledger
-        if entry["charged"] and entry["kind"] == SpendKind.ROOT
-        if (score := tree.nodes[entry["leaf"]].score)
     ]
     searches = [(tree, search) for tree in trees for search in tree.localizations]
     found = [len(t.path(s.critical)) for t, s in searches if s.critical is not None]
@@ -50,7 +49,7 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
     kinds = Counter(step.result.kind.value for _, step in nodes if step.result is not None)
     return {
         "reward": mean([score.reward for score in scores]),
-        "pass_at_1": mean([float(success) for success in from_prompt]),
+        "pass_at_1": mean(from_prompt),
         "rollouts": spent.rollouts,
         "rollouts_root": spent.roots,
         "rollouts_probe": spent.probes,
@@ -65,6 +64,14 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
         "turns_per_rollout": mean([len(t.path(leaf.id)) for t in trees for leaf in t.leaves()]),
         **{f"tool/{kind}": count for kind, count in sorted(kinds.items())},
     }
+
+
+def _root_score(tree: RolloutTree, entry: dict[str, Any]) -> Score | None:
+    """The score of a ledger entry that paid for a trajectory from the prompt, else None."""
+    if not entry["charged"] or entry["kind"] != SpendKind.ROOT:
+        return None
+    leaf: int = entry["leaf"]
+    return tree.nodes[leaf].score
 
 
 class Stopwatch:
