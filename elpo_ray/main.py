@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from elpo_ray import checks
 from elpo_ray.config import CONF_DIR, Config
-from elpo_ray.config_errors import explain
+from elpo_ray.config.errors import explain
 from elpo_ray.runs import CheckpointError
 
 ConfigStore.instance().store(name="schema", node=Config)

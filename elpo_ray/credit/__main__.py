@@ -27,7 +27,7 @@ Input: one tree a line, as in runs/NAME/trees/step_NNNNN.jsonl (docs/tree.schema
 Output: one line a tree, {"task_id", "nodes": [{"id", "r", "a_branch", "a_traj", "advantage",
 "clip_low"}]}, in full precision; clip_low is the lower bound of the probability ratio, 1 - ε_low^t.
 
-Keys are those of the algorithm section in elpo_ray/config.py, for example:
+Keys are those of the algorithm section in elpo_ray/config/, for example:
   credit.lam=0.3                        weight of the branch level (Eq. 10)
   credit.ddof=1                         sample instead of population standard deviation
   clip.scope=searched_only              none, critical_subtree, searched_only, first_wrong_all
@@ -88,7 +88,7 @@ def compose(overrides: Sequence[str]) -> AlgorithmConfig:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([setting]))
         except (OmegaConfBaseException, YAMLError) as error:
             reason = str(error).splitlines()[0]
-            remedy = "keys and types are those of AlgorithmConfig in elpo_ray/config.py"
+            remedy = "keys and types are those of AlgorithmConfig in elpo_ray/config/"
             raise ValueError(f"{setting}: {reason}; {remedy}") from error
     algorithm = OmegaConf.to_object(merged)
     assert isinstance(algorithm, AlgorithmConfig)

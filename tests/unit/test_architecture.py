@@ -14,14 +14,14 @@ EDGES = {
     "ray": {"cluster.py"},
     "vllm": {"engine.py", "vllm_plugin.py", "nccl_transfer.py"},
     "deepspeed": {"learner/"},
-    "hydra": {"main.py", "config_errors.py"},
+    "hydra": {"main.py", "config/errors.py"},
     "wandb": {"metrics.py"},
 }
 """A framework may be imported only by these files of elpo_ray (a trailing / names a folder)."""
 
 LAYERS = [
     {"types", "config"},
-    {"tree", "config_errors"},
+    {"tree", "config/errors"},
     {"interfaces", "loss"},
     {"growth", "credit", "chat", "tiny", "model_folder"},
     {"episode", "forest", "tasks", "weights"},

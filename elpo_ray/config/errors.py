@@ -83,7 +83,7 @@ def _expected(key: str) -> str:
     owner = _type_at(parent, Config)
     kind = get_type_hints(owner).get(name) if owner is not None else None
     if kind is None:
-        return "a value of the type in elpo_ray/config.py"
+        return "a value of the type in elpo_ray/config/"
     if hasattr(kind, "__members__"):
         return "one of " + ", ".join(kind.__members__)
     if is_dataclass(kind):

@@ -1,0 +1,98 @@
+"""Optimization: the learner, its optimizer, the cold start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from elpo_ray.config.rules import require
+
+
+class Schedule(Enum):
+    """Learning-rate schedule after the warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    schedule: Schedule = Schedule.constant
+    warmup_ratio: float = 0.0
+    """Share of the optimizer steps over which the rate grows linearly from 0."""
+    grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "learner.optimizer.lr", self.lr, "use a value above 0")
+        require(
+            all(0 <= b < 1 for b in self.betas),
+            "learner.optimizer.betas",
+            tuple(self.betas),
+            "use values in [0, 1)",
+        )
+        require(
+            0 <= self.warmup_ratio <= 1,
+            "learner.optimizer.warmup_ratio",
+            self.warmup_ratio,
+            "use a value in [0, 1]",
+        )
+        require(
+            self.grad_norm > 0, "learner.optimizer.grad_norm", self.grad_norm, "use a value above 0"
+        )
+
+
+@dataclass(kw_only=True)
+class LearnerConfig:
+    """How the policy is trained under DeepSpeed."""
+
+    zero_stage: int = 3
+    """ZeRO stage 0-3: what is sharded over the learner's ranks."""
+    minibatch_inputs: int = 16
+    """Inputs (trees) per optimizer step."""
+    epochs: int = 1
+    """Passes over the trees of one step."""
+    max_tokens_per_pack: int = 32768
+    """Token budget of one forward pass on one rank."""
+    gradient_checkpointing: bool = False
+    offload_optimizer: bool = False
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.zero_stage in (0, 1, 2, 3),
+            "learner.zero_stage",
+            self.zero_stage,
+            "use 0, 1, 2 or 3",
+        )
+        for key in ("minibatch_inputs", "epochs", "max_tokens_per_pack"):
+            require(getattr(self, key) >= 1, f"learner.{key}", getattr(self, key), "use 1 or more")
+
+
+@dataclass(kw_only=True)
+class ColdStartConfig:
+    """Supervised training on the task's demonstrations before RL, by the same learner."""
+
+    enabled: bool = False
+    epochs: int = 1
+    batch_size: int = 32
+    """Demonstrations per optimizer step."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            lr=1e-5, betas=(0.9, 0.95), schedule=Schedule.cosine, warmup_ratio=0.1
+        )
+    )
+    cache: str = "runs/cache/cold_start"
+    """Folder of finished cold starts, keyed by everything that determines them."""
+
+    def __post_init__(self) -> None:
+        for key in ("epochs", "batch_size"):
+            require(
+                getattr(self, key) >= 1, f"cold_start.{key}", getattr(self, key), "use 1 or more"
+            )

@@ -1,0 +1,73 @@
+"""Sampling, the engine that decodes, the sandbox that runs the tool calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elpo_ray.config.rules import require
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    """How the policy is sampled in training."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.temperature <= 2,
+            "sampling.temperature",
+            self.temperature,
+            "use a value in (0, 2], as vLLM does",
+        )
+        require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "use a value in (0, 1]")
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    """One vLLM engine of a rollout worker."""
+
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.85
+    kv_cache_gib: int = 1
+    """KV cache on CPU, GiB; on GPU `gpu_memory_utilization` decides."""
+    max_num_seqs: int = 256
+    """Sequences decoded at once."""
+    enforce_eager: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("tensor_parallel_size", "kv_cache_gib", "max_num_seqs"):
+            require(getattr(self, key) >= 1, f"engine.{key}", getattr(self, key), "use 1 or more")
+        require(
+            0 < self.gpu_memory_utilization <= 1,
+            "engine.gpu_memory_utilization",
+            self.gpu_memory_utilization,
+            "use a value in (0, 1]",
+        )
+
+
+@dataclass(kw_only=True)
+class SandboxConfig:
+    """Limits of the code interpreter, each per call."""
+
+    wall_s: float = 10.0
+    cpu_s: float = 10.0
+    memory_mib: int = 2048
+    output_kib: int = 64
+    """Kept per stream; the process is killed at 1 MiB."""
+    retries: int = 2
+    """Attempts on another session after the sandbox itself failed."""
+    max_failure_rate: float = 0.01
+    """Share of calls lost to the sandbox above which a step stops loudly."""
+
+    def __post_init__(self) -> None:
+        for key in ("wall_s", "cpu_s", "memory_mib", "output_kib"):
+            require(getattr(self, key) > 0, f"sandbox.{key}", getattr(self, key), "use above 0")
+        require(self.retries >= 0, "sandbox.retries", self.retries, "use 0 or more")
+        require(
+            0 <= self.max_failure_rate <= 1,
+            "sandbox.max_failure_rate",
+            self.max_failure_rate,
+            "use a value in [0, 1]",
+        )

@@ -1,0 +1,88 @@
+"""Length and place of a run, and what it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from elpo_ray.config.rules import require
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """Length, batch, seeds and what is kept."""
+
+    steps: int = 235
+    inputs_per_step: int = 128
+    seed: int = 0
+    checkpoint_every: int = 20
+    """Steps between checkpoints; the last step is always kept. 0 = only the last."""
+    keep_checkpoints: int = 2
+    eval_every: int = 0
+    """Steps between held-out evaluations; 0 = only before and after."""
+    run_dir: str = "runs"
+    run_name: str | None = None
+    """Folder under run_dir; null = experiment, algorithm and time."""
+    resume: str | None = None
+    """Run folder to continue from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "inputs_per_step", "keep_checkpoints"):
+            require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "use 1 or more")
+        for key in ("seed", "checkpoint_every", "eval_every"):
+            require(getattr(self, key) >= 0, f"trainer.{key}", getattr(self, key), "use 0 or more")
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """Actors, what each of them asks Ray for, and deadlines."""
+
+    address: str | None = None
+    """Ray address to join ("auto" for a running cluster); null = start a local one."""
+    rollout_workers: int = 1
+    learner_ranks: int = 1
+    sandbox_actors: int = 1
+    gpus: bool = True
+    """Each learner rank takes one GPU, each rollout worker `engine.tensor_parallel_size`."""
+    engine_threads: int = 1
+    """Threads of an engine on CPU; tools and episodes want the other cores."""
+    learner_threads: int = 1
+    """Threads of a learner rank on CPU."""
+    sandbox_sessions: int = 64
+    """Live sessions per sandbox actor; further ones wait."""
+    dashboard: bool = True
+    """Serve the Ray dashboard from a cluster that the run starts itself."""
+    start_timeout_s: float = 900.0
+    call_timeout_s: float = 7200.0
+    """Deadline of one remote call; a miss names the actor and the phase."""
+
+    def __post_init__(self) -> None:
+        for key in (
+            "rollout_workers",
+            "learner_ranks",
+            "sandbox_actors",
+            "engine_threads",
+            "learner_threads",
+            "sandbox_sessions",
+        ):
+            require(getattr(self, key) >= 1, f"cluster.{key}", getattr(self, key), "use 1 or more")
+        for key in ("start_timeout_s", "call_timeout_s"):
+            require(getattr(self, key) > 0, f"cluster.{key}", getattr(self, key), "use above 0")
+
+
+class WandbMode(Enum):
+    """Where Weights & Biases writes."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """What is written beside `metrics.jsonl`."""
+
+    wandb: WandbMode = WandbMode.offline
+    wandb_project: str = "elpo_ray"
+    progress: bool = True
+    """Progress bars on a terminal."""
