@@ -382,9 +382,10 @@ class RolloutGroup:
         jobs = [("grow", problem, step) for problem in inputs]
         return self._pull(jobs, max(1, room), advance, f"growing the trees of step {step + 1}")
 
-    def evaluate(self, problems: Sequence[Problem], advance: Advance) -> list[Score]:
-        """One independent trajectory a problem, sampled at temperature 1 with a fixed seed."""
-        jobs = [("evaluate", problem, 0) for problem in problems]
+    def evaluate(self, problems: Sequence[Problem], samples: int, advance: Advance) -> list[Score]:
+        """`samples` independent trajectories of each problem in turn, at temperature 1, their
+        seeds fixed."""
+        jobs = [("evaluate", problem, i) for problem in problems for i in range(samples)]
         return self._pull(jobs, self._config.engine.max_num_seqs, advance, "evaluating")
 
     def _pull(self, jobs: Sequence[Job], room: int, advance: Advance, phase: str) -> list[Any]:

@@ -139,10 +139,12 @@ class Trainer:
             return self.rollouts.grow(inputs, step, advance)
 
     def evaluate(self) -> float:
-        """pass@1 on the held-out problems, one sample each, at temperature 1."""
+        """pass@1 on the held-out problems, `task.eval_samples` of each, at temperature 1."""
         problems = self.task.eval_problems(self.config.task.eval_problems)
-        with self.watch.phase("evaluate"), self.bar("evaluating", len(problems)) as advance:
-            scores = self.rollouts.evaluate(problems, advance)
+        samples = self.config.task.eval_samples
+        total = len(problems) * samples
+        with self.watch.phase("evaluate"), self.bar("evaluating", total) as advance:
+            scores = self.rollouts.evaluate(problems, samples, advance)
         return mean([float(score.success) for score in scores])
 
     def evaluate_if_due(self) -> None:

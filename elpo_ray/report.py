@@ -34,6 +34,7 @@ def summarize(config: Config, state: RunState, pass_at_1_after: float) -> dict[s
         "budget_per_input": config.algorithm.growth.n_total,
         "tokens_generated": int(totals.get("tokens_generated", 0)),
         "eval_problems": config.task.eval_problems,
+        "eval_samples": config.task.eval_samples,
         "pass_at_1_before": state.pass_at_1_before,
         "pass_at_1_after": pass_at_1_after,
         "localization_accuracy": totals["localizations_right"] / judged if judged else None,
@@ -48,8 +49,9 @@ def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> Non
     """What a newcomer wants to know: did it learn, did it find the errors, where is it all."""
     before, after = summary["pass_at_1_before"], summary["pass_at_1_after"]
     accuracy = summary["localization_accuracy"]
+    held_out = f"{summary['eval_problems']} held-out problems x {summary['eval_samples']}"
     rows = {
-        f"pass@1 before ({summary['eval_problems']} held-out problems)": f"{before:.1%}",
+        f"pass@1 before ({held_out})": f"{before:.1%}",
         "pass@1 after": f"{after:.1%}  ({100 * (after - before):+.1f} points)",
         "critical steps, against the oracle": "none to judge"
         if accuracy is None

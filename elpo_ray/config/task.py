@@ -75,12 +75,20 @@ class TaskConfig:
     """A longer tool response is cut in the middle, as in the original recipe."""
     eval_problems: int = 200
     """Held-out problems of an evaluation."""
+    eval_samples: int = 1
+    """Trajectories sampled of each of them: pass@1 is their mean success."""
     expected_episode_tokens: int = 8192
     """A typical episode's length, prompt included; only for the batch algebra of `check_only`."""
     countdown: CountdownConfig = field(default_factory=CountdownConfig)
 
     def __post_init__(self) -> None:
-        for key in ("max_turns", "max_turn_tokens", "eval_problems", "expected_episode_tokens"):
+        for key in (
+            "max_turns",
+            "max_turn_tokens",
+            "eval_problems",
+            "eval_samples",
+            "expected_episode_tokens",
+        ):
             require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "use 1 or more")
         require(
             self.max_observation_chars >= 32,
