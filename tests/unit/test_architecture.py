@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "elpo_ray").rglob("*.py")) + sorted((ROOT / "sandbox").rglob("*.py"))
 
 EDGES = {
-    "ray": {"cluster.py"},
+    "ray": {"cluster/"},
     "vllm": {"engine.py", "vllm_plugin.py", "nccl_transfer.py"},
     "deepspeed": {"learner/"},
     "hydra": {"main.py", "config/errors.py"},

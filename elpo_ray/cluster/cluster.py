@@ -1,0 +1,112 @@
+"""Ray itself: started or joined, its actors placed, and gone at the end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from elpo_ray.checks import gpus_asked
+from elpo_ray.cluster.actors import LearnerActor, RolloutActor, SandboxActor
+from elpo_ray.cluster.groups import LearnerGroup, RolloutGroup, wait_for
+from elpo_ray.config import Config, require
+
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""On CPU engine and learner take turns on the same cores: idle threads must sleep, not spin."""
+
+
+class Cluster:
+    """Ray for the length of a `with` block: started or joined, its actors gone at the end."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ValueError, with Ray shut down again, if the cluster has too few GPUs."""
+        self.config = config
+        self._actors: list[ActorHandle[Any]] = []
+        self._placements: list[PlacementGroup] = []
+        cluster = config.cluster
+        ray.init(
+            address=cluster.address,
+            include_dashboard=cluster.dashboard if cluster.address is None else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env=None if cluster.gpus else {"env_vars": PATIENT_THREADS},
+        )
+        try:
+            self._check_gpus()
+        except ValueError:
+            ray.shutdown()
+            raise
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+        for group in self._placements:
+            remove_placement_group(group)
+        ray.shutdown()
+
+    def _check_gpus(self) -> None:
+        asked, there = gpus_asked(self.config), int(ray.cluster_resources().get("GPU", 0))
+        require(
+            asked <= there,
+            "cluster.gpus",
+            self.config.cluster.gpus,
+            f"{asked} GPUs asked for ({self.config.cluster.rollout_workers} rollout workers, "
+            f"{self.config.cluster.learner_ranks} learner ranks) but the Ray cluster has {there}; "
+            "lower cluster.rollout_workers or cluster.learner_ranks, or use cluster=local",
+        )
+
+    def _get(self, refs: Any, phase: str, actor: str) -> Any:
+        return wait_for(refs, self.config.cluster.start_timeout_s, f"{phase} of {actor}")
+
+    def learner(self, folder: Path, total_steps: int) -> LearnerGroup:
+        """All learner ranks, with the weights of `folder`."""
+        config, count = self.config, self.config.cluster.learner_ranks
+        ranks = self._actor_group("learner", LearnerActor, count, gpus=1.0, concurrency=1)
+        master = self._get(ranks[0].endpoint.remote(), "start", "learner-0")
+        starts = [
+            actor.start.remote(config, str(folder), rank, master, total_steps)
+            for rank, actor in enumerate(ranks)
+        ]
+        self._get(starts, "start", "the learner")
+        return LearnerGroup(ranks, config.cluster.call_timeout_s)
+
+    def rollouts(self, folder: Path) -> RolloutGroup:
+        """All rollout workers, their engines serving `folder` as version 0, and the sandboxes."""
+        config, cluster = self.config, self.config.cluster
+        sandboxes = self._actor_group(
+            "sandbox", SandboxActor, cluster.sandbox_actors, gpus=0.0, concurrency=1000
+        )
+        self._get([actor.start.remote(config) for actor in sandboxes], "start", "a sandbox")
+        tensor = float(config.engine.tensor_parallel_size)
+        workers = self._actor_group(
+            "rollout", RolloutActor, cluster.rollout_workers, gpus=tensor, concurrency=1000
+        )
+        starts = [actor.start.remote(config, str(folder), sandboxes) for actor in workers]
+        self._get(starts, "start", "a rollout worker")
+        return RolloutGroup(workers, sandboxes, config)
+
+    def _actor_group(
+        self, title: str, kind: type, count: int, *, gpus: float, concurrency: int
+    ) -> list[ActorHandle[Any]]:
+        """`count` actors named title-0, title-1, …; on GPUs in one placement group, packed."""
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": concurrency}
+        if self.config.cluster.gpus and gpus:
+            options |= {"num_cpus": 1, "num_gpus": gpus}
+            group = placement_group([{"CPU": 1.0, "GPU": gpus}] * count, strategy="PACK")
+            self._placements.append(group)
+            self._get(group.ready(), "placement", title)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
+        remote: Any = ray.remote(kind)
+        actors: list[ActorHandle[Any]] = [
+            remote.options(name=f"{title}-{i}", **options).remote() for i in range(count)
+        ]
+        self._actors += actors
+        return actors
