@@ -9,7 +9,7 @@ from elpo_ray.interfaces import Task
 from elpo_ray.model_folder import check_model_path, local_folder
 
 PROMPTS_CHECKED = 64
-"""Training problems whose prompts are measured against the context window."""
+"""Training problems, besides the held-out ones, whose prompts are measured against the context window."""
 
 
 def check(config: Config) -> None:
@@ -43,13 +43,14 @@ def _check_files(config: Config) -> None:
 
 
 def check_prompts(config: Config, task: Task, folder: Path) -> None:
-    """Raise ValueError unless chat template and context window fit the task's prompts."""
+    """Raise ValueError unless there are as many held-out problems as asked for, and chat template
+    and context window fit the task's prompts."""
     from elpo_ray.chat import Chat  # transformers takes seconds to import; check() must not
 
     chat = Chat.from_folder(str(local_folder(folder)), task.tools)
     room = config.model.max_context
-    for index in range(PROMPTS_CHECKED):
-        problem = task.train_problem(index)
+    problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
+    for problem in problems + task.eval_problems(config.task.eval_problems):
         length = len(chat.prompt_ids(problem.messages))
         require(
             length < room,
