@@ -38,7 +38,7 @@ LAYERS = [
         "checks",
     },
     {"cluster"},
-    {"cold_start"},
+    {"cold_start", "evaluation"},
     {"driver"},
     {"main"},
 ]
