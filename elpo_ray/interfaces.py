@@ -87,6 +87,11 @@ class Task(Protocol):
         """Reward and success of a finished trajectory. The tools' words are untrusted."""
         ...
 
+    def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
+        """What a finished trajectory answers: the vote that Major@K counts. Equal answers are
+        equal texts; None if it gives none, or if the task has no answers to vote on."""
+        ...
+
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
         """Whether any continuation of `steps` can still succeed; None without an oracle."""
         ...

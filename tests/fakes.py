@@ -187,6 +187,10 @@ class FakeTask:
         success = steps[-1].action_text.startswith("=ok") and self.recoverable(problem, steps)
         return Score(1.0 if success else -1.1, success)
 
+    def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
+        word = steps[-1].action_text.partition("~")[0]
+        return word.removeprefix("=") if word.startswith("=") else None
+
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool:
         return not any(step.call and step.call.arguments["move"] == "b" for step in steps)
 

@@ -86,6 +86,10 @@ class Countdown:
         """Success iff the calls leave the target alone and the answer turn names it."""
         return outcome(self._succeeded(problem, steps))
 
+    def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
+        """None: the problem names the target, there is nothing to vote on."""
+        return None
+
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
         """Exact: whether some continuation within `task.max_turns` still succeeds."""
         if steps and steps[-1].result is None:

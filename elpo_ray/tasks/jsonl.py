@@ -50,11 +50,15 @@ class Jsonl:
 
     def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
         """Success iff the answer turn's last box equals the ground truth, spaces aside."""
+        return outcome(self.answer(problem, steps) == problem.ground_truth.strip())
+
+    def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
+        """The answer turn's last box."""
         if not steps or steps[-1].result is not None:
-            return outcome(False)
+            return None
         if steps[-1].turn.finish is not FinishReason.STOP:
-            return outcome(False)
-        return outcome(last_boxed(steps[-1].action_text) == problem.ground_truth.strip())
+            return None
+        return last_boxed(steps[-1].action_text)
 
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
         """No oracle."""
