@@ -3,11 +3,12 @@
 Invariants: a token stands once, in the node that sampled or observed it; only agent tokens (sampled
 by the policy) are trained; the objective of a mini-batch is
 
-    sum over its leaves, over the leaf's agent tokens, of  leaf_weight[leaf] * L_t        (Eq. 1)
+    sum over its leaves, over the leaf's agent tokens, of  leaf_weight[leaf] * share * L_t   (Eq. 1)
 
 with denominators over the whole mini-batch, so that it depends on no packing and no rank. A token
-shared by several leaves counts once per leaf, hence the same objective over unique tokens is
-sum over tokens of token_weight * L_t, exactly. numpy only.
+shared by several leaves counts once per leaf (share = 1; credit.weighting=node divides by how many
+they are), hence the same objective over unique tokens is sum over tokens of token_weight * L_t,
+exactly. numpy only.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ class NodeCredit(Protocol):
     def advantage(self) -> Sequence[float] | FloatArray: ...
 
     @property
+    def blame(self) -> Sequence[float] | FloatArray: ...
+
+    @property
+    def share(self) -> Sequence[float] | FloatArray: ...
+
+    @property
     def clip_low(self) -> Sequence[float] | FloatArray: ...
 
 
@@ -53,12 +60,19 @@ class TrainTree:
     """Parent node, -1 for node 0. A parent's id is smaller than its children's. Shape: [N]."""
     advantage: FloatArray
     """Shape: [N]; 0 for the prompt."""
+    blame: FloatArray
+    """The negative part of the advantage, >= 0; the positive part is advantage + blame. Both are
+    above 0 where leaves that share the node pull in opposite directions. Shape: [N]."""
+    share: FloatArray
+    """Multiplies the weight that each leaf gives to the node's tokens; 1, or less where shared
+    tokens count less. Shape: [N]."""
     clip_low: FloatArray
     """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11). Shape: [N]."""
     leaves: IntArray
     """Node ids of the completed trajectories. Shape: [L]."""
     leaf_weight: FloatArray
-    """Weight of each agent token of the leaf's path in the objective. Shape: [L]."""
+    """Weight of each agent token of the leaf's path in the objective, before `share`.
+    Shape: [L]."""
 
     @property
     def num_nodes(self) -> int:
@@ -71,12 +85,13 @@ class TrainTree:
 
     @cached_property
     def token_weight(self) -> FloatArray:
-        """Sum of `leaf_weight` over the leaves through an agent token, else 0. Shape: [T]."""
+        """Sum of `leaf_weight` over the leaves through an agent token, times its node's `share`;
+        0 on other tokens. Shape: [T]."""
         per_node = np.zeros(self.num_nodes)
         np.add.at(per_node, self.leaves, self.leaf_weight)
         for node in range(self.num_nodes - 1, 0, -1):
             per_node[self.node_parent[node]] += per_node[node]
-        return np.where(self.agent, per_node[self.token_node], 0.0)
+        return np.where(self.agent, (per_node * self.share)[self.token_node], 0.0)
 
     def sequences(self) -> Iterator[IntArray]:
         """The flat view: for each leaf, the indices of its tokens from the prompt to its end."""
@@ -180,6 +195,8 @@ def demonstrations(
                 node_start=np.array([0, 0, len(ids)], dtype=np.int32),
                 node_parent=np.array([-1, 0], dtype=np.int32),
                 advantage=np.zeros(2),
+                blame=np.zeros(2),
+                share=np.ones(2),
                 clip_low=np.ones(2),
                 leaves=np.array([1], dtype=np.int32),
                 leaf_weight=np.zeros(1),
@@ -194,14 +211,22 @@ def demonstrations(
 
 
 def _weighted(trees: list[TrainTree], loss: LossConfig) -> list[TrainTree]:
-    """The trees of one mini-batch with their leaf weights, denominators over all of them."""
+    """The trees of one mini-batch with their leaf weights, denominators over all of them.
+
+    Where shares are below 1, all weights grow alike until their sum is what it would be without.
+    """
     trained = [int(tree.agent[tokens].sum()) for tree in trees for tokens in tree.sequences()]
     weights = leaf_weights(trained, loss)
     ends = np.cumsum([len(tree.leaves) for tree in trees])[:-1]
-    return [
+    weighted = [
         replace(tree, leaf_weight=weight)
         for tree, weight in zip(trees, np.split(weights, ends), strict=True)
     ]
+    left = sum(tree.token_weight.sum() for tree in weighted)
+    if all((tree.share == 1).all() for tree in trees) or left == 0:
+        return weighted
+    growth = float(weights @ np.asarray(trained, dtype=np.float64)) / left
+    return [replace(tree, leaf_weight=tree.leaf_weight * growth) for tree in weighted]
 
 
 def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
@@ -219,7 +244,8 @@ def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
         logp += [*turn.logprobs, *([0.0] * len(seen))]
         node_start.append(len(ids))
     advantage = np.array(credit.advantage, dtype=np.float64)
-    advantage[0] = 0.0
+    blame = np.array(credit.blame, dtype=np.float64)
+    advantage[0] = blame[0] = 0.0
     leaves = tree.leaves()
     rewards = [node.score.reward for node in leaves if node.score is not None]
     packed = TrainTree(
@@ -229,6 +255,8 @@ def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
         node_start=np.array(node_start, dtype=np.int32),
         node_parent=np.array([-1 if n.parent is None else n.parent for n in tree.nodes], np.int32),
         advantage=advantage,
+        blame=blame,
+        share=np.array(credit.share, dtype=np.float64),
         clip_low=np.array(credit.clip_low, dtype=np.float64),
         leaves=np.array([node.id for node in leaves], dtype=np.int32),
         leaf_weight=np.zeros(len(leaves)),
@@ -242,12 +270,14 @@ def _check(tree: TrainTree, task_id: str, rewards: list[float]) -> None:
     for name, values in (
         ("rewards", np.asarray(rewards, dtype=np.float64)),
         ("advantages", tree.advantage),
+        ("advantages", tree.blame),
         ("clip bounds", tree.clip_low),
         ("engine log-probabilities", tree.rollout_logp),
     ):
         if not np.isfinite(values).all():
             raise ValueError(f"tree {task_id}: its {name} contain NaN or infinity")
-    for name, values in (("advantages", tree.advantage), ("clip bounds", tree.clip_low)):
-        assert values.shape == (tree.num_nodes,), f"{name} must be given once per node"
+    for name in ("advantage", "blame", "share", "clip_low"):
+        values = getattr(tree, name)
+        assert values.shape == (tree.num_nodes,), f"{name} needs one value per node"
     if len(tree.agent) and tree.agent[0]:
         raise ValueError(f"tree {task_id}: empty prompt; the first sampled token has no context")

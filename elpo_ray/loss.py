@@ -33,6 +33,11 @@ class TokenBatch:
     """Of the engine that sampled it."""
     entropy: Tensor
     """Of the current policy; a statistic only."""
+    blame: Tensor | None = None
+    """Negative part of the advantage, >= 0, where the token's leaves pull in opposite directions;
+    None = max(-advantage, 0)."""
+    normed_entropy: Tensor | None = None
+    """z-score of `entropy` over the mini-batch; needed when `entropy_advantage` > 0."""
     ref_logp: Tensor | None = None
     """Of the reference policy; needed when `kl_coef` > 0."""
 
@@ -54,7 +59,7 @@ class LossStats:
     """Where A < 0 and the ratio lies under its lower bound: no gradient."""
     clip_low_elc: Tensor
     clip_high: Tensor
-    """Where A > 0 and the ratio lies over 1 + ε_high: no gradient."""
+    """Where A > 0 and the ratio lies over 1 + ε_high: no gradient, or a bounded one."""
     clip_high_elc: Tensor
     clip_dual: Tensor
     """Where A < 0 and the ratio lies over the dual clip: no gradient."""
@@ -91,15 +96,20 @@ def surrogate_loss(
     """The negative of sum_t w_t L_t, to be minimised, and its statistics (Eq. 12).
 
     L = min(ρ A, clip(ρ, clip_low, 1 + ε_high) A); with dual clip c, L = max(L, c A) where A < 0.
+    With A = A⁺ - A⁻ this is A⁺ min(ρ, 1 + ε_high) - A⁻ min(max(ρ, clip_low), c), which also is the
+    mean of L over leaves whose A differ in sign, A⁺ and A⁻ being the means of their parts.
     With `tis_cap`, L is multiplied by min(π_old / π_rollout, cap). KL: minus kl_coef * k3.
     """
-    weight, advantage = tokens.weight, tokens.advantage
+    weight = tokens.weight
+    gain, blame = signed_parts(tokens, cfg.entropy_advantage)
     ratio = (logp - tokens.old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    clipped = torch.minimum(torch.maximum(ratio, tokens.clip_low), _like(1 + clip.eps_high, ratio))
-    surrogate = torch.minimum(ratio * advantage, clipped * advantage)
+    high_bound = _like(1 + clip.eps_high, ratio)
+    if clip.keep_gradient:
+        high_bound = high_bound * (ratio / ratio.detach())
+    falling = torch.maximum(ratio, tokens.clip_low)
     if cfg.dual_clip is not None:
-        bounded = torch.maximum(surrogate, cfg.dual_clip * advantage)
-        surrogate = torch.where(advantage < 0, bounded, surrogate)
+        falling = falling.clamp(max=cfg.dual_clip)
+    surrogate = gain * torch.minimum(ratio, high_bound) - blame * falling
     log_mismatch = tokens.old_logp - tokens.rollout_logp
     importance = log_mismatch.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     if cfg.tis_cap is not None:
@@ -111,12 +121,12 @@ def surrogate_loss(
         surrogate = surrogate - cfg.kl_coef * ref_k3
     loss = -(weight * surrogate).sum()
     with torch.no_grad():
-        high = (advantage > 0) & (ratio > 1 + clip.eps_high)
-        low = (advantage < 0) & (ratio < tokens.clip_low)
+        high = (gain > 0) & (ratio > 1 + clip.eps_high)
+        low = (blame > 0) & (ratio < tokens.clip_low)
         elc = tokens.clip_low < 1 - clip.eps_low - 1e-6
         dual = torch.zeros_like(low)
         if cfg.dual_clip is not None:
-            dual = (advantage < 0) & (ratio > cfg.dual_clip)
+            dual = (blame > 0) & (ratio > cfg.dual_clip)
         capped = torch.zeros_like(low) if cfg.tis_cap is None else importance > cfg.tis_cap
         stats = LossStats(
             loss=loss.detach(),
@@ -136,6 +146,18 @@ def surrogate_loss(
             ref_k3=(weight * ref_k3).sum(),
         )
     return loss, stats
+
+
+def signed_parts(tokens: TokenBatch, entropy_advantage: float) -> tuple[Tensor, Tensor]:
+    """A⁺ and A⁻ of A·(1 + entropy_advantage · normed_entropy) (AEPO, arXiv 2510.14545)"""
+    blame = (-tokens.advantage).clamp(min=0) if tokens.blame is None else tokens.blame
+    gain = tokens.advantage + blame
+    if entropy_advantage == 0:
+        return gain, blame
+    assert tokens.normed_entropy is not None, "entropy_advantage > 0 needs normed entropies"
+    factor = 1 + entropy_advantage * tokens.normed_entropy
+    up, down = factor.clamp(min=0), (-factor).clamp(min=0)
+    return gain * up + blame * down, blame * up + gain * down
 
 
 def nll_loss(logp: Tensor, weight: Tensor, entropy: Tensor) -> tuple[Tensor, LossStats]:

@@ -121,6 +121,8 @@ class ClipConfig:
     eps_elc: float = 0.115
     """Added to eps_low on the critical step and its suffix."""
     scope: ElcScope = ElcScope.critical_subtree
+    keep_gradient: bool = False
+    """Above 1 + eps_high keep the gradient (1 + eps_high) ∇log π, not 0 (AEPO)."""
 
     def __post_init__(self) -> None:
         for key in ("eps_low", "eps_high", "eps_elc"):
@@ -147,6 +149,9 @@ class LossConfig:
     """Weight of the k3 divergence from the reference policy (the weights at the start of RL)."""
     tis_cap: float | None = None
     """Truncated importance sampling: weights min(π_old/π_rollout, cap); null turns it off."""
+    entropy_advantage: float = 0.0
+    """a of A·(1 + a·z(H_t)), H_t the current policy's token entropy, its z-score over all agent
+    tokens of the mini-batch (AEPO); 0 turns it off."""
 
     def __post_init__(self) -> None:
         require(
@@ -158,7 +163,9 @@ class LossConfig:
             self.dual_clip,
             "use a value above 1, or null to turn it off",
         )
-        require(self.kl_coef >= 0, "algorithm.loss.kl_coef", self.kl_coef, "use 0 or more")
+        for key in ("kl_coef", "entropy_advantage"):
+            value = getattr(self, key)
+            require(value >= 0, f"algorithm.loss.{key}", value, "use 0 or more")
         require(
             self.tis_cap is None or self.tis_cap > 0,
             "algorithm.loss.tis_cap",

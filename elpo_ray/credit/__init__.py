@@ -32,6 +32,10 @@ class Credit:
     """Trajectory-level advantage (Eq. 8, 9); GRPO's advantage, averaged over a node's leaves."""
     advantage: Array
     """What the loss uses; 0 at the root."""
+    blame: Array
+    """Its negative part, >= 0; the positive part is advantage + blame."""
+    share: Array
+    """Multiplies the weight of the node's tokens in the loss."""
     clip_low: Array
     """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11)."""
 
@@ -52,5 +56,7 @@ def assign(tree: RolloutTree, config: AlgorithmConfig) -> Credit:
         a_branch=np.array(a_branch),
         a_traj=np.array(a_traj),
         advantage=np.array(advantage),
+        blame=np.maximum(-np.array(advantage), 0.0),
+        share=np.ones(len(tree.nodes)),
         clip_low=np.array(clip_low(tree, config.clip)),
     )

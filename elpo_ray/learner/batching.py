@@ -26,7 +26,7 @@ class Row:
     tokens: IntArray
     """Indices into the tree's tokens. Shape: [length + 1]; the last one is only predicted."""
     weight: float
-    """Of each of its agent tokens."""
+    """Of each of its agent tokens, before the node's share."""
 
     @property
     def length(self) -> int:
@@ -62,6 +62,7 @@ class PackTensors:
     """The trained token ids. Shape: [M]."""
     weight: Tensor
     advantage: Tensor
+    blame: Tensor
     clip_low: Tensor
     rollout_logp: Tensor
 
@@ -76,7 +77,8 @@ def rows_of(trees: list[TrainTree], *, needs_advantage: bool) -> list[Row]:
     for tree in trees:
         active = tree.agent
         if needs_advantage:
-            active = active & (tree.advantage != 0)[tree.token_node]
+            moves = (tree.advantage != 0) | (tree.blame != 0)
+            active = active & moves[tree.token_node]
         for tokens, weight in zip(tree.sequences(), tree.leaf_weight, strict=True):
             if weight > 0 and active[tokens].any():
                 end = int(np.flatnonzero(tree.agent[tokens])[-1]) + 1
@@ -116,7 +118,8 @@ def collate(pack: Pack, device: torch.device) -> PackTensors:
     if not pack.rows:
         zero = torch.zeros(1, device=device)
         index = torch.zeros(1, dtype=torch.int64, device=device)
-        return PackTensors(torch.stack((index, index), 1), index, index, zero, zero, zero, zero)
+        ids = torch.stack((index, index), 1)
+        return PackTensors(ids, index, index, zero, zero, zero, zero, zero)
     width = max(row.length for row in pack.rows)
     ids = np.zeros((len(pack.rows), width), dtype=np.int64)
     select: list[NDArray[np.int64]] = []
@@ -137,8 +140,9 @@ def collate(pack: Pack, device: torch.device) -> PackTensors:
         targets=torch.from_numpy(
             np.concatenate([row.tree.ids[t] for row, t in of_row]).astype(np.int64)
         ).to(device),
-        weight=floats([np.full(len(t), row.weight) for row, t in of_row]),
+        weight=floats([row.weight * row.tree.share[row.tree.token_node[t]] for row, t in of_row]),
         advantage=floats([row.tree.advantage[row.tree.token_node[t]] for row, t in of_row]),
+        blame=floats([row.tree.blame[row.tree.token_node[t]] for row, t in of_row]),
         clip_low=floats([row.tree.clip_low[row.tree.token_node[t]] for row, t in of_row]),
         rollout_logp=floats([row.tree.rollout_logp[t] for row, t in of_row]),
     )

@@ -183,6 +183,7 @@ class LearnerRank:
         tokens = TokenBatch(
             weight=batch.weight,
             advantage=batch.advantage,
+            blame=batch.blame,
             clip_low=batch.clip_low,
             old_logp=pack.old_logp,
             # A dummy's token was never sampled: no mismatch.

@@ -79,6 +79,8 @@ def build_tree(seed: int) -> TrainTree:
         node_start=start,
         node_parent=np.array(parents, dtype=np.int32),
         advantage=advantage,
+        blame=np.maximum(-advantage, 0),
+        share=np.ones(len(parents)),
         clip_low=rng.choice([0.8, 0.685], len(parents)),
         leaves=np.array([3, 4, 5, 6], dtype=np.int32),
         leaf_weight=np.zeros(4),

@@ -22,6 +22,14 @@ class Credit:
     advantage: list[float]
     clip_low: list[float]
 
+    @property
+    def blame(self) -> list[float]:
+        return [max(-a, 0.0) for a in self.advantage]
+
+    @property
+    def share(self) -> list[float]:
+        return [1.0] * len(self.advantage)
+
 
 def step(actions: int, observations: int = 0) -> Step:
     turn = Turn(
