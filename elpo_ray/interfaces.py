@@ -83,8 +83,12 @@ class Task(Protocol):
         """Held-out problems: the same list every time, disjoint from the training stream."""
         ...
 
-    def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
-        """Reward and success of a finished trajectory. The tools' words are untrusted."""
+    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
+        """Reward and success of a finished trajectory; not `graded` if no verdict could be had.
+
+        `tools` runs a submitted program on its tests, in sessions of its own. The tools' words are
+        untrusted. Raises InfrastructureError, and ValueError if the user's reward function fails.
+        """
         ...
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:

@@ -84,7 +84,8 @@ class RolloutWorker:
             cost = Cost()
             try:
                 episode = await run_episode(self.agent, problem, sampling, start, cost)
-                score = self.task.score(problem, [*start.steps, *episode.steps])
+                steps = [*start.steps, *episode.steps]
+                score = await self.task.score(problem, steps, self.agent.tools)
             except InfrastructureError:
                 on_lost(cost)
                 attempts_left -= 1

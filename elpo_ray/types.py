@@ -152,3 +152,10 @@ class Score:
 
     reward: float
     success: bool
+    graded: bool = True
+    """False: the grader came to no verdict, which says nothing about the answer. Neither a success
+    nor a failure: no search, no advantage and no average may count it."""
+
+
+UNGRADED = Score(reward=0.0, success=False, graded=False)
+"""The grader timed out or crashed on this answer, also when asked again."""

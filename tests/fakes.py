@@ -21,6 +21,7 @@ from elpo_ray.config import (
     SandboxConfig,
     TaskConfig,
 )
+from elpo_ray.interfaces import Tools
 from elpo_ray.rollout import RolloutWorker
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import (
@@ -183,7 +184,7 @@ class FakeTask:
     def eval_problems(self, count: int) -> list[Problem]:
         return [self.train_problem(-1 - i) for i in range(count)]
 
-    def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
+    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
         success = steps[-1].action_text.startswith("=ok") and self.recoverable(problem, steps)
         return Score(1.0 if success else -1.1, success)
 

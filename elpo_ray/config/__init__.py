@@ -27,7 +27,13 @@ from elpo_ray.config.model import ModelConfig, Precision, TinyModelConfig
 from elpo_ray.config.rollout import EngineConfig, SamplingConfig, SandboxConfig
 from elpo_ray.config.rules import require
 from elpo_ray.config.run import ClusterConfig, LoggingConfig, TrainerConfig, WandbMode
-from elpo_ray.config.task import CountdownConfig, TaskConfig, TaskName
+from elpo_ray.config.task import (
+    CountdownConfig,
+    RewardConfig,
+    RewardName,
+    TaskConfig,
+    TaskName,
+)
 
 __all__ = [
     "CONF_DIR",
@@ -51,6 +57,8 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "Precision",
+    "RewardConfig",
+    "RewardName",
     "SamplingConfig",
     "SandboxConfig",
     "Schedule",

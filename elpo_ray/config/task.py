@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
 from enum import Enum
 
 from elpo_ray.config.rules import require
@@ -13,6 +14,29 @@ class TaskName(Enum):
 
     countdown = "countdown"
     jsonl = "jsonl"
+    aime24 = "aime24"
+    aime25 = "aime25"
+    math500 = "math500"
+    math = "math"
+    gsm8k = "gsm8k"
+    gpqa_diamond = "gpqa_diamond"
+    livecodebench_v6 = "livecodebench_v6"
+    open_agentrl = "open_agentrl"
+
+
+class RewardName(Enum):
+    """What decides success, and what success and failure are worth (`elpo_ray.tasks.rewards`)."""
+
+    verify = "verify"
+    """Equality up to mathematical form; +1 and -1."""
+    strict_box = "strict_box"
+    """The last box within the last 100 characters, character by character; +1 and -1."""
+    demyagent_as_run = "demyagent_as_run"
+    """`strict_box` with -1.1 for failure: the recipe as it really ran (Figure 4)."""
+    demyagent_intended = "demyagent_intended"
+    """`strict_box` with min(-0.6, -1 + 0.1 tool calls) for failure: the recipe as it was meant."""
+    function = "function"
+    """`task.reward.function`, yours."""
 
 
 @dataclass(kw_only=True)
@@ -60,14 +84,73 @@ class CountdownConfig:
 
 
 @dataclass(kw_only=True)
+class RewardConfig:
+    """The terminal reward. Code tasks: success is all tests passed, and the reward of a program is
+    the fraction of them; of an answer without a program, the preset's failure."""
+
+    name: RewardName = RewardName.verify
+    function: str | None = None
+    """`package.module:name` of `(problem, steps) -> Score`, plain or async (docs/tasks.md)."""
+    wall_s: float = 5.0
+    """Seconds that the comparison of one answer may take in its own process."""
+    graders: int = 2
+    """Processes a rollout worker that compare answers; started when first needed."""
+    overlong_buffer: int = 0
+    """Tokens before `overlong_limit` over which the reward falls by up to `overlong_factor`
+    (DAPO); 0 turns it off."""
+    overlong_limit: int = 20480
+    """Tokens of a trajectory, tool responses included, the prompt not."""
+    overlong_factor: float = 1.0
+    format_penalty: float = 0.0
+    """Taken off when the answer is not in the form asked for: no box, no code block."""
+    tool_error_penalty: float = 0.0
+    """Taken off when the last tool call failed (ToRL's is 0.5)."""
+    tool_bonus: float = 0.0
+    """Added to a success that used a tool (ARPO's is 0.1)."""
+
+    def __post_init__(self) -> None:
+        require(self.wall_s > 0, "task.reward.wall_s", self.wall_s, "use above 0")
+        require(self.graders >= 1, "task.reward.graders", self.graders, "use 1 or more")
+        for key in ("format_penalty", "tool_error_penalty", "tool_bonus", "overlong_factor"):
+            value = getattr(self, key)
+            require(0 <= value < float("inf"), f"task.reward.{key}", value, "use 0 or more")
+        require(
+            0 <= self.overlong_buffer <= self.overlong_limit,
+            "task.reward.overlong_buffer",
+            self.overlong_buffer,
+            f"use 0 to overlong_limit={self.overlong_limit}",
+        )
+        wanted = self.name is RewardName.function
+        require(
+            wanted == (self.function is not None),
+            "task.reward.function",
+            self.function,
+            "name package.module:function" if wanted else "set task.reward.name=function with it",
+        )
+
+
+@dataclass(kw_only=True)
 class TaskConfig:
     """What is trained and how an episode is bounded."""
 
     name: TaskName = TaskName.countdown
+    reward: RewardConfig = field(default_factory=RewardConfig)
     train_file: str | None = None
-    """JSON-lines file of problems (task `jsonl`); one object a line, see docs/tasks.md. A run
-    needs it; `check_only` does not."""
+    """JSON-lines or parquet file of training problems instead of the task's own, with the same
+    fields (docs/tasks.md). Task `jsonl` has none of its own; `check_only` needs none."""
     eval_file: str | None = None
+    """The same for held-out problems."""
+    demonstrations_file: str | None = None
+    """The same for the conversations of the cold start (task `open_agentrl`)."""
+    data_dir: str | None = None
+    """Folder with files named after the data sets (`aime24.jsonl`, `gsm8k-train.parquet`, …);
+    what is not there comes from the Hugging Face hub."""
+    eval_sets: list[TaskName] = field(default_factory=list)
+    """Tasks whose held-out problems evaluate this one; empty: its own."""
+    contest_from: str | None = None
+    """First day (YYYY-MM-DD) of the contests taken from LiveCodeBench; None: no bound."""
+    contest_until: str | None = None
+    """Last day, inclusive."""
     max_turns: int = 16
     """Assistant turns an episode may take, the answer included."""
     max_turn_tokens: int = 4096
@@ -96,3 +179,15 @@ class TaskConfig:
             self.max_observation_chars,
             "use 32 or more",
         )
+        for key in ("contest_from", "contest_until"):
+            value = getattr(self, key)
+            require(
+                value is None or _is_day(value), f"task.{key}", value, "write a day as 2025-02-01"
+            )
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return len(text) == len("2025-02-01") and bool(date.fromisoformat(text))
+    except ValueError:
+        return False

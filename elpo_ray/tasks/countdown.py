@@ -19,6 +19,7 @@ from itertools import count, islice
 from typing import Any
 
 from elpo_ray.config import TaskConfig
+from elpo_ray.interfaces import Tools
 from elpo_ray.tasks import code_interpreter
 from elpo_ray.tasks.arithmetic import Left, Move, Rules, describe, reachable, session_code
 from elpo_ray.tasks.rewards import outcome
@@ -82,7 +83,7 @@ class Countdown:
         messages.append({"role": "assistant", "content": f"answer: {target}"})
         return messages
 
-    def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
+    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
         """Success iff the calls leave the target alone and the answer turn names it."""
         return outcome(self._succeeded(problem, steps))
 

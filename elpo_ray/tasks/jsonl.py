@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elpo_ray.config import TaskConfig
+from elpo_ray.interfaces import Tools
 from elpo_ray.tasks import code_interpreter
 from elpo_ray.tasks.rewards import last_boxed, outcome
 from elpo_ray.types import FinishReason, Message, Problem, Score, Step
@@ -48,7 +49,7 @@ class Jsonl:
         """The first `count` problems of the held-out file, or all of them."""
         return self._eval[:count]
 
-    def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
+    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
         """Success iff the answer turn's last box equals the ground truth, spaces aside."""
         return outcome(self.answer(problem, steps) == problem.ground_truth.strip())
 

@@ -1,10 +1,12 @@
 """Countdown: session, host and oracle agree; what a session prints is not believed."""
 
+import asyncio
 import contextlib
 import io
 from itertools import permutations
 
 import pytest
+from fakes import FakeTools
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,13 +14,17 @@ from elpo_ray.config import CountdownConfig, TaskConfig
 from elpo_ray.tasks import make_task
 from elpo_ray.tasks.arithmetic import Rules, reachable, session_code
 from elpo_ray.tasks.countdown import Countdown, parse_combine
-from elpo_ray.types import FinishReason, Problem, Step, ToolCall, ToolKind, ToolResult, Turn
+from elpo_ray.types import FinishReason, Problem, Score, Step, ToolCall, ToolKind, ToolResult, Turn
 
 RULES = Rules("+-*", 99)
 
 
 def make(seed: int = 0, max_turns: int = 6, **difficulty: object) -> Countdown:
     return Countdown(TaskConfig(max_turns=max_turns, countdown=CountdownConfig(**difficulty)), seed)
+
+
+def score(task: Countdown, asked: Problem, steps: list[Step]) -> Score:
+    return asyncio.run(task.score(asked, steps, FakeTools()))
 
 
 def problem(*numbers: int, target: int) -> Problem:
@@ -62,7 +68,7 @@ def test_demonstrations_are_what_a_real_session_prints_and_score_as_success() ->
         steps.append(answer(messages[-1]["content"]))
         assert len(steps) == 5
         solved = problem(*start, target=int(target))
-        assert task.score(solved, steps).reward == 1.0
+        assert score(task, solved, steps).reward == 1.0
         assert all(task.recoverable(solved, steps[:k]) for k in range(len(steps) + 1))
 
 
@@ -144,8 +150,8 @@ def solved_in_two(final: Step) -> list[Step]:
     ],
 )
 def test_success_needs_the_calls_and_the_answer(steps: list[Step], success: bool) -> None:
-    score = make().score(problem(2, 3, target=6), steps)
-    assert (score.success, score.reward) == (success, 1.0 if success else -1.1)
+    scored = score(make(), problem(2, 3, target=6), steps)
+    assert (scored.success, scored.reward) == (success, 1.0 if success else -1.1)
     if steps and steps[-1].result is None:
         assert make().recoverable(problem(2, 3, target=6), steps) is success
 
@@ -170,7 +176,7 @@ def test_success_needs_the_calls_and_the_answer(steps: list[Step], success: bool
 )
 def test_only_plain_successful_calls_count(hostile: Step) -> None:
     task, given_ = make(), problem(2, 3, target=6)
-    assert not task.score(given_, [hostile, answer("answer: 6")]).success
+    assert not score(task, given_, [hostile, answer("answer: 6")]).success
     assert task.recoverable(given_, [hostile]) is True  # the numbers are untouched
 
 

@@ -1,15 +1,17 @@
 """JSON-lines problems: every bad file is one clear line, the reward is the last box."""
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
+from fakes import FakeTools
 
 from elpo_ray.config import TaskConfig, TaskName
 from elpo_ray.tasks import make_task
 from elpo_ray.tasks.jsonl import Jsonl
 from elpo_ray.tasks.rewards import last_boxed
-from elpo_ray.types import FinishReason, Step, Turn
+from elpo_ray.types import FinishReason, Problem, Score, Step, Turn
 
 
 def row(question: str, truth: str = "7") -> dict[str, object]:
@@ -40,6 +42,10 @@ def make(tmp_path: Path, *train: object, seed: int = 0) -> Jsonl:
 
 def answer(text: str, finish: FinishReason = FinishReason.STOP) -> Step:
     return Step(turn=Turn((1,), (0.0,), (0.0,), finish, 0), action_text=text)
+
+
+def score(task: Jsonl, asked: Problem, steps: list[Step]) -> Score:
+    return asyncio.run(task.score(asked, steps, FakeTools()))
 
 
 def test_problems_and_epochs(tmp_path: Path) -> None:
@@ -95,11 +101,11 @@ def test_a_held_out_prompt_may_not_be_trained_on(tmp_path: Path) -> None:
 def test_reward_is_the_last_box_of_the_answer_turn(tmp_path: Path) -> None:
     task = make(tmp_path, row("q", r"\frac{1}{2}"))
     asked = task.train_problem(0)
-    assert task.score(asked, [answer(r"\boxed{3}, no: \boxed{\frac{1}{2}}")]).reward == 1.0
-    assert task.score(asked, [answer(r"\boxed{\frac{1}{2}}, no: \boxed{3}")]).reward == -1.1
-    assert not task.score(asked, [answer(r"\frac{1}{2}")]).success
-    assert not task.score(asked, [answer(r"\boxed{\frac{1}{2}}", FinishReason.LENGTH)]).success
-    assert not task.score(asked, []).success
+    assert score(task, asked, [answer(r"\boxed{3}, no: \boxed{\frac{1}{2}}")]).reward == 1.0
+    assert score(task, asked, [answer(r"\boxed{\frac{1}{2}}, no: \boxed{3}")]).reward == -1.1
+    assert not score(task, asked, [answer(r"\frac{1}{2}")]).success
+    assert not score(task, asked, [answer(r"\boxed{\frac{1}{2}}", FinishReason.LENGTH)]).success
+    assert not score(task, asked, []).success
 
 
 def test_last_boxed_balances_braces() -> None:
