@@ -13,7 +13,7 @@ import signal
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -204,8 +204,13 @@ class Confinement:
         with _layer("landlock"):
             return self.grants.with_workdir(workdir)
 
-    def enter(self, berth: Berth) -> None:
-        """Confine this process for good. Raises LayerError."""
+    def enter(self, berth: Berth, announce: Callable[[int], None] | None = None) -> None:
+        """Confine this process for good. Raises LayerError.
+
+        `announce` is given the descriptor that decides about step forks (`seccomp.listen`), once
+        the berth's descriptors are in place. It is not called, and nothing can fork, where the
+        machine has no such thing.
+        """
         with _layer("process"):
             os.setsid()
             os.chdir(berth.folder)
@@ -224,6 +229,19 @@ class Confinement:
                 landlock.restrict(berth.ruleset)
         os.closerange(len(berth.descriptors), _MAX_DESCRIPTOR)
         os.environ.update(HOME=berth.folder, TMPDIR=berth.folder)
-        if "seccomp" not in self.plan.missing:
-            with _layer("seccomp"):
-                seccomp.install(self.program)
+        if "seccomp" in self.plan.missing:
+            return
+        forking = announce is not None and self._listen(announce)
+        with _layer("seccomp"):
+            seccomp.install(self.program, forking=forking)
+
+    @staticmethod
+    def _listen(announce: Callable[[int], None]) -> bool:
+        """Whether step forks can be decided from outside."""
+        try:
+            listener = seccomp.listen()
+        except OSError:
+            return False
+        announce(listener)
+        os.close(listener)
+        return True

@@ -80,7 +80,7 @@ class Runner:
     def __init__(self, keep_chars: int) -> None:
         """`keep_chars` bounds value and traceback."""
         self._keep = keep_chars
-        self._ballast = mmap.mmap(-1, _BALLAST_BYTES)
+        self._ballast = mmap.mmap(-1, _BALLAST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         module = types.ModuleType("__main__")
         module.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = module
@@ -119,7 +119,7 @@ class Runner:
         except MemoryError as error:
             self._ballast.close()  # room to say so
             reply = self._reply(Kind.MEMORY, error=error)
-            self._ballast = mmap.mmap(-1, _BALLAST_BYTES)
+            self._ballast = mmap.mmap(-1, _BALLAST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except BaseException as error:
             reply = self._reply(Kind.ERROR, error=error)
         for stream in self._streams:

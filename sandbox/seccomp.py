@@ -4,6 +4,12 @@ Allow-list. What is not listed answers ENOSYS, so libraries take their fallback;
 name answers EPERM, so Python raises PermissionError. Invariants: no socket but an anonymous stream
 pair, no new process (threads only), no exec, no signal to anyone but oneself, no change of
 permissions, owners or identity, no shared memory with other processes.
+
+Fork snapshots need one exception: `listen` puts every step fork (`STEP_FORK`, flags that no library
+uses) before the supervisor, who lets exactly those pass that it asked for. The flags travel in a
+register, so what was looked at is what runs. CLONE_PARENT makes the spawner the parent of every
+process, so that nobody else reaps it. No process that may fork sends signals, not even to itself:
+the filter is inherited and cannot know the process id of a child.
 """
 
 from __future__ import annotations
@@ -21,8 +27,15 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7), "arm64": (1, 0xC00000B7)}
 _LOAD, _JUMP, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_NOTIFY = 0x7FC00000
 _OWN_PID = 0x5EED0BAD
 """Stands for the session's process id until `install` knows it."""
+_NO_PID = 0x7FFFFFFF
+_MAY_FORK = 0x5EEC0F04
+"""Stands for STEP_FORK until `install` knows whether somebody listens."""
+STEP_FORK = 0x00008000 | 17
+"""Flags of the only fork there is: CLONE_PARENT and SIGCHLD."""
+_SET_MODE_FILTER, _NEW_LISTENER = 1, 8
 
 
 def _op(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
@@ -63,8 +76,17 @@ def _signal_to_self(pid_at: int, signal_at: int) -> bytes:
 
 
 _CONDITIONAL: dict[str, bytes] = {
+    # Private, or of a file: anonymous shared memory would join branches forked from one snapshot.
+    "mmap": _load_argument(3)
+    + _op(_JUMP_ANY_BIT, 0x20, 1, 0)
+    + _PERMIT
+    + _op(_JUMP_ANY_BIT, 1, 0, 1)
+    + _refuse(errno.EPERM)
+    + _PERMIT,
     # CLONE_THREAD: pthread_create passes, fork and namespaces do not.
     "clone": _load_argument(0)
+    + _op(_JUMP_EQUAL, _MAY_FORK, 0, 1)
+    + _PERMIT
     + _op(_JUMP_ANY_BIT, 0x00010000, 0, 1)
     + _PERMIT
     + _refuse(errno.EAGAIN),
@@ -80,7 +102,14 @@ _CONDITIONAL: dict[str, bytes] = {
     "ioctl": _one_of(1, (0x5401, 0x5421, 0x541B, 0x5450, 0x5451)),
     # Not F_SETOWN and F_SETSIG: they send any signal to any process of the same user.
     "fcntl": _one_of(1, (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030)),
-    "prctl": _one_of(0, (15, 16)),
+    # PR_SET_PDEATHSIG, which a fork clears: to SIGKILL only.
+    "prctl": _load_argument(0)
+    + _op(_JUMP_EQUAL, 1, 0, 4)
+    + _load_argument(1)
+    + _op(_JUMP_EQUAL, 9, 0, 1)
+    + _PERMIT
+    + _refuse(errno.EPERM)
+    + _one_of(0, (15, 16)),
     "prlimit64": _one_of(0, (0, _OWN_PID)),
     "kill": _signal_to_self(0, 1),
     "tgkill": _signal_to_self(0, 2),
@@ -124,9 +153,38 @@ def no_new_privs() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
-def install(code: bytes) -> None:
-    """Put the calling thread, for good, under `code`. Needs `no_new_privs`. Raises OSError."""
-    code = code.replace(struct.pack("<I", _OWN_PID), struct.pack("<I", os.getpid()))
+def listen() -> int:
+    """Have every step fork of this process and its descendants decided by whoever holds the
+    descriptor returned. Needs `no_new_privs`. Raises OSError (Linux 5.5; one listener a process).
+    """
+    column, _ = _architecture()
+    code = (
+        _op(_LOAD, 0)
+        + _op(_JUMP_EQUAL, NUMBERS["clone"][column] or 0, 0, 3)
+        + _load_argument(0)
+        + _op(_JUMP_EQUAL, STEP_FORK, 0, 1)
+        + _op(_RETURN, _NOTIFY)
+        + _PERMIT
+    )
+    described = _Program(len(code) // 8, code)
+    number = NUMBERS["seccomp"][column]
+    listener = _LIBC.syscall(
+        number, _SET_MODE_FILTER, ctypes.c_ulong(_NEW_LISTENER), ctypes.byref(described)
+    )
+    if listener < 0:
+        raise OSError(ctypes.get_errno(), "seccomp(SECCOMP_FILTER_FLAG_NEW_LISTENER)")
+    return int(listener)
+
+
+def install(code: bytes, *, forking: bool = False) -> None:
+    """Put the calling thread, for good, under `code`. Needs `no_new_privs`. Raises OSError.
+
+    `forking`: step forks are left to the holder of what `listen` returned.
+    """
+    pid = _NO_PID if forking else os.getpid()
+    code = code.replace(struct.pack("<I", _OWN_PID), struct.pack("<I", pid))
+    if forking:
+        code = code.replace(struct.pack("<I", _MAY_FORK), struct.pack("<I", STEP_FORK))
     described = _Program(len(code) // 8, code)
     if _LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(described), 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")
