@@ -26,6 +26,7 @@ LAYERS = [
     {"growth", "credit", "chat", "tiny", "model_folder"},
     {"episode", "forest", "tasks", "weights"},
     {"rollout"},
+    {"analysis"},
     {
         "engine",
         "vllm_plugin",
@@ -40,7 +41,7 @@ LAYERS = [
     {"cluster"},
     {"cold_start", "evaluation"},
     {"driver"},
-    {"main"},
+    {"main", "simulate"},
 ]
 """Modules and packages of elpo_ray, bottom first; imports within a layer are allowed."""
 
@@ -102,6 +103,7 @@ def test_the_sandbox_knows_nothing_of_the_trainer() -> None:
         ("elpo_ray.config", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
         ("elpo_ray.driver", {"vllm", "deepspeed"}),
         ("elpo_ray.main", {"vllm", "deepspeed", "ray", "torch"}),
+        ("elpo_ray.simulate", {"torch", "ray", "vllm", "deepspeed", "hydra", "numpy"}),
         ("sandbox", {"torch", "ray", "numpy"}),
     ],
 )

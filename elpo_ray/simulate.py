@@ -1,0 +1,211 @@
+"""`python -m elpo_ray.simulate`: what N_total, X and K take, from success probabilities alone.
+
+No model, no torch, no Ray: the growth rule that trains runs on `analysis.world`. Exit codes: 0
+done; 2 a mistake in the call, told in one line on stderr; 130 on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import product
+from typing import Any, NoReturn
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from elpo_ray.analysis.world import Chain, Findings, completions_needed, simulate
+from elpo_ray.config import BelConfig, GrowthConfig, GrowthRule
+
+EXIT_CONFIGURATION, EXIT_INTERRUPTED = 2, 130
+PAPER = "paper"
+"""The entropy gate's 1 to 3; with nothing known of entropies it asks for 2."""
+
+EPILOG = """\
+A trajectory has K tool steps and an answer. --success P spreads its failures evenly over them;
+several values are a mix of inputs, each as frequent. --values V0,V1,…,VK gives the chance of
+success from the prompt and from a sound prefix of 1, 2, …, K steps instead (`python -m
+elpo_ray.analyze analysis=localization` measures it). After a fatal step nothing succeeds.
+
+Columns
+  mixed      inputs with a success and a failure among the N_total leaves: only they teach anything
+  searches   searches begun an input
+  named      of those, searches that named a critical step before the budget ran out
+  right      of those, named the step that really doomed the trajectory
+  located    inputs with at least one critical step named rightly
+  blamed     recoverable anchors whose X completions all failed: falsely "irrecoverable"
+  turns      turns decoded, as a share of N_total whole trajectories
+
+Examples
+  python -m elpo_ray.simulate --success 0.3 --tool-steps 4
+  python -m elpo_ray.simulate --success 0.05,0.3,0.7 --n-total 16,32 --x 1,2,4,8 --tool-steps 3,6
+  python -m elpo_ray.simulate --values 0.2,0.3,0.5,0.9 --want 0.9 --json
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_CONFIGURATION, f"elpo_ray.simulate: {message}; try --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        rows = study(args)
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    if args.json:
+        for row in rows:
+            print(json.dumps(row))
+        return 0
+    show(rows, args)
+    return 0
+
+
+def study(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row a combination of K, N_total and X. ValueError on values that make no sense."""
+    if args.inputs < 1:
+        raise ValueError(f"--inputs={args.inputs}: use 1 or more")
+    if not 0 < args.want < 1:
+        raise ValueError(f"--want={args.want}: use a share between 0 and 1")
+    if args.values:
+        worlds = [[Chain(tuple(args.values))]]
+    else:
+        worlds = [[Chain.even(p, steps) for p in args.success] for steps in args.tool_steps]
+    rows = []
+    for chains, n_total, x in product(worlds, args.n_total, args.x):
+        low, high = (1, 3) if x == PAPER else (int(x), int(x))
+        bel = BelConfig(x_min=low, x_max=high, b_max=args.b_max)
+        config = GrowthConfig(rule=GrowthRule.bel, n_total=n_total, bel=bel)
+        findings = asyncio.run(simulate(chains, config, args.inputs, args.seed))
+        rows.append(
+            {"tool_steps": chains[0].tool_steps, "n_total": n_total, "x": x}
+            | rates(findings)
+            | {"counts": asdict(findings), "values": [chain.values for chain in chains]}
+        )
+    return rows
+
+
+def rates(found: Findings) -> dict[str, float | None]:
+    """The columns; None where nothing was there to be counted."""
+
+    def share(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    return {
+        "mixed": share(found.mixed, found.inputs),
+        "searches": share(found.searches, found.inputs),
+        "named": share(found.named, found.searches),
+        "right": share(found.right, found.named),
+        "located": share(found.located, found.inputs),
+        "blamed": share(found.probes_blamed, found.probes_sound),
+        "turns": share(found.turns, found.turns_flat),
+    }
+
+
+def show(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
+    """The table, then what it says about X and N_total."""
+    console = Console()
+    title = f"{args.inputs} simulated inputs a row, seed {args.seed}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
+    columns = ("mixed", "searches", "named", "right", "located", "blamed", "turns")
+    for name in ("K", "N_total", "X", *columns):
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = ["–" if row[c] is None else _cell(c, row[c]) for c in columns]
+        table.add_row(str(row["tool_steps"]), str(row["n_total"]), str(row["x"]), *cells)
+    console.print(table)
+    for line in advice(rows, args.want):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def advice(rows: Sequence[dict[str, Any]], want: float) -> list[str]:
+    """For each K: the smallest setting whose named steps are right often enough, and the probe
+    size that its hardest anchor asks for."""
+    lines = []
+    for steps in dict.fromkeys(row["tool_steps"] for row in rows):
+        mine = [row for row in rows if row["tool_steps"] == steps]
+        sure = [row for row in mine if (row["right"] or 0.0) >= want]
+        enough = [row for row in sure if row["located"] >= want]
+        hardest = min(values[1] for values in mine[0]["values"])
+        needed = completions_needed(hardest, 1 - want)
+        text = f"K={steps}: "
+        if sure:
+            best = (
+                min(enough, key=lambda row: row["n_total"])
+                if enough
+                else max(sure, key=lambda row: row["located"])
+            )
+            text += (
+                f"N_total={best['n_total']} with X={best['x']} names the right step in "
+                f"{best['right']:.0%} of its searches that name one, for {best['located']:.0%} of "
+                "the inputs"
+            )
+        else:
+            text += f"no setting here names the right step in {want:.0%} of the searches"
+        lines.append(
+            f"{text}; the hardest anchor succeeds with {hardest:.2f} a completion, so X={needed} "
+            f"misses it at most {1 - want:.0%} of the time"
+        )
+    return lines
+
+
+def _cell(column: str, value: float) -> str:
+    return f"{value:.2f}" if column == "searches" else f"{value:.0%}"
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m elpo_ray.simulate",
+        description="How many leaves and probes error localization needs, without a model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--success", type=_floats, default=[0.3], metavar="P[,P]")
+    parser.add_argument("--values", type=_floats, default=None, metavar="V0,V1,…,VK")
+    parser.add_argument("--tool-steps", type=_integers, default=[4], metavar="K[,K]")
+    parser.add_argument("--n-total", type=_integers, default=[8, 16, 32], metavar="N[,N]")
+    parser.add_argument(
+        "--x",
+        type=_probe_sizes,
+        default=["1", PAPER, "4", "8"],
+        metavar="X[,X]",
+        help=f"completions a probe; {PAPER} = the entropy gate's 1 to 3",
+    )
+    parser.add_argument("--b-max", type=int, default=3, help="failures collected before a search")
+    parser.add_argument("--inputs", type=int, default=300, help="simulated inputs a row")
+    parser.add_argument("--want", type=float, default=0.8, help="share of named steps to be right")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one object a row instead of the table")
+    return parser  # fmt: skip
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _probe_sizes(text: str) -> list[str]:
+    sizes = text.split(",")
+    for size in sizes:
+        if size != PAPER and not (size.isdecimal() and int(size) >= 1):
+            raise argparse.ArgumentTypeError(f"{size!r} is neither {PAPER} nor 1 or more")
+    return sizes
+
+
+if __name__ == "__main__":
+    sys.exit(main())
