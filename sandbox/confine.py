@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sandbox import landlock, seccomp
+from sandbox import landlock, namespaces, seccomp
 from sandbox.limits import Limits
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -29,6 +29,10 @@ _OWN_UIDS = range(60000, 65000)
 _MAX_DESCRIPTOR = 1 << 16
 
 
+TIERS = ("strong", "standard", "weak")
+"""Of isolation, the best first; `docs/isolation.md` says what each promises."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What this machine lets a session give up; found out by trying (`sandbox.probe`)."""
@@ -38,8 +42,20 @@ class Plan:
     keep_read: bool = False
     """The Python installation lies where only root may go: keep the capability to pass folder
     permissions. Landlock still confines what can be opened."""
+    walled: bool = False
+    """The spawner, and with it all sessions, is in namespaces of its own."""
+    own_user_namespace: bool = False
+    """Each session gets one, so that the kernel counts its processes apart; where `walled`
+    without root."""
     missing: frozenset[str] = frozenset()
     """Layers to leave out; empty unless degraded operation is allowed."""
+
+    @property
+    def tier(self) -> str:
+        """One of `TIERS`."""
+        if self.missing:
+            return "weak"
+        return "strong" if self.walled else "standard"
 
 
 def prctl(option: int, value: int) -> None:
@@ -76,8 +92,8 @@ def _effective_capabilities() -> int:
 
 def _drop_identity(plan: Plan, uid: int) -> None:
     """Give up root: another user where possible, no capability but the one the plan keeps."""
-    if os.geteuid() != 0:
-        return
+    if plan.own_user_namespace:
+        namespaces.own_user()
     held = _effective_capabilities()
     read = _CAP_DAC_READ_SEARCH if held >> _CAP_DAC_READ_SEARCH & 1 else _CAP_DAC_OVERRIDE
     if plan.own_uid:
@@ -85,7 +101,8 @@ def _drop_identity(plan: Plan, uid: int) -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    _set_capabilities(held & 1 << read if plan.keep_read else 0)
+    if held:
+        _set_capabilities(held & 1 << read if plan.keep_read else 0)
 
 
 def tasks_of(uid: int) -> int:
@@ -117,21 +134,26 @@ def _limit_resources(limits: Limits, tasks: int) -> None:
         resource.setrlimit(which, (allowed, allowed))
 
 
-class Grants:
-    """What sessions may read: the Python installation and what its libraries load.
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+"""What sessions may use of them."""
 
-    Opened once; each session's own folder is added to them.
-    """
+
+def readable(packages: list[str]) -> list[str]:
+    """What sessions may read: the Python installation and what its libraries load."""
+    paths = sysconfig.get_paths()
+    folders = {paths["stdlib"], paths["platstdlib"], os.path.join(sys.base_prefix, "lib")}
+    folders |= {*packages, "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"}
+    folders |= {"/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"}
+    return sorted(path for path in folders if os.path.exists(path))
+
+
+class Grants:
+    """What sessions may read, opened once; each session's own folder is added to them."""
 
     def __init__(self, packages: list[str]) -> None:
-        paths = sysconfig.get_paths()
-        folders = {paths["stdlib"], paths["platstdlib"], os.path.join(sys.base_prefix, "lib")}
-        folders |= {*packages, "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"}
-        folders |= {"/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"}
-        devices = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
         self.rules = [
             (os.open(path, os.O_PATH | os.O_CLOEXEC), rights)
-            for group, rights in ((sorted(folders), landlock.READ), (devices, landlock.DEVICE))
+            for group, rights in ((readable(packages), landlock.READ), (DEVICES, landlock.DEVICE))
             for path in group
             if os.path.exists(path)
         ]
@@ -186,13 +208,15 @@ class Confinement:
     program: bytes
     """The seccomp filter; empty on an architecture without a table."""
     spawner: int
-    """Process id of the spawner."""
+    """Process id of the spawner, as its children see it."""
+    crowd: int
+    """Keeps the users of its sessions apart from those of other spawners."""
 
     def uid(self, session: int) -> int:
         """The user that a session runs as: with `own_uid`, one apart from its live siblings."""
         if not self.plan.own_uid:
             return os.getuid()
-        return _OWN_UIDS[(self.spawner * 61 + session) % len(_OWN_UIDS)]
+        return _OWN_UIDS[(self.crowd * 61 + session) % len(_OWN_UIDS)]
 
     def ruleset(self, workdir: str) -> int | None:
         """Descriptor of a session's file rules; None where that layer is missing.

@@ -53,13 +53,15 @@ class SpawnerClient:
         self._early: dict[int, End] = {}
         """Ends heard of before the session's maker went on."""
         self.alive = True
+        self.isolation = ""
+        """The tier in force, see `sandbox.confine.TIERS`; empty until started."""
         self.layers: tuple[str, ...] = ()
         """The kernel layers in force."""
         self._loop.add_reader(channel, self._on_message)
 
     @classmethod
     async def start(
-        cls, limits: Limits, preload: tuple[str, ...], *, allow_degraded: bool
+        cls, limits: Limits, preload: tuple[str, ...], *, isolation: str, allow_degraded: bool
     ) -> SpawnerClient:
         """Start a spawner and let it probe. Raises SandboxUnavailable or SandboxFailure."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -76,6 +78,7 @@ class SpawnerClient:
             "preload": preload,
             "limits": asdict(limits),
             "root": root,
+            "isolation": isolation,
             "allow_degraded": allow_degraded,
         }
         try:
@@ -88,13 +91,13 @@ class SpawnerClient:
         except BaseException:
             await client.close()
             raise
-        client.layers = tuple(said["layers"])
+        client.isolation, client.layers = said["isolation"], tuple(said["layers"])
         if not said["ready"]:
             await client.close()
             problems = "\n".join(f"- {problem}" for problem in said["problems"])
             raise SandboxUnavailable(
-                f"this machine cannot isolate code:\n{problems}\n"
-                "allow_degraded=True runs without landlock or seccomp, for code you trust only"
+                f"this machine cannot isolate code to the tier {isolation!r}:\n{problems}\n"
+                "allow_degraded=True runs with less, for code you trust only"
             )
         return client
 
@@ -198,14 +201,20 @@ class SpawnerClient:
             if waiting is not None and not waiting.done():
                 waiting.set_exception(SandboxFailure(f"no session: {message['why']}"))
         else:
-            self._on_opened(message["opened"], message["pid"], pidfds[0])
+            self._on_opened(message["opened"], pidfds[0])
 
-    def _on_opened(self, session: int, pid: int, pidfd: int) -> None:
+    def _on_opened(self, session: int, pidfd: int) -> None:
         waiting = self._asked.get(session)
         if waiting is not None and not waiting.done():
-            waiting.set_result((pid, pidfd))
+            waiting.set_result((_pid_of(pidfd), pidfd))
         else:  # nobody waits any longer: its control channel hung up, so it ends by itself
             os.close(pidfd)
+
+
+def _pid_of(pidfd: int) -> int:
+    """The process id here, whatever namespace the process is in; -1 once it was reaped."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
 
 
 def _execute(channel: socket.socket) -> subprocess.Popen[bytes]:

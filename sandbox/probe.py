@@ -13,8 +13,8 @@ import socket
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 
-from sandbox import seccomp
-from sandbox.confine import Berth, Confinement, Grants, LayerError, Plan
+from sandbox import namespaces, seccomp
+from sandbox.confine import DEVICES, Berth, Confinement, Grants, LayerError, Plan, readable
 from sandbox.limits import Limits
 
 OPTIONAL_WHEN_DEGRADED = ("landlock", "seccomp")
@@ -26,6 +26,10 @@ _REMEDIES = {
     "seccomp": "needs a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64, and a container "
     "runtime that lets prctl(PR_SET_SECCOMP) pass",
     "identity": "run as an ordinary user, or as root with CAP_SETUID and CAP_SETGID",
+    "namespaces": "only `strong` needs them: give root CAP_SYS_ADMIN, or let an ordinary user make "
+    "user namespaces (sysctl user.max_user_namespaces above 0; on Ubuntu 24.04 sysctl "
+    "kernel.apparmor_restrict_unprivileged_userns=0), and in a container run under a seccomp "
+    "profile that lets unshare and mount pass and with an unmasked /proc",
     "process": "check the rlimits of the container and that its working directory is writable",
 }
 
@@ -106,10 +110,33 @@ def _try(confinement: Confinement, canary: str, workdir: str) -> Problem | None:
     return Problem(*report) if report else None
 
 
-def probe(limits: Limits, packages: list[str], root: str) -> tuple[Confinement, list[Problem]]:
+def wall_off(packages: list[str], root: str) -> Problem | None:
+    """Move this process into namespaces if they work here; why they do not, otherwise."""
+    paths = (readable(packages), [path for path in DEVICES if os.path.exists(path)], root)
+    for privileged in (True, False) if os.geteuid() == 0 else (False,):
+        error = namespaces.trial(*paths, privileged=privileged)
+        if error is None:
+            namespaces.enter(*paths, privileged=privileged)
+            return None
+    assert error is not None
+    return Problem("namespaces", error.strerror or str(error), error.errno or 0)
+
+
+def _plans(walled: bool) -> list[Plan]:
+    """What to try, the strictest first."""
+    if os.geteuid() == 0:
+        own = Plan(own_uid=True, walled=walled)
+        return [own, replace(own, keep_read=True), Plan(walled=walled)]
+    return [Plan(own_user_namespace=True, walled=True)] if walled else [Plan()]
+
+
+def probe(
+    limits: Limits, packages: list[str], root: str, *, walled: bool, crowd: int
+) -> tuple[Confinement, list[Problem]]:
     """The strictest confinement that works here, and the mandatory layers it has to go without.
 
     `root` is the pool's folder: it gets a canary that must stay unreadable and a trial workdir.
+    `walled` says that `wall_off` succeeded, `crowd` is as in `Confinement`.
     """
     canary, workdir = os.path.join(root, "canary"), os.path.join(root, "probe")
     with open(canary, "w", encoding="ascii") as file:
@@ -122,9 +149,8 @@ def probe(limits: Limits, packages: list[str], root: str) -> tuple[Confinement, 
     except OSError as error:
         program = b""
         problems.append(Problem("seccomp", str(error.strerror), error.errno or 0))
-    plans = [Plan(own_uid=True), Plan(own_uid=True, keep_read=True)] if os.geteuid() == 0 else []
-    plans.append(Plan())
-    trial = Confinement(plans.pop(0), limits, Grants(packages), program, os.getpid())
+    plans = _plans(walled)
+    trial = Confinement(plans.pop(0), limits, Grants(packages), program, os.getpid(), crowd)
     missing = frozenset(problem.layer for problem in problems)
     while True:
         trial = replace(trial, plan=replace(trial.plan, missing=missing))

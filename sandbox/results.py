@@ -69,6 +69,8 @@ class CallResult:
     """Waiting for a free session and a free processor, not part of `duration_s`."""
     restored_by: str = "fresh"
     """How the process came to its state: "fresh" or "replay"."""
+    isolation: str = ""
+    """The tier that the code ran in, see `docs/isolation.md`; empty if it did not run."""
     state_kept: bool = True
     """False if the process was lost: the next call continues from the state before this one."""
 

@@ -130,6 +130,13 @@ def _architecture() -> tuple[int, int]:
     return _ARCHITECTURES[machine]
 
 
+def number_of(name: str) -> int:
+    """A system call's number here. Raises OSError on an architecture without a table."""
+    number = NUMBERS[name][_architecture()[0]]
+    assert number is not None
+    return number
+
+
 def program() -> bytes:
     """The filter as BPF instructions of 8 bytes, the process id still a placeholder."""
     column, audit_arch = _architecture()

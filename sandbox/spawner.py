@@ -21,9 +21,17 @@ from contextlib import suppress
 from typing import Any
 
 from sandbox import runner, workdir
-from sandbox.confine import Berth, Confinement, LayerError, adopt_orphans, die_with_parent, tasks_of
+from sandbox.confine import (
+    TIERS,
+    Berth,
+    Confinement,
+    LayerError,
+    adopt_orphans,
+    die_with_parent,
+    tasks_of,
+)
 from sandbox.limits import Limits
-from sandbox.probe import OPTIONAL_WHEN_DEGRADED, probe
+from sandbox.probe import OPTIONAL_WHEN_DEGRADED, probe, wall_off
 
 SUPERVISOR_FD = 3
 """Fixed, so that no descriptor received later collides with a session's numbers 0 to 3."""
@@ -85,17 +93,20 @@ class Spawner:
             return False
         session = json.loads(data)["open"]
         try:
-            pid, pidfd = self._open(session, descriptors)
+            pidfd = self._open(session, descriptors)
         except (OSError, LayerError) as error:
             self.say(refused=session, why=str(error))
         else:
-            self.say(pidfd, opened=session, pid=pid)
+            self.say(pidfd, opened=session)
         for descriptor in descriptors:
             os.close(descriptor)
         return True
 
-    def _open(self, session: int, descriptors: list[int]) -> tuple[int, int]:
-        """Fork a session; `descriptors` are its stdin, stdout, stderr and control channel."""
+    def _open(self, session: int, descriptors: list[int]) -> int:
+        """Fork a session; `descriptors` are its stdin, stdout, stderr and control channel.
+
+        Its pidfd: process ids mean nothing to the supervisor, outside the namespaces.
+        """
         uid = self._confinement.uid(session)
         folder = os.path.join(self._root, str(session))
         os.mkdir(folder, 0o700)
@@ -123,11 +134,11 @@ class Spawner:
             raise
         self._sessions[pid] = (session, pidfd)
         self._poll.register(pidfd, select.POLLIN)
-        return pid, pidfd
+        return pidfd
 
     def _allowed_tasks(self, uid: int) -> int:
         """RLIMIT_NPROC counts all of a user's threads: those of others on top of our own."""
-        if self._confinement.plan.own_uid:
+        if self._confinement.plan.own_uid or self._confinement.plan.own_user_namespace:
             return self._confinement.limits.threads
         now = time.monotonic()
         if now - self._tasks[1] > _RECOUNT_S:
@@ -210,15 +221,26 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, hang_up)
     die_with_parent(job["supervisor"], signal.SIGTERM)
+    outer = os.getpid()
+    unwalled = wall_off(job["packages"], job["root"])
     sys.path[:] = [*(path for path in sys.path if path != job["source"]), *job["packages"], ""]
     _import([*_COMMON_IMPORTS.split(), *job["preload"]])
-    confinement, problems = probe(Limits(**job["limits"]), job["packages"], job["root"])
-    can_run = all(problem.layer in OPTIONAL_WHEN_DEGRADED for problem in problems)
-    runs = can_run and (job["allow_degraded"] or not problems)
-    spawner = Spawner(supervisor, confinement, job["root"])
+    confinement, problems = probe(
+        Limits(**job["limits"]), job["packages"], job["root"], walled=unwalled is None, crowd=outer
+    )
     plan = confinement.plan
+    can_run = all(problem.layer in OPTIONAL_WHEN_DEGRADED for problem in problems)
+    enough = TIERS.index(plan.tier) <= TIERS.index(job["isolation"])
+    runs = can_run and (job["allow_degraded"] or enough)
+    spawner = Spawner(supervisor, confinement, job["root"])
     layers = [name for name in OPTIONAL_WHEN_DEGRADED if name not in plan.missing]
-    spawner.say(ready=runs, problems=[str(problem) for problem in problems], layers=layers)
+    lacking = [*problems, *([unwalled] if unwalled else [])]
+    spawner.say(
+        ready=runs,
+        isolation=plan.tier,
+        layers=[*(["namespaces"] if plan.walled else []), *layers],
+        problems=[str(problem) for problem in lacking],
+    )
     gc.collect()
     gc.disable()
     gc.freeze()

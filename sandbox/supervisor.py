@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sandbox.confine import TIERS
 from sandbox.launch import SpawnerClient
 from sandbox.limits import MAX_CODE_BYTES, Limits
 from sandbox.metrics import Metrics
@@ -124,7 +125,12 @@ class Session:
                 raise
         if not result.state_kept:
             self._process = None
-        return replace(result, queue_s=queue_s, restored_by=self._restored_by)
+        return replace(
+            result,
+            queue_s=queue_s,
+            restored_by=self._restored_by,
+            isolation=self._sandbox.isolation,
+        )
 
     async def _drop(self) -> None:
         process, self._process = self._process, None
@@ -142,22 +148,29 @@ class Sandbox:
         sessions: int = 64,
         running: int | None = None,
         preload: Sequence[str] = (),
+        isolation: str = "standard",
         allow_degraded: bool = False,
     ) -> None:
         """`sessions` bounds the live processes: `open` waits for a free place, so who holds a
         session must not need a second one to go on. `running` bounds the calls that execute at
         the same time (default: processors of this host); others wait, outside their time limit.
-        `preload` names modules that every session finds imported. `allow_degraded` runs without
-        kernel layers that this machine lacks: for code you trust.
+        `preload` names modules that every session finds imported. `isolation` is the least tier
+        to accept, "strong" or "standard"; the best that works here is taken. `allow_degraded`
+        runs with less where this machine lacks layers: for code you trust.
         """
         for name, value in (("sessions", sessions), ("running", running)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r}: use 1 or more")
+        if isolation not in TIERS[:2]:
+            raise ValueError(
+                f'isolation={isolation!r}: use "strong" or "standard"; for less, allow_degraded'
+            )
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.running = asyncio.Semaphore(running or len(os.sched_getaffinity(0)))
         self._places = asyncio.Semaphore(sessions)
         self._preload = tuple(preload)
+        self._required = isolation
         self._allow_degraded = allow_degraded
         self._spawner: SpawnerClient | None = None
         self._starting = asyncio.Lock()
@@ -169,6 +182,11 @@ class Sandbox:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    @property
+    def isolation(self) -> str:
+        """The tier in force; empty before the first session."""
+        return self._spawner.isolation if self._spawner else ""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -219,7 +237,10 @@ class Sandbox:
                 self._spawner = None
             if self._spawner is None:
                 self._spawner = await SpawnerClient.start(
-                    self.limits, self._preload, allow_degraded=self._allow_degraded
+                    self.limits,
+                    self._preload,
+                    isolation=self._required,
+                    allow_degraded=self._allow_degraded,
                 )
             spawner = self._spawner
         return await spawner.spawn()

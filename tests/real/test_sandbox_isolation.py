@@ -95,7 +95,8 @@ async def test_denied(session: Session, code: str) -> None:
     assert (result.kind, result.error_type in names) == (Kind.ERROR, True), result
     assert "Errno" in result.traceback
     if result.error_type == "OSError":
-        assert "[Errno 38]" in result.traceback  # not implemented: outside the allow-list
+        # outside the allow-list, on a read-only root, on another mount
+        assert any(f"[Errno {number}]" in result.traceback for number in (38, 30, 18))
     assert (await session.call("1")).restored_by == "fresh"
 
 
@@ -163,7 +164,7 @@ async def main():
         print("refused:", error)
     async with Sandbox(allow_degraded=True) as sandbox:
         session = await sandbox.open()
-        print(sandbox.layers, (await session.call("1 + 1")).value)
+        print(sandbox.isolation, (await session.call("1 + 1")).value)
 asyncio.run(main())
 """
 
@@ -173,7 +174,7 @@ async def test_a_missing_layer_is_refused_by_name_unless_degraded_is_allowed() -
         subprocess.run, [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60
     )
     assert "landlock: landlock_create_ruleset (ENOSYS); needs Linux 5.13" in done.stdout, done
-    assert done.stdout.splitlines()[-1] == "('seccomp',) 2"
+    assert done.stdout.splitlines()[-1] == "weak 2"
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -189,6 +190,11 @@ def children_of(pid: int) -> list[int]:
         if name.isdigit() and int(stat.rsplit(")", 1)[1].split()[1]) == pid:
             found.append(int(name))
     return found
+
+
+def family_of(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    return [pid, *(inner for child in children_of(pid) for inner in family_of(child))]
 
 
 async def ended(*pids: int) -> None:
@@ -235,9 +241,10 @@ async def test_many_sessions_leave_no_process_descriptor_or_folder() -> None:
         (spawner,) = set(children_of(os.getpid())) - mine
         root = Path((await session.call("import os\nprint(os.getcwd())")).stdout.strip()).parent
         await session.close()
+        idle = family_of(spawner)
         during = len(os.listdir("/proc/self/fd"))
         await asyncio.gather(*(one(number) for number in range(60)))
-        assert children_of(spawner) == []
+        assert family_of(spawner) == idle
         assert len(os.listdir("/proc/self/fd")) == during
         assert [path.name for path in root.iterdir()] == ["canary"]
     assert set(children_of(os.getpid())) == mine
@@ -262,14 +269,14 @@ async def test_the_death_of_the_spawner_is_a_failure_and_then_repaired() -> None
         session = await made.open()
         await session.call("x = 7")
         (spawner,) = set(children_of(os.getpid())) - mine
-        (child,) = children_of(spawner)
+        family = family_of(spawner)
         running = asyncio.create_task(session.call("import time; time.sleep(20)"))
         await asyncio.sleep(0.2)
         os.kill(spawner, signal.SIGKILL)
         result = await running
         assert result.kind is Kind.SANDBOX_FAILURE
         assert (await session.call("x")).value == "7"
-        await ended(child)
+        await ended(*family)
         assert made.snapshot()["calls_sandbox_failure"] == 1
 
 
@@ -285,8 +292,8 @@ async def test_everything_dies_with_the_supervisor() -> None:
     assert process.stdout is not None
     await asyncio.to_thread(process.stdout.readline)
     (spawner,) = children_of(process.pid)
-    family = [spawner, *children_of(spawner)]
-    assert len(family) == 2
+    family = family_of(spawner)
+    assert len(family) >= 2
     process.kill()
     process.wait()
     process.stdout.close()
