@@ -28,7 +28,11 @@ from elpo_ray.config import Config
 from elpo_ray.tree import RolloutTree
 
 
-class CheckpointError(Exception):
+class Fault(Exception):
+    """Something outside the program failed; the message says what is kept and how to go on."""
+
+
+class CheckpointError(Fault):
     """A checkpoint could not be written; the previous one is still there."""
 
 

@@ -14,8 +14,9 @@ from typing import Any, get_type_hints
 from elpo_ray.config import Config
 
 
-def explain(error: BaseException) -> str | None:
-    """The one line for a composition error or a `ValueError` of ours; None for a stranger."""
+def explain(error: BaseException, root: type = Config) -> str | None:
+    """The one line for a composition error or a `ValueError` of ours; None for a stranger. `root`
+    is the schema that the command line is checked against."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -33,13 +34,13 @@ def explain(error: BaseException) -> str | None:
     if match := re.search(r"Could not override '(\w+)'\.\s*No match in the defaults list", text):
         return f"{match[1]}: this group is added, not overridden; write +{match[1]}=OPTION"
     if re.search(r"Key '[^']*' (?:is )?not in", text) and key is not None:
-        return unknown_key(key)
+        return unknown_key(key, root)
     if "Error parsing override" in text and override:
         return f"{override[1]}: not of the form key=value; write for example trainer.steps=20"
     if key is not None:
         value = override[1].partition("=")[2] if override else "?"
         reason = next(line for link in reversed(chain) for line in str(link).split("\n") if line)
-        return f"{key}={value}: {reason[0].lower()}{reason[1:]}; give {_expected(key)}"
+        return f"{key}={value}: {reason[0].lower()}{reason[1:]}; give {_expected(key, root)}"
     if type(error) is ValueError:
         return " ".join(text.split("\n"))
     if error.__class__.__module__.split(".")[0] in ("hydra", "omegaconf"):
@@ -78,9 +79,9 @@ def _type_at(path: str, root: type) -> Any:
     return owner if is_dataclass(owner) else None
 
 
-def _expected(key: str) -> str:
+def _expected(key: str, root: type) -> str:
     parent, _, name = key.rpartition(".")
-    owner = _type_at(parent, Config)
+    owner = _type_at(parent, root)
     kind = get_type_hints(owner).get(name) if owner is not None else None
     if kind is None:
         return "a value of the type in elpo_ray/config/"

@@ -14,7 +14,7 @@ EDGES = {
     "ray": {"cluster/"},
     "vllm": {"engine.py", "vllm_plugin.py", "nccl_transfer.py"},
     "deepspeed": {"learner/"},
-    "hydra": {"main.py", "config/errors.py"},
+    "hydra": {"command.py", "config/errors.py"},
     "wandb": {"metrics.py"},
 }
 """A framework may be imported only by these files of elpo_ray (a trailing / names a folder)."""
@@ -40,7 +40,7 @@ LAYERS = [
     },
     {"cluster"},
     {"cold_start", "evaluation"},
-    {"driver"},
+    {"driver", "command"},
     {"main", "simulate"},
 ]
 """Modules and packages of elpo_ray, bottom first; imports within a layer are allowed."""

@@ -1,0 +1,75 @@
+"""What the commands over Hydra share: compose, check, run, and end with the right code.
+
+Exit codes: 0 done; 1 a fault that leaves something to continue from; 2 a configuration error, one
+line on stderr and nothing started; 130 on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Generic, NoReturn, TypeVar
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from elpo_ray.config import CONF_DIR
+from elpo_ray.config.errors import explain
+from elpo_ray.runs import Fault
+
+EXIT_FAULT, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 130
+T = TypeVar("T")
+
+
+class Command(Generic[T]):
+    """`main()` of a module: composes conf/`config_name`.yaml, runs `run` on the checked result and
+    ends the process with the exit code that it returns. The YAML's first default is the schema,
+    under the name `config_name`_schema."""
+
+    def __init__(self, schema: type[T], config_name: str, run: Callable[[T], int]) -> None:
+        self._schema, self._config_name, self._run = schema, config_name, run
+        ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+
+    def __call__(self) -> NoReturn:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
+        try:
+            composed = _compose(self._config_name)
+            code = max((self._run(typed(self._schema, one)) for one in composed), default=0)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            message = explain(error, self._schema)
+            if message is None:
+                raise
+            _end(message, EXIT_CONFIGURATION)
+        except Fault as error:
+            _end(str(error), EXIT_FAULT)
+        except KeyboardInterrupt:
+            _end("interrupted before there was anything to keep", EXIT_INTERRUPTED)
+        sys.exit(code)
+
+
+def typed(schema: type[T], composed: DictConfig) -> T:
+    """The checked dataclass. Merged into the schema once more: `+key=value` may have added a key
+    that it does not have."""
+    plain: Any = OmegaConf.create(OmegaConf.to_container(composed))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    assert isinstance(config, schema)
+    return config
+
+
+def _compose(config_name: str) -> list[DictConfig]:
+    """What Hydra makes of the command line: one configuration, several under --multirun, none
+    after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
+    composed: list[DictConfig] = []
+    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(
+        composed.append
+    )()
+    return composed
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"elpo_ray: {message}", file=sys.stderr)
+    sys.exit(code)
