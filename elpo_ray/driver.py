@@ -118,7 +118,7 @@ class Trainer:
             trees = self.grow(inputs, step)
         with signals.deferred():
             with self.watch.phase("credit"):
-                credits = [assign(tree, algorithm) for tree in trees]
+                credits = assign(trees, algorithm)
                 forest = pack(trees, credits, algorithm.loss, self.config.learner)
             with self.watch.phase("update"), self.status(f"step {step + 1}: updating"):
                 stats = self.learner.update(forest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any, Protocol
 
 from elpo_ray.tree import RolloutTree
@@ -109,6 +110,8 @@ class Rollout(Protocol):
     """What a growth rule may do with one input: complete trajectories onto its tree."""
 
     tree: RolloutTree
+    random: Random
+    """The rule's own draws; seeded by the run, the problem and the step."""
 
     @property
     def remaining(self) -> int:

@@ -9,7 +9,9 @@ compares what the searches found with the task's oracle.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
+from random import Random
 
 from elpo_ray import growth
 from elpo_ray.config import Config, SamplingConfig
@@ -58,7 +60,7 @@ class RolloutWorker:
         """Score of the `index`-th independent trajectory; at temperature 1 without `sampling`."""
         start = Start(self.agent.chat.prompt_ids(problem.messages))
         drawn = self.sampling(sampling or SamplingConfig(), "evaluate", problem.id, index)
-        _, score, _ = await self.attempt(problem, drawn, start)
+        _, score, _ = await self.attempt(self.agent, problem, drawn, start)
         return score
 
     def sampling(self, config: SamplingConfig, *key: int | str) -> Sampling:
@@ -72,6 +74,7 @@ class RolloutWorker:
 
     async def attempt(
         self,
+        agent: Agent,
         problem: Problem,
         sampling: Sampling,
         start: Start,
@@ -83,9 +86,9 @@ class RolloutWorker:
         while True:
             cost = Cost()
             try:
-                episode = await run_episode(self.agent, problem, sampling, start, cost)
+                episode = await run_episode(agent, problem, sampling, start, cost)
                 steps = [*start.steps, *episode.steps]
-                score = await self.task.score(problem, steps, self.agent.tools)
+                score = await self.task.score(problem, steps, agent.tools)
             except InfrastructureError:
                 on_lost(cost)
                 attempts_left -= 1
@@ -104,6 +107,8 @@ class TreeRollout:
         prompt_ids = tuple(worker.agent.chat.prompt_ids(problem.messages))
         self.tree = RolloutTree(problem.id, budget, prompt_ids)
         self.ledger = Ledger(budget)
+        self.random = Random(derive_seed(worker.config.trainer.seed, "branch", problem.id, step))
+        self._agent = replace(worker.agent, max_turns=worker.config.train_turns(step))
         self._worker = worker
         self._problem = problem
         self._step = step
@@ -122,7 +127,7 @@ class TreeRollout:
         start = Start(self.tree.prefix_ids(at), self.tree.steps(at))
         with self.ledger.reserve(anchor) as reservation:
             episode, score, reservation.cost = await worker.attempt(
-                problem, drawn, start, lambda cost: self.ledger.lost(anchor, cost)
+                self._agent, problem, drawn, start, lambda cost: self.ledger.lost(anchor, cost)
             )
             reservation.leaf = self.tree.add_trajectory(at, episode.steps, score, episode.end)
         return reservation.leaf

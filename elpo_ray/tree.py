@@ -22,7 +22,7 @@ FORMAT = 1
 """Version of the dump; a reader refuses any other."""
 MAX_REWARD = 1e100
 """Largest reward in a dump, so that no variance overflows."""
-CORE_FIELDS = frozenset({"id", "parent", "leaf", "reward", "success", "end"})
+CORE_FIELDS = frozenset({"id", "parent", "leaf", "reward", "success", "end", "group"})
 """Fields of a dumped node that have a place in `Node`; all others stay in `Node.extra`."""
 
 
@@ -39,6 +39,8 @@ class Node:
     end: EndReason | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     """Optional fields of a loaded dump, kept as they came."""
+    group: int | None = None
+    """On leaves of a growth rule with several trees per input: which of them it belongs to."""
     label: int = -1
     """The id in dumps: that of the dump it was loaded from, otherwise `id`."""
 
@@ -188,6 +190,8 @@ class RolloutTree:
             record |= {"leaf": True, "reward": node.score.reward, "success": node.score.success}
         if node.end is not None:
             record["end"] = node.end.value
+        if node.group is not None:
+            record["group"] = node.group
         if node.step is not None:
             record |= _step_record(node.step)
         return record | node.extra
@@ -273,12 +277,15 @@ def _load_nodes(tree: RolloutTree, records: list[Any]) -> dict[int, int]:
     for label, record in by_label.items():
         node = tree.nodes[index[label]]
         if label in parents:
-            for key in ("leaf", "reward", "success", "end"):
+            for key in ("leaf", "reward", "success", "end", "group"):
                 value = record.get(key)
                 allowed = value is None or (key == "leaf" and value is False)
                 _expect(allowed, f"node {label}: {key}", value, "an inner node has none")
         else:
             node.score, node.end = _load_leaf(record, f"node {label}")
+            node.group = record.get("group")
+            known = node.group is None or _is_int(node.group)
+            _expect(known, f"node {label}: group", node.group, "must be an integer")
     return index
 
 

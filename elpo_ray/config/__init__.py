@@ -11,16 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elpo_ray.config.algorithm import (
+    AfterIrrecoverable,
     Aggregation,
     AlgorithmConfig,
-    BelConfig,
+    Attribution,
     ClipConfig,
     CreditConfig,
     CreditRule,
     ElcScope,
+    LossConfig,
+    StepGroupConfig,
+    Weighting,
+)
+from elpo_ray.config.growth import (
+    BelConfig,
+    DynamicSamplingConfig,
+    EntropyBranchConfig,
     GrowthConfig,
     GrowthRule,
-    LossConfig,
+    RandomBranchConfig,
 )
 from elpo_ray.config.learner import ColdStartConfig, LearnerConfig, OptimizerConfig, Schedule
 from elpo_ray.config.model import ModelConfig, Precision, TinyModelConfig
@@ -37,8 +46,10 @@ from elpo_ray.config.task import (
 
 __all__ = [
     "CONF_DIR",
+    "AfterIrrecoverable",
     "Aggregation",
     "AlgorithmConfig",
+    "Attribution",
     "BelConfig",
     "ClipConfig",
     "ClusterConfig",
@@ -47,8 +58,10 @@ __all__ = [
     "CountdownConfig",
     "CreditConfig",
     "CreditRule",
+    "DynamicSamplingConfig",
     "ElcScope",
     "EngineConfig",
+    "EntropyBranchConfig",
     "GrowthConfig",
     "GrowthRule",
     "LearnerConfig",
@@ -57,16 +70,19 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "Precision",
+    "RandomBranchConfig",
     "RewardConfig",
     "RewardName",
     "SamplingConfig",
     "SandboxConfig",
     "Schedule",
+    "StepGroupConfig",
     "TaskConfig",
     "TaskName",
     "TinyModelConfig",
     "TrainerConfig",
     "WandbMode",
+    "Weighting",
     "require",
 ]
 
@@ -98,6 +114,16 @@ class Config:
         """Optimizer steps of the whole RL run, the length of the learning-rate schedule."""
         batches = self.trainer.inputs_per_step // self.learner.minibatch_inputs
         return self.trainer.steps * batches * self.learner.epochs
+
+    def train_turns(self, step: int) -> int:
+        """Assistant turns that a training episode of `step`, counted from 0, may take: the task's,
+        or fewer where the algorithm bounds the tool calls."""
+        limits = self.algorithm.growth.max_tool_calls
+        if not limits:
+            return self.task.max_turns
+        stage = min(step * len(limits) // self.trainer.steps, len(limits) - 1)
+        calls = max(limits[stage], self.task.tool_calls_needed)
+        return min(self.task.max_turns, calls + 1)
 
     def __post_init__(self) -> None:
         require(

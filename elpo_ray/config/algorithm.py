@@ -5,21 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.config.rules import require
 
 
-class GrowthRule(Enum):
-    """How the budget of one input is spent."""
-
-    bel = "bel"
-    independent = "independent"
-
-
 class CreditRule(Enum):
-    """How a finished tree becomes advantages."""
+    """How finished trees become advantages (`elpo_ray.credit`)."""
 
     hierarchical = "hierarchical"
+    """ELPO's branch and trajectory levels."""
     group = "group"
+    """z-scores over an input's leaves."""
+    whitened = "whitened"
+    """z-scores over all tokens of the batch (Reinforce++)."""
+    tree_group = "tree_group"
+    """z-scores over an input's leaves plus those over its tree's (Tree-GRPO)."""
+    step_group = "step_group"
+    """z-scores over an input's leaves plus those over steps from equal states (GiGPO)."""
 
 
 class ElcScope(Enum):
@@ -42,69 +44,70 @@ class Aggregation(Enum):
     seq_mean_token_sum_norm = "seq_mean_token_sum_norm"
 
 
-@dataclass(kw_only=True)
-class BelConfig:
-    """Binary-search error localization (Algorithm 1)."""
+class Attribution(Enum):
+    """What a step shared by several leaves gets of their advantages."""
 
-    b_max: int = 3
-    """Failures collected before one of them is searched."""
-    x_min: int = 1
-    """Fewest completions a probe samples."""
-    x_max: int = 3
-    """Most completions a probe samples."""
-    beta: float = 5.0
-    """Steepness of the entropy gate (Eq. 5)."""
-    entropy_tokens: int = 20
-    """Tokens at a turn's start whose mean entropy is the segment's (Eq. 3); -1 = whole turn."""
-    verify_final: bool = True
-    """Probe the last candidate too, as Figure 4 does; false = Algorithm 1 literally."""
+    mean = "mean"
+    """Their mean, as one advantage (Eq. 9; "hard" in ARPO)."""
+    each = "each"
+    """Each of them, as if every leaf were a sequence of its own ("soft" in ARPO): the same gradient
+    where the ratio is 1, another where it is clipped."""
 
-    def __post_init__(self) -> None:
-        require(self.b_max >= 1, "algorithm.growth.bel.b_max", self.b_max, "use at least 1")
-        require(self.x_min >= 1, "algorithm.growth.bel.x_min", self.x_min, "use at least 1")
-        require(
-            self.x_max >= self.x_min,
-            "algorithm.growth.bel.x_max",
-            self.x_max,
-            f"use at least x_min={self.x_min}",
-        )
-        require(
-            self.entropy_tokens == -1 or self.entropy_tokens >= 1,
-            "algorithm.growth.bel.entropy_tokens",
-            self.entropy_tokens,
-            "use at least 1, or -1 for the whole turn",
-        )
+
+class Weighting(Enum):
+    """How often a token shared by several leaves counts."""
+
+    leaf = "leaf"
+    """Once a leaf (Eq. 1)."""
+    node = "node"
+    """Once; all weights are rescaled so that their sum stays."""
+
+
+class AfterIrrecoverable(Enum):
+    """What becomes of steps after the point of no return."""
+
+    paper = "paper"
+    """They keep their advantage."""
+    neutral = "neutral"
+    """A step whose parent has no successful leaf below it gets 0: the blame stays on the step that
+    lost the last way out."""
 
 
 @dataclass(kw_only=True)
-class GrowthConfig:
-    """How one input's budget becomes a tree."""
+class StepGroupConfig:
+    """Steps compared with steps taken in the same state (GiGPO)."""
 
-    rule: GrowthRule = GrowthRule.bel
-    n_total: int = 16
-    """Completed trajectories per input: each one is a leaf, always exactly this many."""
-    bel: BelConfig = field(default_factory=BelConfig)
+    omega: float = 1.0
+    """Weight of the step level."""
+    gamma: float = 0.95
+    """Discount per step back from the end."""
 
     def __post_init__(self) -> None:
+        require(self.omega >= 0, "algorithm.credit.step.omega", self.omega, "use 0 or more")
         require(
-            self.n_total >= 2,
-            "algorithm.growth.n_total",
-            self.n_total,
-            "an advantage needs at least 2 trajectories; use 2 or more",
+            0 < self.gamma <= 1, "algorithm.credit.step.gamma", self.gamma, "use a value in (0, 1]"
         )
 
 
 @dataclass(kw_only=True)
 class CreditConfig:
-    """How a finished tree becomes one advantage per node."""
+    """How finished trees become one advantage per node."""
 
     rule: CreditRule = CreditRule.hierarchical
     lam: float = 0.5
     """Weight of the branch level against the trajectory level (Eq. 10)."""
     eps: float = 1e-6
-    """Added to the standard deviation."""
+    """Added to the standard deviation; under `whitened` to the variance."""
     ddof: int = 0
     """0 = population (the paper's), 1 = sample standard deviation."""
+    divide_by_std: bool = True
+    """false: advantages are differences from the mean only."""
+    baseline: bool = False
+    """Under `whitened`: the input's mean reward is subtracted first (Reinforce++-baseline)."""
+    step: StepGroupConfig = field(default_factory=StepGroupConfig)
+    attribution: Attribution = Attribution.mean
+    weighting: Weighting = Weighting.leaf
+    after_irrecoverable: AfterIrrecoverable = AfterIrrecoverable.paper
 
     def __post_init__(self) -> None:
         require(0 <= self.lam <= 1, "algorithm.credit.lam", self.lam, "use a value in [0, 1]")
@@ -183,3 +186,12 @@ class AlgorithmConfig:
     credit: CreditConfig = field(default_factory=CreditConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.credit.attribution is Attribution.mean
+            or self.loss.aggregation is not Aggregation.seq_mean_token_mean,
+            "algorithm.credit.attribution",
+            self.credit.attribution.value,
+            "leaves must weigh alike on the tokens they share; use loss.aggregation=token_mean",
+        )

@@ -164,6 +164,11 @@ class TaskConfig:
     """A typical episode's length, prompt included; only for the batch algebra of `check_only`."""
     countdown: CountdownConfig = field(default_factory=CountdownConfig)
 
+    @property
+    def tool_calls_needed(self) -> int:
+        """Tool calls without which no episode of the task succeeds; 0 where that is not known."""
+        return self.countdown.numbers - 1 if self.name is TaskName.countdown else 0
+
     def __post_init__(self) -> None:
         for key in (
             "max_turns",

@@ -1,23 +1,35 @@
-"""How a finished tree becomes one advantage and one clip bound per node.
+"""How finished trees become one advantage, one clip bound and one share of weight per node.
 
-Pure functions of the tree's shape, rewards and localizations; float64; no torch. All agent tokens
-of a node share its values. `python -m elpo_ray.credit` applies them to dumped trees.
+One interface for every rule: `assign` takes the trees of a whole training batch, because some rules
+compare across inputs. A rule only says how good leaves and nodes are (`parts.Parts`); how that is
+spread over nodes that several leaves share is the same for all. Pure functions of shapes, rewards
+and localizations, for two rules also of token counts or tool responses; float64; no torch.
+`python -m elpo_ray.credit` applies them to dumped trees.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from elpo_ray.config import AlgorithmConfig, CreditRule
+from elpo_ray.config import AlgorithmConfig, CreditConfig, CreditRule
+from elpo_ray.credit import group, hierarchical, step_group, tree_group, whitened
 from elpo_ray.credit.clip import clip_low
-from elpo_ray.credit.group import trajectory_level
-from elpo_ray.credit.hierarchical import branch_level, combine, step_rewards
+from elpo_ray.credit.parts import Parts, leaf_mean, shares, signed
 from elpo_ray.tree import RolloutTree
 
 Array = NDArray[np.float64]
+
+RULES: dict[CreditRule, Callable[[Sequence[RolloutTree], CreditConfig], list[Parts]]] = {
+    CreditRule.hierarchical: hierarchical.parts,
+    CreditRule.group: group.parts,
+    CreditRule.whitened: whitened.parts,
+    CreditRule.tree_group: tree_group.parts,
+    CreditRule.step_group: step_group.parts,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +39,9 @@ class Credit:
     r: Array
     """Step reward (Eq. 6)."""
     a_branch: Array
-    """Branch-level advantage (Eq. 7); 0 under the group rule."""
+    """Advantage of the node among nodes: Eq. 7, or the step level of `step_group`; else 0."""
     a_traj: Array
-    """Trajectory-level advantage (Eq. 8, 9); GRPO's advantage, averaged over a node's leaves."""
+    """Advantage of its leaves among leaves, their mean: Eq. 8, 9."""
     advantage: Array
     """What the loss uses; 0 at the root."""
     blame: Array
@@ -40,23 +52,23 @@ class Credit:
     """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11)."""
 
 
-def assign(tree: RolloutTree, config: AlgorithmConfig) -> Credit:
-    """Credit of every node by `config.credit` and `config.clip`."""
-    r = step_rewards(tree)
-    a_traj = trajectory_level(tree, config.credit)
-    match config.credit.rule:
-        case CreditRule.hierarchical:
-            a_branch = branch_level(tree, r, config.credit)
-            advantage = combine(a_branch, a_traj, config.credit.lam)
-        case CreditRule.group:
-            a_branch = [0.0] * len(tree.nodes)
-            advantage = a_traj
+def assign(trees: Sequence[RolloutTree], config: AlgorithmConfig) -> list[Credit]:
+    """Credit of every tree of a training batch by `config.credit` and `config.clip`.
+
+    Raises ValueError on a bare dump that lacks what the rule reads of a node.
+    """
+    all_parts = RULES[config.credit.rule](trees, config.credit)
+    return [_credit(tree, parts, config) for tree, parts in zip(trees, all_parts, strict=True)]
+
+
+def _credit(tree: RolloutTree, parts: Parts, config: AlgorithmConfig) -> Credit:
+    gain, blame = signed(tree, parts, config.credit)
     return Credit(
-        r=np.array(r),
-        a_branch=np.array(a_branch),
-        a_traj=np.array(a_traj),
-        advantage=np.array(advantage),
-        blame=np.maximum(-np.array(advantage), 0.0),
-        share=np.ones(len(tree.nodes)),
+        r=np.array(hierarchical.step_rewards(tree)),
+        a_branch=np.array(parts.node),
+        a_traj=np.array(leaf_mean(tree, parts.leaf)),
+        advantage=np.array(gain) - np.array(blame),
+        blame=np.array(blame),
+        share=np.array(shares(tree, config.credit.weighting)),
         clip_low=np.array(clip_low(tree, config.clip)),
     )

@@ -1,4 +1,4 @@
-"""`python -m elpo_ray.credit TREES.jsonl [algorithm=elpo|grpo] [key=value ...]`
+"""`python -m elpo_ray.credit TREES.jsonl [algorithm=elpo|grpo|...] [key=value ...]`
 
 Prints one line of JSON per dumped tree; nothing at all if any line is malformed. Exit codes: 0
 done, 2 a mistake in the call or the file, told in one line on stderr.
@@ -23,7 +23,8 @@ from elpo_ray.credit import assign
 from elpo_ray.tree import MalformedTreeError, RolloutTree
 
 EPILOG = """\
-Input: one tree a line, as in runs/NAME/trees/step_NNNNN.jsonl (docs/tree.schema.json).
+Input: one tree a line, as in runs/NAME/trees/step_NNNNN.jsonl (docs/tree.schema.json); rules that
+compare across inputs take the file as one training batch.
 Output: one line a tree, {"task_id", "nodes": [{"id", "r", "a_branch", "a_traj", "advantage",
 "clip_low"}]}, in full precision; clip_low is the lower bound of the probability ratio, 1 - ε_low^t.
 
@@ -33,6 +34,9 @@ Keys are those of the algorithm section in elpo_ray/config/, for example:
   clip.scope=searched_only              none, critical_subtree, searched_only, first_wrong_all
   clip.eps_elc=0.2                      added to clip.eps_low on the critical step and its suffix
 """
+
+COLUMNS = ("r", "a_branch", "a_traj", "advantage", "clip_low")
+"""Fields of `credit.Credit` that are printed."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("trees", metavar="TREES.jsonl", type=Path, help="dumped trees")
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="algorithm=elpo|grpo (elpo), or a setting"
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="algorithm=elpo|grpo|... (elpo), or a setting",
     )
     arguments = parser.parse_args(argv)
     try:
@@ -96,33 +103,34 @@ def compose(overrides: Sequence[str]) -> AlgorithmConfig:
 
 
 def credit_lines(path: Path, config: AlgorithmConfig) -> Iterator[str]:
-    """One line of JSON per tree in `path`. Raises ValueError with the line number."""
+    """One line of JSON per tree in `path`, which are one batch. Raises ValueError, with the line
+    number where a line is malformed."""
+    trees = read_trees(path)
+    for tree, credit in zip(trees, assign(trees, config), strict=True):
+        columns = {name: getattr(credit, name).tolist() for name in COLUMNS}
+        nodes = [
+            {"id": node.label} | {name: column[node.id] for name, column in columns.items()}
+            for node in tree.nodes
+        ]
+        yield json.dumps({"task_id": tree.task_id, "nodes": nodes})
+
+
+def read_trees(path: Path) -> list[RolloutTree]:
+    """The trees of a dump. Raises ValueError, with the line number where a line is malformed."""
     try:
         file = path.open(encoding="utf-8", errors="replace")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; name a file of dumped trees") from error
+    trees = []
     with file:
         for number, line in enumerate(file, start=1):
             if line.isspace():
                 continue
             try:
-                tree = RolloutTree.from_line(line)
+                trees.append(RolloutTree.from_line(line))
             except MalformedTreeError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
-            credit = assign(tree, config)
-            columns = {
-                "r": credit.r,
-                "a_branch": credit.a_branch,
-                "a_traj": credit.a_traj,
-                "advantage": credit.advantage,
-                "clip_low": credit.clip_low,
-            }
-            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-            nodes = [
-                {"id": node.label} | dict(zip(columns, row, strict=True))
-                for node, row in zip(tree.nodes, rows, strict=True)
-            ]
-            yield json.dumps({"task_id": tree.task_id, "nodes": nodes})
+    return trees
 
 
 if __name__ == "__main__":

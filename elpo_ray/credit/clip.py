@@ -6,6 +6,7 @@ Only failed leaves are blamed, and only on confirmed localizations; the root is 
 from __future__ import annotations
 
 from elpo_ray.config import ClipConfig, ElcScope
+from elpo_ray.credit.parts import recoverable
 from elpo_ray.tree import RolloutTree
 
 
@@ -33,18 +34,17 @@ def elc_region(tree: RolloutTree, scope: ElcScope) -> list[bool]:
                     inside[i] = True
         case ElcScope.critical_subtree:
             critical_nodes = {critical for _, critical in blamed}
-            failed = _has_leaf(tree, success=False)
+            failed = _has_failure(tree)
             for parent, child in tree.edges():
                 inside[child] = failed[child] and (child in critical_nodes or inside[parent])
         case ElcScope.first_wrong_all:
-            succeeded = _has_leaf(tree, success=True)
-            inside = [False] + [not flag for flag in succeeded[1:]]
+            inside = [False] + [not alive for alive in recoverable(tree)[1:]]
     return inside
 
 
-def _has_leaf(tree: RolloutTree, *, success: bool) -> list[bool]:
-    """Whether a leaf with this `success` lies at or below a node. Shape: [num_nodes]."""
-    has = [node.score is not None and node.score.success == success for node in tree.nodes]
+def _has_failure(tree: RolloutTree) -> list[bool]:
+    """Whether a failed leaf lies at or below a node. Shape: [num_nodes]."""
+    has = [node.score is not None and not node.score.success for node in tree.nodes]
     for parent, child in reversed(tree.edges()):
         has[parent] |= has[child]
     return has

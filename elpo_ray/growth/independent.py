@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from elpo_ray.config import GrowthConfig
 from elpo_ray.interfaces import Rollout
@@ -16,12 +17,17 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
 async def sample(
     rollout: Rollout, count: int, at: int = 0, *, anchor: int | None = None
 ) -> list[int]:
-    """`count` completions below node `at` at once; their leaf ids in the order asked for.
+    """`count` completions below node `at` at once; their leaf ids in the order asked for."""
+    return await sample_each(rollout, [(at, anchor)] * count)
+
+
+async def sample_each(rollout: Rollout, starts: Sequence[tuple[int, int | None]]) -> list[int]:
+    """One completion from each (node, anchor) at once; their leaf ids in the order asked for.
 
     If one raises, the others are cancelled and have ended when this returns: nobody goes on
     spending the budget of a tree that was given up.
     """
-    tasks = [asyncio.ensure_future(rollout.complete(at, anchor=anchor)) for _ in range(count)]
+    tasks = [asyncio.ensure_future(rollout.complete(at, anchor=anchor)) for at, anchor in starts]
     try:
         return list(await asyncio.gather(*tasks))
     finally:

@@ -9,7 +9,7 @@ from fakes import FakeTask, FakeTools, Faults, Word, bel, make_config, make_work
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elpo_ray.config import GrowthConfig, GrowthRule
+from elpo_ray.config import EntropyBranchConfig, GrowthConfig, GrowthRule, RandomBranchConfig
 from elpo_ray.growth.budget import Cost, Ledger, Totals
 from elpo_ray.types import InfrastructureError
 
@@ -96,7 +96,13 @@ def test_books_balance_under_infrastructure_failures(
         return [*words, (draw.choice(["=ok", "=no"]), 0.0)]
 
     tools = FakeTools(faults=Faults(tool_faults))
-    config = make_config(GrowthConfig(rule=rule, n_total=n_total), retries=120)
+    growth = GrowthConfig(
+        rule=rule,
+        n_total=n_total,
+        entropy=EntropyBranchConfig(initial=2),
+        random=RandomBranchConfig(trees=2),
+    )
+    config = make_config(growth, retries=120)
     worker = make_worker(plan, config, policy_faults=policy_faults, tools=tools)
     tree = asyncio.run(worker.grow(PROBLEM, 0))
     totals = Totals.of(tree.ledger)

@@ -32,7 +32,10 @@ COLUMNS = ("r", "a_branch", "a_traj", "advantage")
 def build(parents: list[int], leaves: dict[int, float], **more: Any) -> RolloutTree:
     """`parents[i]` is the parent of node i+1; `leaves` are rewards, above 0 for a success."""
     nodes: list[dict[str, Any]] = [{"id": 0, "parent": None}]
-    nodes += [{"id": i, "parent": parent} for i, parent in enumerate(parents, start=1)]
+    nodes += [
+        {"id": i, "parent": parent, "num_action_tokens": 1}
+        for i, parent in enumerate(parents, start=1)
+    ]
     for i, reward in leaves.items():
         nodes[i] |= {"leaf": True, "reward": reward, "success": reward > 0}
     record = {"task_id": "t", "budget": len(leaves), "nodes": nodes, "localizations": []}
@@ -40,7 +43,7 @@ def build(parents: list[int], leaves: dict[int, float], **more: Any) -> RolloutT
 
 
 def hierarchical(tree: RolloutTree, **credit: Any) -> Credit:
-    return assign(tree, AlgorithmConfig(credit=CreditConfig(**credit)))
+    return assign([tree], AlgorithmConfig(credit=CreditConfig(**credit)))[0]
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
@@ -133,7 +136,7 @@ def test_clip_regions_of_figure_4() -> None:
     # all but the prompt, the recoverable first step of trajectory 5, and probes 8 and 9
     assert len(regions["first_wrong_all"]) == 32 - 1 - 1 - 1 - 2
     assert path[0] not in regions["first_wrong_all"] and path[1] in regions["first_wrong_all"]
-    low = assign(tree, AlgorithmConfig()).clip_low
+    low = assign([tree], AlgorithmConfig())[0].clip_low
     loose = [i for i, bound in enumerate(low) if bound == pytest.approx(1 - 0.2 - 0.115)]
     assert loose == regions["critical_subtree"]
     assert {low[i] for i in range(32) if i not in loose} == {1 - 0.2}
@@ -158,7 +161,7 @@ def test_clip_bound_adds_the_elc_term() -> None:
     found = {"leaf": 1, "critical": 1, "confirmed": True, "interval": [1, 1], "probes": []}
     tree = build([0, 0], {1: -1, 2: 1}, localizations=[found])
     config = AlgorithmConfig(clip=ClipConfig(eps_low=0.25, eps_elc=0.5))
-    assert assign(tree, config).clip_low.tolist() == [0.75, 0.25, 0.75]
+    assert assign([tree], config)[0].clip_low.tolist() == [0.75, 0.25, 0.75]
 
 
 # --- the command ---

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 from fakes import FakeTask, bel, make_config, make_worker, planted
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elpo_ray.config import AlgorithmConfig
@@ -61,6 +61,7 @@ def trees(draw: st.DrawFn) -> RolloutTree:
             [step] * draw(st.integers(1, 4)),
             Score(reward, reward > 0),
         )
+        tree.nodes[-1].group = draw(st.none() | st.integers(0, 3))
     return tree
 
 
@@ -88,6 +89,7 @@ def test_step_reward_is_the_mean_of_the_direct_children(tree: RolloutTree) -> No
             assert r[node.id] == pytest.approx(mean, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(trees())
 def test_dump_and_load_are_inverse(tree: RolloutTree) -> None:
     record = tree.to_json()
@@ -151,7 +153,7 @@ def test_deep_trees_need_no_recursion() -> None:
     record = {"task_id": "t", "budget": 1, "nodes": nodes[::-1], "localizations": []}
     tree = RolloutTree.from_json(record)
     assert len(tree.path(len(nodes) - 1)) == len(nodes) - 1
-    assert assign(tree, AlgorithmConfig()).r[0] == 1.0
+    assert assign([tree], AlgorithmConfig())[0].r[0] == 1.0
 
 
 @pytest.mark.parametrize(

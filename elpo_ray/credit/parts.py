@@ -1,0 +1,98 @@
+"""What a credit rule says of one tree, and how that becomes advantages of nodes.
+
+Invariants: a leaf without a verdict takes part in nothing and has no advantage; the root, whose
+tokens are the prompt's, has none either; gain and blame are >= 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from elpo_ray.config import AfterIrrecoverable, Attribution, CreditConfig, Weighting
+from elpo_ray.tree import RolloutTree
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The advantage of leaf l at node n is leaf_factor * leaf[l] + node_factor * node[n]."""
+
+    leaf: Mapping[int, float]
+    """By node id; graded leaves only."""
+    node: Sequence[float]
+    """Shape: [num_nodes]."""
+    leaf_factor: float = 1.0
+    node_factor: float = 0.0
+
+
+def rewards(tree: RolloutTree) -> dict[int, float]:
+    """Terminal rewards by leaf id, of the leaves that have a verdict."""
+    return {
+        leaf.id: leaf.score.reward
+        for leaf in tree.leaves()
+        if leaf.score is not None and leaf.score.graded
+    }
+
+
+def leaf_mean(tree: RolloutTree, leaf: Mapping[int, float]) -> list[float]:
+    """For every node, the mean of `leaf` over the leaves at or below it; 0 without any and at the
+    root. Shape: [num_nodes]."""
+    total = [leaf.get(node.id, 0.0) for node in tree.nodes]
+    count = [int(node.id in leaf) for node in tree.nodes]
+    for parent, child in reversed(tree.edges()):
+        total[parent] += total[child]
+        count[parent] += count[child]
+    return [0.0] + [t / c if c else 0.0 for t, c in zip(total[1:], count[1:], strict=True)]
+
+
+def signed(
+    tree: RolloutTree, parts: Parts, config: CreditConfig
+) -> tuple[list[float], list[float]]:
+    """Positive and negative part of every node's advantage; the advantage is their difference.
+
+    With `attribution=each` they are means of the leaves' parts, a leaf without a verdict counting
+    as 0: the clipped objective is linear in them, hence that of the leaves as flat sequences.
+    """
+    if config.attribution is Attribution.mean:
+        means = leaf_mean(tree, parts.leaf)
+        advantage = [
+            parts.node_factor * n + parts.leaf_factor * t
+            for n, t in zip(parts.node, means, strict=True)
+        ]
+        gain = [max(a, 0.0) for a in advantage]
+        blame = [max(-a, 0.0) for a in advantage]
+    else:
+        gain, blame = _each(tree, parts)
+    gain[0] = blame[0] = 0.0
+    if config.after_irrecoverable is AfterIrrecoverable.neutral:
+        alive = recoverable(tree)
+        for parent, child in tree.edges():
+            if not alive[parent]:
+                gain[child] = blame[child] = 0.0
+    return gain, blame
+
+
+def _each(tree: RolloutTree, parts: Parts) -> tuple[list[float], list[float]]:
+    gain, blame = [0.0] * len(tree.nodes), [0.0] * len(tree.nodes)
+    for node, below in enumerate(tree.leaves_below()):
+        local = parts.node_factor * parts.node[node]
+        own = [parts.leaf_factor * parts.leaf[i] + local for i in below if i in parts.leaf]
+        gain[node] = sum(max(a, 0.0) for a in own) / len(below)
+        blame[node] = sum(max(-a, 0.0) for a in own) / len(below)
+    return gain, blame
+
+
+def shares(tree: RolloutTree, weighting: Weighting) -> list[float]:
+    """What multiplies the weight that every leaf gives to a node: 1, or under `node` one over the
+    leaves below, so that they together count once. Shape: [num_nodes]."""
+    if weighting is Weighting.leaf:
+        return [1.0] * len(tree.nodes)
+    return [1 / len(below) for below in tree.leaves_below()]
+
+
+def recoverable(tree: RolloutTree) -> list[bool]:
+    """Whether a successful leaf lies at or below a node. Shape: [num_nodes]."""
+    alive = [node.score is not None and node.score.success for node in tree.nodes]
+    for parent, child in reversed(tree.edges()):
+        alive[parent] |= alive[child]
+    return alive
