@@ -37,7 +37,7 @@ class TokenBatch:
     """Negative part of the advantage, >= 0, where the token's leaves pull in opposite directions;
     None = max(-advantage, 0)."""
     normed_entropy: Tensor | None = None
-    """z-score of `entropy` over the mini-batch; needed when `entropy_advantage` > 0."""
+    """z-score of `entropy` over the mini-batch, in any precision; needed when `entropy_advantage` > 0."""
     ref_logp: Tensor | None = None
     """Of the reference policy; needed when `kl_coef` > 0."""
 
@@ -155,7 +155,7 @@ def signed_parts(tokens: TokenBatch, entropy_advantage: float) -> tuple[Tensor, 
     if entropy_advantage == 0:
         return gain, blame
     assert tokens.normed_entropy is not None, "entropy_advantage > 0 needs normed entropies"
-    factor = 1 + entropy_advantage * tokens.normed_entropy
+    factor = 1 + entropy_advantage * tokens.normed_entropy.to(gain.dtype)
     up, down = factor.clamp(min=0), (-factor).clamp(min=0)
     return gain * up + blame * down, blame * up + gain * down
 

@@ -118,8 +118,8 @@ def collate(pack: Pack, device: torch.device) -> PackTensors:
     if not pack.rows:
         zero = torch.zeros(1, device=device)
         index = torch.zeros(1, dtype=torch.int64, device=device)
-        ids = torch.stack((index, index), 1)
-        return PackTensors(ids, index, index, zero, zero, zero, zero, zero)
+        pair = torch.stack((index, index), 1)
+        return PackTensors(pair, index, index, zero, zero, zero, zero, zero)
     width = max(row.length for row in pack.rows)
     ids = np.zeros((len(pack.rows), width), dtype=np.int64)
     select: list[NDArray[np.int64]] = []

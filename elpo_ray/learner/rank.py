@@ -33,7 +33,7 @@ from elpo_ray.learner.backend import (
 from elpo_ray.learner.batching import Pack, collate, plan, rows_of
 from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
 from elpo_ray.learner.policy import model_folder
-from elpo_ray.learner.stats import UpdateStats, all_reduce, means
+from elpo_ray.learner.stats import UpdateStats, all_reduce, entropy_moments, means
 from elpo_ray.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
 
 
@@ -126,7 +126,8 @@ class LearnerRank:
         started = time.monotonic()
         self._check_vocabulary(forest)
         surrogate = objective is Objective.surrogate
-        needs_advantage = surrogate and self._settings.loss.kl_coef == 0
+        loss = self._settings.loss
+        needs_advantage = surrogate and loss.kl_coef == loss.entropy_advantage == 0
         budget = self._settings.learner.max_tokens_per_pack
         plans = [
             plan(rows_of(trees, needs_advantage=needs_advantage), self._process.world_size, budget)[
@@ -168,7 +169,21 @@ class LearnerRank:
         )[0]
         return logp
 
-    def _loss(self, pack: Pack, objective: Objective) -> tuple[Tensor, LossStats, tuple[int, int]]:
+    def _entropy_moments(self, packs: list[Pack]) -> tuple[Tensor, Tensor]:
+        """`stats.entropy_moments` of the current policy over the mini-batch of all ranks."""
+        seen: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            for pack in packs:
+                batch = collate(pack, self._device)
+                entropy = self._engine(
+                    batch.input_ids, batch.select, batch.targets, self._settings.temperature
+                )[1]
+                seen.append((entropy, batch.weight))
+        return entropy_moments(seen)
+
+    def _loss(
+        self, pack: Pack, objective: Objective, moments: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, LossStats, tuple[int, int]]:
         """Loss of one pack, its statistics, and its shape."""
         batch = collate(pack, self._device)
         shape = (batch.input_ids.shape[0], batch.input_ids.shape[1])
@@ -190,6 +205,7 @@ class LearnerRank:
             rollout_logp=batch.rollout_logp if pack.rows else pack.old_logp,
             entropy=entropy,
             ref_logp=pack.ref_logp,
+            normed_entropy=None if moments is None else ((entropy - moments[0]) / moments[1]),
         )
         return *surrogate_loss(logp, tokens, self._settings.clip, self._settings.loss), shape
 
@@ -197,9 +213,11 @@ class LearnerRank:
         """One optimizer step over this rank's packs of a mini-batch."""
         stats: list[LossStats] = []
         padded = 0
+        weighs_entropy = objective is Objective.surrogate and self._settings.loss.entropy_advantage
+        moments = self._entropy_moments(packs) if weighs_entropy else None
         for i, pack in enumerate(packs):
             self._engine.set_gradient_accumulation_boundary(i == len(packs) - 1)
-            loss, pack_stats, shape = self._loss(pack, objective)
+            loss, pack_stats, shape = self._loss(pack, objective, moments)
             # DeepSpeed averages over ranks, but the weights already are those of a global sum.
             self._engine.backward(loss * self._process.world_size, scale_wrt_gas=False)
             stats.append(pack_stats)

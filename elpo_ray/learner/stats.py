@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from elpo_ray.loss import LossStats
 
@@ -54,6 +56,24 @@ class UpdateStats:
     tis_capped: float = 0.0
     ref_k3: float = 0.0
     """KL(policy || reference), nats per token."""
+
+
+def entropy_moments(packs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and sample standard deviation of token entropies over the packs of all ranks.
+
+    A pack is (entropies, weights), each of shape [M]; tokens count by their weight in the objective
+    (alike under token_mean). The deviation is 1 where all are equal up to rounding.
+    """
+    sums = torch.zeros(4, dtype=torch.float64, device=packs[0][0].device)
+    for entropy, weight in packs:
+        h, w = entropy.double(), weight.double()
+        sums += torch.stack([w.sum(), (w * h).sum(), (w * h * h).sum(), (w > 0).double().sum()])
+    dist.all_reduce(sums)
+    total, first, second, count = sums
+    mean = first / total
+    variance = (second / total - mean * mean).clamp(min=0)
+    deviation = (variance * count / (count - 1).clamp(min=1)).sqrt()
+    return mean, torch.where(deviation > 1e-6 * mean, deviation, 1.0)
 
 
 def all_reduce(stats: LossStats) -> LossStats:
