@@ -19,6 +19,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from elpo_ray.calls import checked_call
 from elpo_ray.types import Message, Parsed, ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -129,19 +130,7 @@ class Chat:
             return f"call is not JSON: {fault}"
         if not isinstance(call, dict):
             return 'call must be {"name": …, "arguments": {…}}'
-        name, arguments = call.get("name"), call.get("arguments")
-        if not isinstance(name, str):
-            return "call has no name"
-        if name not in self._schemas:
-            return f"unknown tool {name[:40]}; use {', '.join(self._schemas)}"
-        if not isinstance(arguments, dict):
-            return "arguments must be an object"
-        parameters = self._schemas[name].get("parameters", {})
-        for key in parameters.get("required", ()):
-            kind = parameters.get("properties", {}).get(key, {}).get("type")
-            if key not in arguments or (kind == "string" and not isinstance(arguments[key], str)):
-                return f"argument {key} is missing or no {kind or 'value'}"
-        return ToolCall(name=name, arguments=arguments)
+        return checked_call(call.get("name"), call.get("arguments"), self._schemas)
 
     # --- the template ---
 

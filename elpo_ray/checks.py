@@ -23,6 +23,12 @@ def check(config: Config) -> None:
         config.cluster.gpus,
         "the tiny model trains on CPU; use cluster=local or name a model with model.path",
     )
+    require(
+        config.engine.endpoint is None,
+        "engine.endpoint",
+        config.engine.endpoint,
+        "an endpoint can be evaluated (python -m elpo_ray.evaluate), not trained",
+    )
 
 
 def _check_files(config: Config) -> None:
@@ -74,6 +80,7 @@ def batch_algebra(config: Config) -> str:
         ("algorithm", f"{config.algorithm.name}: growth {growth.rule.value}, credit "
          f"{config.algorithm.credit.rule.value}, ELC scope {config.algorithm.clip.scope.value}"),
         ("inputs a step", f"{trainer.inputs_per_step}"),
+        *_sampling(config),
         ("leaves a step", f"{trainer.inputs_per_step} inputs x {growth.n_total} = {leaves}"),
         ("tokens a step", f"{leaves} leaves x {tokens // leaves} expected = {tokens:,} "
          f"(at most {leaves * config.model.max_context:,})"),
@@ -90,12 +97,31 @@ def batch_algebra(config: Config) -> str:
     return "\n".join(f"{name:>16}  {text}" for name, text in rows)
 
 
-def gpus_asked(config: Config) -> int:
-    """GPUs of the whole run: one a learner rank, `tensor_parallel_size` an engine."""
+def gpus_asked(config: Config, *, learner: bool = True) -> int:
+    """GPUs of the whole run: one a learner rank, `tensor_parallel_size` an engine. Without
+    `learner`, those of the engines alone."""
     if not config.cluster.gpus:
         return 0
     engines = config.cluster.rollout_workers * config.engine.tensor_parallel_size
-    return config.cluster.learner_ranks + engines
+    return engines + (config.cluster.learner_ranks if learner else 0)
+
+
+def _sampling(config: Config) -> list[tuple[str, str]]:
+    """What an algorithm changes of how inputs and episodes are sampled."""
+    growth, wanted, rows = config.algorithm.growth, config.trainer.inputs_per_step, []
+    if growth.dynamic.max_batches:
+        batch = growth.dynamic.batch_factor * wanted
+        most = growth.dynamic.max_batches * batch
+        rows.append(("dynamic sampling", f"{batch} inputs at a time until {wanted} have contrast, "
+                     f"at most {most} inputs = {most * growth.n_total:,} leaves a step; below: of "
+                     f"the {wanted} that are trained on"))  # fmt: skip
+    if growth.max_tool_calls:
+        stages = len(growth.max_tool_calls)
+        steps = [-(-i * config.trainer.steps // stages) for i in range(stages)]
+        turns = ", ".join(f"{config.train_turns(s) - 1} from step {s + 1}" for s in steps)
+        rows.append(("tool calls", f"at most {turns} (the algorithm's {growth.max_tool_calls}, the "
+                     f"task needs {config.task.tool_calls_needed})"))  # fmt: skip
+    return rows
 
 
 def _devices(config: Config) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from elpo_ray.config import Config, SamplingConfig
 from elpo_ray.episode import Agent, Episode, Start, derive_seed, run_episode
 from elpo_ray.growth.budget import Cost, Ledger
 from elpo_ray.interfaces import Chat, Policy, Task, Tools
+from elpo_ray.samples import Sample
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import InfrastructureError, Problem, Sampling, Score, Step
 
@@ -56,12 +57,13 @@ class RolloutWorker:
 
     async def evaluate(
         self, problem: Problem, index: int = 0, sampling: SamplingConfig | None = None
-    ) -> Score:
-        """Score of the `index`-th independent trajectory; at temperature 1 without `sampling`."""
+    ) -> Sample:
+        """The `index`-th independent trajectory; at temperature 1 without `sampling`."""
         start = Start(self.agent.chat.prompt_ids(problem.messages))
         drawn = self.sampling(sampling or SamplingConfig(), "evaluate", problem.id, index)
-        _, score, _ = await self.attempt(self.agent, problem, drawn, start)
-        return score
+        episode, score, cost = await self.attempt(self.agent, problem, drawn, start)
+        answer = self.task.answer(problem, episode.steps)
+        return Sample.of(problem, index, episode, score, answer, cost)
 
     def sampling(self, config: SamplingConfig, *key: int | str) -> Sampling:
         """How to sample the episode named by `key`; its seed depends on the run's and on `key`."""
@@ -102,8 +104,11 @@ class RolloutWorker:
 class TreeRollout:
     """`interfaces.Rollout` for one input: its tree and its ledger."""
 
-    def __init__(self, worker: RolloutWorker, problem: Problem, step: int) -> None:
-        budget = worker.config.algorithm.growth.n_total
+    def __init__(
+        self, worker: RolloutWorker, problem: Problem, step: int, budget: int | None = None
+    ) -> None:
+        """`budget` in completions; the configured n_total without it."""
+        budget = budget or worker.config.algorithm.growth.n_total
         prompt_ids = tuple(worker.agent.chat.prompt_ids(problem.messages))
         self.tree = RolloutTree(problem.id, budget, prompt_ids)
         self.ledger = Ledger(budget)
@@ -117,6 +122,10 @@ class TreeRollout:
     @property
     def remaining(self) -> int:
         return self.ledger.remaining
+
+    def extend(self, completions: int) -> None:
+        """Allow as many completions more: an analysis looks closer at a finished tree."""
+        self.ledger.n_total += completions
 
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """See `interfaces.Rollout`. Completions are numbered, hence seeded, in calling order."""

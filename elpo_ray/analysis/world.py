@@ -70,7 +70,7 @@ class ChainRollout:
         self.turns = 0
         """Turns sampled so far."""
         self._chain = chain
-        self._rng = rng
+        self.random = rng
         self._remaining = n_total
 
     @property
@@ -85,9 +85,9 @@ class ChainRollout:
         doomed = bool(before) and before[-1].state == DOOMED
         steps: list[Step] = []
         for number in range(len(before) + 1, self._chain.tool_steps + 1):
-            doomed = doomed or self._rng.random() >= self._chain.keeps(number)
+            doomed = doomed or self.random.random() >= self._chain.keeps(number)
             steps.append(Step(TURN, result=RESULT, state=DOOMED if doomed else SOUND))
-        doomed = doomed or self._rng.random() >= self._chain.keeps(self._chain.tool_steps + 1)
+        doomed = doomed or self.random.random() >= self._chain.keeps(self._chain.tool_steps + 1)
         steps.append(Step(TURN))
         self.turns += len(steps)
         return self.tree.add_trajectory(at, steps, Score(float(not doomed), not doomed))

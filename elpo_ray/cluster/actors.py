@@ -5,18 +5,22 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 
-from elpo_ray.config import Config, OptimizerConfig
+from elpo_ray.config import Config, OptimizerConfig, SamplingConfig
 from elpo_ray.forest import TrainForest
 from elpo_ray.metrics import Values
 from elpo_ray.model_folder import local_folder
+from elpo_ray.samples import Sample
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import Problem, Score
+from elpo_ray.types import Problem
 from elpo_ray.weights import HostPublisher, Publisher
+
+if TYPE_CHECKING:
+    from elpo_ray.engine import Engine
 
 BUCKET_BYTES = 256 * 2**20
 """Most bytes of weights that are gathered and in flight at once."""
@@ -157,42 +161,68 @@ class RolloutActor:
     """A rollout worker's process: one engine, and the trees that grow next to it."""
 
     async def start(self, config: Config, folder: str, sandboxes: list[ActorHandle[Any]]) -> None:
-        from elpo_ray.chat import Chat
-        from elpo_ray.engine import Engine
-        from elpo_ray.rollout import RolloutWorker
-        from elpo_ray.tasks import make_task
+        """With `engine.endpoint` there is no engine: the model is behind that URL."""
         from elpo_ray.tools import PooledTools
 
-        model = local_folder(folder)
-        task = make_task(config.task, config.trainer.seed)
-        chat = Chat.from_folder(str(model), task.tools)
         hosts = [RemoteHost(actor) for actor in sandboxes]
         self.tools = PooledTools(hosts, config.sandbox, faults=(ray.exceptions.RayError,))
-        self.engine = Engine(
-            model,
-            config.model,
-            config.engine,
-            seed=config.trainer.seed,
-            gpus=config.cluster.gpus,
-            threads=config.cluster.engine_threads,
-        )
-        self.worker = RolloutWorker(self.engine, self.tools, chat, task, config)
-        await self.engine.start()
+        self.engine = None if config.engine.endpoint else make_engine(config, folder)
+        self.folder = folder
+        await self.use(config)
+        if self.engine is not None:
+            await self.engine.start()
+
+    async def use(self, config: Config) -> None:
+        """Work on `config.task` from now on, with the same model."""
+        from elpo_ray.chat import Chat
+        from elpo_ray.endpoint import Endpoint
+        from elpo_ray.rollout import RolloutWorker
+        from elpo_ray.tasks import make_task
+
+        task = make_task(config.task, config.trainer.seed)
+        if self.engine is not None:
+            chat = Chat.from_folder(str(local_folder(self.folder)), task.tools)
+            self.worker = RolloutWorker(self.engine, self.tools, chat, task, config)
+        else:
+            url, model = config.engine.endpoint, config.engine.served_model
+            assert url is not None and model is not None
+            endpoint = Endpoint(url, model, task.tools)
+            self.worker = RolloutWorker(endpoint, self.tools, endpoint, task, config)
 
     async def grow(self, problem: Problem, step: int) -> RolloutTree:
         tree = await self.worker.grow(problem, step)
         self.tools.check()
         return tree
 
-    async def evaluate(self, problem: Problem, index: int) -> Score:
-        return await self.worker.evaluate(problem, index)
+    async def evaluate(
+        self, problem: Problem, index: int, sampling: SamplingConfig | None
+    ) -> Sample:
+        sample = await self.worker.evaluate(problem, index, sampling)
+        self.tools.check()
+        return sample
 
     async def completed(self) -> int:
         """Trajectories finished since the actor started."""
         return self.worker.completed
 
     async def engine_call(self, method: str, *args: Any) -> None:
+        assert self.engine is not None, "an endpoint takes no weights"
         await getattr(self.engine, method)(*args)
 
     async def stop(self) -> None:
-        await self.engine.stop()
+        if self.engine is not None:
+            await self.engine.stop()
+
+
+def make_engine(config: Config, folder: str) -> Engine:
+    """A rollout worker's engine, not yet started."""
+    from elpo_ray.engine import Engine
+
+    return Engine(
+        local_folder(folder),
+        config.model,
+        config.engine,
+        seed=config.trainer.seed,
+        gpus=config.cluster.gpus,
+        threads=config.cluster.engine_threads,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from ray.actor import ActorHandle
 from elpo_ray.config import Config, OptimizerConfig
 from elpo_ray.forest import TrainForest
 from elpo_ray.metrics import Values
+from elpo_ray.samples import Sample
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import Problem, Score
+from elpo_ray.types import InfrastructureError, Problem
 
 Advance = Callable[[int], None]
-Job = tuple[str, Problem, int]
-"""A rollout worker's method, and what it is called with."""
+Job = tuple[str, Problem, tuple[Any, ...]]
+"""A rollout worker's method, its problem, and what else it is called with."""
 POLL_S = 0.25
 """Seconds between two looks at what has finished."""
 FETCH_S = 120.0
@@ -94,27 +95,34 @@ class RolloutGroup:
         """One tree an input, in order; `advance` hears how many trajectories are complete."""
         # Twice as many trajectories as the engine decodes at once: searches leave gaps.
         room = 2 * self._config.engine.max_num_seqs // self._config.algorithm.growth.n_total
-        jobs = [("grow", problem, step) for problem in inputs]
+        jobs = [("grow", problem, (step,)) for problem in inputs]
         return self._pull(jobs, max(1, room), advance, f"growing the trees of step {step + 1}")
 
-    def evaluate(self, problems: Sequence[Problem], samples: int, advance: Advance) -> list[Score]:
+    def evaluate(self, problems: Sequence[Problem], samples: int, advance: Advance) -> list[Sample]:
         """`samples` independent trajectories of each problem in turn, at temperature 1, their
         seeds fixed."""
-        jobs = [("evaluate", problem, i) for problem in problems for i in range(samples)]
+        jobs = [("evaluate", problem, (i, None)) for problem in problems for i in range(samples)]
         return self._pull(jobs, self._config.engine.max_num_seqs, advance, "evaluating")
 
-    def _pull(self, jobs: Sequence[Job], room: int, advance: Advance, phase: str) -> list[Any]:
-        """Results of `jobs` in order; at most `room` unfinished ones per worker."""
-        results: dict[int, Any] = {}
+    def use(self, config: Config) -> None:
+        """Work on `config.task` from now on, with the same model. ValueError as at the start."""
+        self._config = config
+        timeout_s = config.cluster.call_timeout_s
+        wait_for([worker.use.remote(config) for worker in self.workers], timeout_s, "use of a task")
+
+    def stream(self, jobs: Sequence[Job], room: int, advance: Advance, phase: str) -> Iterator[Any]:
+        """(place in `jobs`, result) as they finish, at most `room` unfinished ones per worker; an
+        InfrastructureError in the place of a result that it cost. Other errors are raised."""
         running: dict[Any, tuple[int, int]] = {}
         waiting = deque(enumerate(jobs))
         begun = self._completed(phase)
-        deadline = time.monotonic() + self._config.cluster.call_timeout_s
+        patience = self._config.cluster.call_timeout_s
+        deadline = time.monotonic() + patience
 
         def feed(worker: int) -> None:
             if waiting:
-                index, (method, problem, key) = waiting.popleft()
-                ref = getattr(self.workers[worker], method).remote(problem, key)
+                index, (method, problem, args) = waiting.popleft()
+                ref = getattr(self.workers[worker], method).remote(problem, *args)
                 running[ref] = (index, worker)
 
         for _ in range(room):
@@ -124,12 +132,25 @@ class RolloutGroup:
             done, _ = ray.wait(list(running), num_returns=len(running), timeout=POLL_S)
             for ref in done:
                 index, worker = running.pop(ref)
-                results[index] = wait_for(ref, FETCH_S, f"{phase}: {jobs[index][1].id}")
+                deadline = time.monotonic() + patience
                 feed(worker)
+                try:
+                    result = wait_for(ref, FETCH_S, f"{phase}: {jobs[index][1].id}")
+                except InfrastructureError as error:
+                    result = error
+                yield index, result
             advance(self._completed(phase) - begun)
             if time.monotonic() > deadline:
                 late = ", ".join(f"{jobs[i][1].id} on rollout-{w}" for i, w in running.values())
                 raise TimeoutError(f"{phase}: still waiting for {late[:500]}")
+
+    def _pull(self, jobs: Sequence[Job], room: int, advance: Advance, phase: str) -> list[Any]:
+        """Results of `jobs` in order. Raises InfrastructureError if one of them is lost."""
+        results: dict[int, Any] = {}
+        for index, result in self.stream(jobs, room, advance, phase):
+            if isinstance(result, InfrastructureError):
+                raise result
+            results[index] = result
         return [results[index] for index in range(len(jobs))]
 
     def _completed(self, phase: str) -> int:

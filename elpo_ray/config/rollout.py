@@ -35,6 +35,10 @@ class EngineConfig:
     max_num_seqs: int = 256
     """Sequences decoded at once."""
     enforce_eager: bool = False
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible server that samples instead of vLLM; never in training."""
+    served_model: str | None = None
+    """The model to ask `endpoint` for."""
 
     def __post_init__(self) -> None:
         for key in ("tensor_parallel_size", "kv_cache_gib", "max_num_seqs"):
