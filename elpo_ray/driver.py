@@ -1,14 +1,14 @@
 """The loop: inputs -> trees -> credit -> forest -> update -> publish -> report.
 
-Invariants: the weights' version is the number of finished steps; a problem's index in the training
-stream follows from the step alone, so a resumed run meets the same inputs; Ctrl-C never cuts an
-update in two.
+Invariants: the weights' version is the number of finished steps; inputs are handed out in the order
+of the training stream and the checkpoint keeps how many were, so a resumed run meets the same ones;
+Ctrl-C never cuts an update in two.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +22,22 @@ from elpo_ray.cluster import Cluster, LearnerGroup, RolloutGroup
 from elpo_ray.cold_start import base_model, starting_model
 from elpo_ray.config import Config
 from elpo_ray.credit import assign
-from elpo_ray.forest import pack
+from elpo_ray.evaluation.summary import mean_success
+from elpo_ray.forest import TrainForest, pack
+from elpo_ray.growth.dynamic import Batch, Grown, collect
 from elpo_ray.interfaces import Task
-from elpo_ray.metrics import Metrics, Stopwatch, Values, mean, progress_bar, tree_metrics
+from elpo_ray.metrics import (
+    Metrics,
+    Stopwatch,
+    Values,
+    comparison_axes,
+    progress_bar,
+    tree_metrics,
+)
 from elpo_ray.report import show_summary, summarize
 from elpo_ray.rollout import localization_accuracy
 from elpo_ray.runs import RunFolder, RunState, read_state
 from elpo_ray.tasks import make_task
-from elpo_ray.tree import RolloutTree
-from elpo_ray.types import Problem
 
 
 @dataclass(frozen=True)
@@ -113,30 +120,31 @@ class Trainer:
     def step(self, signals: Interrupts) -> None:
         """One batch of inputs becomes one version of the weights."""
         step, algorithm = self.state.step, self.config.algorithm
-        inputs = self.inputs(step)
         with self.watch.phase("grow"):
-            trees = self.grow(inputs, step)
+            wanted = self.config.trainer.inputs_per_step
+            batch = collect(self.grow, wanted, algorithm.growth.dynamic)
         with signals.deferred():
             with self.watch.phase("credit"):
-                credits = assign(trees, algorithm)
-                forest = pack(trees, credits, algorithm.loss, self.config.learner)
+                forest = TrainForest(minibatches=[])
+                if batch.trained:
+                    credits = assign(batch.trained, algorithm)
+                    forest = pack(batch.trained, credits, algorithm.loss, self.config.learner)
             with self.watch.phase("update"), self.status(f"step {step + 1}: updating"):
                 stats = self.learner.update(forest)
             with self.watch.phase("sync"):
                 self.learner.publish(version=step + 1)
-            self.state.step, self.state.cursor = step + 1, self.state.cursor + len(inputs)
-            self.report(inputs, trees, stats)
+            self.state.step, self.state.cursor = step + 1, self.state.cursor + len(batch.grown)
+            self.report(batch, stats)
             self.checkpoint_if_due()
         self.evaluate_if_due()
 
-    def inputs(self, step: int) -> list[Problem]:
-        count = self.config.trainer.inputs_per_step
-        return [self.task.train_problem(i) for i in range(step * count, (step + 1) * count)]
-
-    def grow(self, inputs: Sequence[Problem], step: int) -> list[RolloutTree]:
-        total = len(inputs) * self.config.algorithm.growth.n_total
+    def grow(self, first: int, count: int) -> list[Grown]:
+        """`count` inputs of the stream and their trees, from the `first`-th one of this step on."""
+        step, start = self.state.step, self.state.cursor + first
+        inputs = [self.task.train_problem(i) for i in range(start, start + count)]
+        total = count * self.config.algorithm.growth.n_total
         with self.bar(f"step {step + 1}: growing trees", total) as advance:
-            return self.rollouts.grow(inputs, step, advance)
+            return list(zip(inputs, self.rollouts.grow(inputs, step, advance), strict=True))
 
     def evaluate(self) -> float:
         """pass@1 on the held-out problems, `task.eval_samples` of each, at temperature 1."""
@@ -144,8 +152,8 @@ class Trainer:
         samples = self.config.task.eval_samples
         total = len(problems) * samples
         with self.watch.phase("evaluate"), self.bar("evaluating", total) as advance:
-            scores = self.rollouts.evaluate(problems, samples, advance)
-        return mean([float(score.success) for score in scores])
+            drawn = self.rollouts.evaluate(problems, samples, advance)
+        return mean_success(drawn)
 
     def evaluate_if_due(self) -> None:
         every, step = self.config.trainer.eval_every, self.state.step
@@ -156,10 +164,12 @@ class Trainer:
         text = f"step {self.state.step}: held-out pass@1 {passed:.1%}"
         self.console.print(text, highlight=False)
 
-    def report(self, inputs: Sequence[Problem], trees: list[RolloutTree], stats: Values) -> None:
-        """Dump the trees, log one object of numbers, add to the run's totals."""
-        right, judged = localization_accuracy(self.task, inputs, trees)
-        values = tree_metrics(trees, self.config.algorithm.growth.bel)
+    def report(self, batch: Batch, stats: Values) -> None:
+        """Dump the trees, log one object of numbers, add to the run's totals. Everything grown
+        counts, also what was not trained on."""
+        right, judged = localization_accuracy(self.task, batch.inputs, batch.trees)
+        values = tree_metrics(batch.trees, self.config.algorithm.growth.bel)
+        values |= {"inputs_grown": len(batch.grown), "inputs_trained": len(batch.trained)}
         seconds = self.watch.lap()
         values |= stats | {f"seconds/{phase}": value for phase, value in seconds.items()}
         values["tokens_per_second"] = values["tokens_generated"] / max(seconds["grow"], 1e-9)
@@ -173,7 +183,8 @@ class Trainer:
             localizations_judged=judged,
             **{f"seconds/{phase}": value for phase, value in seconds.items()},
         )
-        self.run.write_trees(self.state.step, trees)
+        values |= comparison_axes(self.state.totals)
+        self.run.write_trees(self.state.step, batch.trees)
         self.metrics.log(self.state.step, values)
 
     def checkpoint_if_due(self) -> None:

@@ -66,6 +66,22 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
     }
 
 
+TRAINING_PHASES = ("grow", "credit", "update", "sync")
+
+
+def comparison_axes(totals: Values) -> Values:
+    """The axes over which algorithms are compared, from the run's totals so far: completed
+    trajectories, decoded tokens, seconds of training, and seconds of everything (evaluations,
+    checkpoints, cold start and the actors' start too)."""
+    seconds = {key: value for key, value in totals.items() if key.startswith("seconds/")}
+    return {
+        "total/leaves": totals.get("rollouts", 0.0),
+        "total/tokens_generated": totals.get("tokens_generated", 0.0),
+        "total/train_seconds": sum(seconds.get(f"seconds/{p}", 0.0) for p in TRAINING_PHASES),
+        "total/wall_seconds": sum(seconds.values()),
+    }
+
+
 def _root_score(tree: RolloutTree, entry: dict[str, Any]) -> Score | None:
     """The score of a ledger entry that paid for a trajectory from the prompt, else None."""
     if not entry["charged"] or entry["kind"] != SpendKind.ROOT:

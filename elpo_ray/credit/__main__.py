@@ -89,6 +89,8 @@ def compose(overrides: Sequence[str]) -> AlgorithmConfig:
     if name not in options:
         raise ValueError(f"algorithm={name}: no such option; choose one of {', '.join(options)}")
     values = OmegaConf.load(CONF_DIR / "algorithm" / f"{name}.yaml")
+    # Hydra's list of other groups, the reward's: a dump already has its rewards.
+    values.pop("defaults", None)
     merged = OmegaConf.merge(OmegaConf.structured(AlgorithmConfig), values)
     for setting in settings:
         try:

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from elpo_ray.config import GrowthConfig, GrowthRule
 from elpo_ray.growth import bel, entropy_branch, independent, random_branch
 from elpo_ray.interfaces import Rollout
-from elpo_ray.tree import RolloutTree
 
 GROWTH: dict[GrowthRule, Callable[[Rollout, GrowthConfig], Awaitable[None]]] = {
     GrowthRule.bel: bel.grow,
@@ -25,9 +24,3 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
     """Spend `rollout`'s whole budget by `config.rule`. Raises InfrastructureError."""
     await GROWTH[config.rule](rollout, config)
     assert rollout.remaining == 0, f"{rollout.remaining} rollouts of the budget were not spent"
-
-
-def has_contrast(tree: RolloutTree) -> bool:
-    """Whether some trajectories succeed and some fail: what DAPO's dynamic sampling keeps."""
-    outcomes = {leaf.score.success for leaf in tree.leaves() if leaf.score and leaf.score.graded}
-    return len(outcomes) == 2
