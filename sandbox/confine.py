@@ -134,8 +134,8 @@ def _limit_resources(limits: Limits, tasks: int) -> None:
         resource.setrlimit(which, (allowed, allowed))
 
 
-DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-"""What sessions may use of them."""
+DEVICES = ("/dev/null", "/dev/random", "/dev/urandom")
+"""What sessions may use of them. Not /dev/zero: a mapping of it would join branches."""
 
 
 def readable(packages: list[str]) -> list[str]:

@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
 from sandbox.streams import HeadTail
-from sandbox.wire import NONCE_BYTES, START_NONCE, Breach, Reply, pack_cell, unpack_reply
+from sandbox.wire import (
+    NONCE_BYTES,
+    OUT_OF_MEMORY_STATUS,
+    START_NONCE,
+    Breach,
+    Reply,
+    pack_cell,
+    unpack_reply,
+)
 from sandbox.workdir import over_quota, remove
 
 _TICK_S = 0.25
@@ -299,6 +307,8 @@ def _verdict_of(end: End) -> tuple[Kind, str]:
     if end.status is None:
         return Kind.SANDBOX_FAILURE, "the spawner died"
     code = os.waitstatus_to_exitcode(end.status)
+    if code == OUT_OF_MEMORY_STATUS:
+        return Kind.MEMORY, "out of memory"
     if code >= 0:
         return Kind.EXITED, f"exit status {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

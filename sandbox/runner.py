@@ -19,12 +19,14 @@ import time
 import traceback
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from types import CodeType
 from typing import Any
 
 from sandbox.results import Kind
 from sandbox.wire import (
     CELL_HEADER_BYTES,
+    OUT_OF_MEMORY_STATUS,
     START_NONCE,
     Reply,
     pack_reply,
@@ -119,7 +121,8 @@ class Runner:
         except MemoryError as error:
             self._ballast.close()  # room to say so
             reply = self._reply(Kind.MEMORY, error=error)
-            self._ballast = mmap.mmap(-1, _BALLAST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(OSError):  # the code may have kept all there is
+                self._ballast = mmap.mmap(-1, _BALLAST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except BaseException as error:
             reply = self._reply(Kind.ERROR, error=error)
         for stream in self._streams:
@@ -180,5 +183,7 @@ def serve(keep_chars: int) -> None:
             code = _read(length).decode("utf-8", "surrogatepass")
             _limit_cpu(cpu_s)
             _write(pack_reply(nonce, runner.run(code, index)))
+    except MemoryError:  # none left, not even to say so
+        os._exit(OUT_OF_MEMORY_STATUS)
     except BaseException:  # the code took the runner with it: it ended its own process
         os._exit(_BROKEN_RUNNER_STATUS)

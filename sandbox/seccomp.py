@@ -25,7 +25,10 @@ from sandbox.syscalls import ALLOWED, DENIED, NUMBERS
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7), "arm64": (1, 0xC00000B7)}
-_LOAD, _JUMP, _JUMP_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x45, 0x06
+_LOAD, _JUMP, _RETURN = 0x20, 0x05, 0x06
+_JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
+_X32 = 0x40000000
+"""Numbers from here on are x86_64's second way into the kernel; no other architecture has them."""
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NOTIFY = 0x7FC00000
 _OWN_PID = 0x5EED0BAD
@@ -141,6 +144,7 @@ def program() -> bytes:
     """The filter as BPF instructions of 8 bytes, the process id still a placeholder."""
     column, audit_arch = _architecture()
     code = _op(_LOAD, 4) + _op(_JUMP_EQUAL, audit_arch, 1, 0) + _op(_RETURN, _KILL) + _op(_LOAD, 0)
+    code += _op(_JUMP_AT_LEAST, _X32, 0, 1) + _op(_RETURN, _KILL)
     for names, verdict in ((ALLOWED, _PERMIT), (DENIED, _refuse(errno.EPERM))):
         code += _any_of([NUMBERS[name][column] for name in names], verdict)
     for name, block in _CONDITIONAL.items():

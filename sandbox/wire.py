@@ -22,6 +22,9 @@ CELL_HEADER_BYTES = _CELL.size
 START_NONCE = b"\0" * NONCE_BYTES
 """Of the first message: OK once confined, or SANDBOX_FAILURE and why in `traceback`."""
 
+OUT_OF_MEMORY_STATUS = 72
+"""Exit status of a child that has no memory left to write a reply."""
+
 
 class Breach(Exception):
     """Bytes that no honest child writes."""

@@ -131,7 +131,7 @@ def run_filter(code: bytes, number: int, arch: int, *arguments: int) -> int:
         elif op == 0x05:
             at += k
         else:
-            hit = word == k if op == 0x15 else bool(word & k)
+            hit = {0x15: word == k, 0x35: word >= k, 0x45: bool(word & k)}[op]
             at += jump_true if hit else jump_false
 
 
@@ -164,6 +164,7 @@ def test_filter_decides_as_meant_on_both_architectures(
     assert verdict("prctl", 1) == eperm and verdict("ioctl", 0, 0x5412) == eperm
     assert run_filter(code, 9999, arch) == 0x50000 | 38
     assert run_filter(code, 0, 0x40000003) == 0x80000000
+    assert run_filter(code, 0x40000027, arch) == 0x80000000
 
 
 def test_filter_refuses_an_unknown_architecture(monkeypatch: pytest.MonkeyPatch) -> None:

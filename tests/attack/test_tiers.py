@@ -1,0 +1,68 @@
+"""What the sandbox says and does where layers are missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.attack
+
+PROGRAM = """
+import asyncio, sys
+sys.path[:0] = sys.argv[1:3]
+import surroundings
+surroundings.{surroundings}()
+from sandbox.results import SandboxUnavailable
+from sandbox.supervisor import Sandbox
+
+async def main():
+    try:
+        await Sandbox(isolation={required!r}).open()
+    except SandboxUnavailable as error:
+        print("refused:", error)
+    async with Sandbox(isolation={required!r}, allow_degraded=True) as sandbox:
+        session = await sandbox.open()
+        result = await session.call("1 + 1")
+        print(result.isolation, result.value)
+asyncio.run(main())
+"""
+HERE = Path(__file__).resolve().parent
+
+
+def said_with(surroundings: str, required: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(surroundings=surroundings, required=required),
+         str(HERE.parents[1]), str(HERE)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "required", "why", "without"),
+    [
+        ("without_landlock", "standard", "landlock: landlock_create_ruleset (ENOSYS); needs Linux "
+         "5.13", "weak"),
+        ("without_seccomp", "standard", "seccomp: prctl(PR_SET_SECCOMP) (EINVAL); needs a kernel "
+         "with CONFIG_SECCOMP_FILTER", "weak"),
+        ("like_a_container", "strong", "namespaces: unshare(user) (EPERM); only `strong` needs "
+         "them: give root CAP_SYS_ADMIN", "standard"),
+    ],
+)  # fmt: skip
+def test_a_missing_layer_is_refused_by_name_unless_degraded_is_allowed(
+    surroundings: str, required: str, why: str, without: str
+) -> None:
+    said = said_with(surroundings, required)
+    assert f"cannot isolate code to the tier '{required}'" in said and why in said
+    assert said.splitlines()[-1] == f"{without} 2"
+
+
+def test_an_unknown_tier_is_refused() -> None:
+    from sandbox.supervisor import Sandbox
+
+    with pytest.raises(ValueError, match=r"isolation='weak': use \"strong\" or \"standard\""):
+        Sandbox(isolation="weak")

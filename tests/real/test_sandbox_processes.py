@@ -1,0 +1,145 @@
+"""The life and death of the sandbox's processes on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import children, ended, eventually, family
+
+from sandbox.limits import Limits
+from sandbox.results import Kind
+from sandbox.supervisor import Sandbox
+
+pytestmark = pytest.mark.real
+
+LIMITS = Limits(wall_s=30, cpu_s=30, memory_mib=256)
+"""Generous in time: a busy machine fails no test."""
+
+
+async def test_closed_sessions_and_sandboxes_say_so() -> None:
+    made = Sandbox(LIMITS)
+    session = await made.open()
+    await session.close()
+    await session.close()
+    with pytest.raises(ValueError, match="session is closed"):
+        await session.call("1")
+    await made.close()
+    await made.close()
+    with pytest.raises(ValueError, match="sandbox is closed"):
+        await made.open()
+
+
+async def test_many_sessions_leave_no_process_descriptor_or_folder() -> None:
+    mine = children(os.getpid())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    codes = ["1", "import os; os._exit(1)", "import threading, time\n"
+             "threading.Thread(target=time.sleep, args=(99,)).start()",
+             "import os\nos.umask(0o777)\nos.mkdir('d')\nopen('f', 'w')"]  # fmt: skip
+    async with Sandbox(LIMITS, sessions=8) as made:
+
+        async def one(number: int) -> None:
+            session = await made.open()
+            await session.call(codes[number % len(codes)])
+            await session.close()
+
+        session = await made.open()
+        (spawner,) = children(os.getpid()) - mine
+        root = Path((await session.call("import os\nprint(os.getcwd())")).stdout.strip()).parent
+        await session.close()
+        idle, during = len(family(spawner)), len(os.listdir("/proc/self/fd"))
+        await asyncio.gather(*(one(number) for number in range(60)))
+        await eventually(lambda: len(family(spawner)) == idle, "sessions are left")
+        assert len(os.listdir("/proc/self/fd")) == during
+        assert [path.name for path in root.iterdir()] == ["canary"]
+    assert children(os.getpid()) == mine
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert not root.exists()
+
+
+async def test_a_cancelled_call_kills_its_process_and_keeps_the_state() -> None:
+    async with Sandbox(LIMITS) as made:
+        session = await made.open()
+        await session.call("x = 5")
+        call = asyncio.create_task(session.call("x = 6\nwhile True: pass"))
+        await asyncio.sleep(0.3)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert (await session.call("x")).value == "5"
+
+
+async def test_the_death_of_the_spawner_is_a_failure_and_then_repaired() -> None:
+    mine = children(os.getpid())
+    async with Sandbox(LIMITS) as made:
+        session = await made.open()
+        await session.call("x = 7")
+        (spawner,) = children(os.getpid()) - mine
+        members = family(spawner)
+        running = asyncio.create_task(session.call("import time; time.sleep(20)"))
+        await asyncio.sleep(0.2)
+        os.kill(spawner, signal.SIGKILL)
+        result = await running
+        assert result.kind is Kind.SANDBOX_FAILURE
+        result = await session.call("x")
+        assert (result.value, result.restored_by) == ("7", "replay")
+        await ended(members)
+        assert made.snapshot()["calls_sandbox_failure"] == 1
+
+
+async def test_the_loop_is_never_blocked() -> None:
+    async def longest_pause() -> float:
+        worst = 0.0
+        while not stop.is_set():
+            start = time.monotonic()
+            await asyncio.sleep(0.005)
+            worst = max(worst, time.monotonic() - start)
+        return worst
+
+    floods = [
+        "print('/a' * 400_000)",
+        "while True: print('0x' + 'f' * 999)",
+        "print('x' * 500_000)",
+    ]
+    async with Sandbox(LIMITS, sessions=8) as made:
+
+        async def hostile(code: str) -> None:
+            session = await made.open()
+            await session.call(code)
+            await session.close()
+
+        await hostile("1")
+        stop = asyncio.Event()
+        pause = asyncio.create_task(longest_pause())
+        await asyncio.gather(*(hostile(code) for code in floods * 2))
+        stop.set()
+        assert await pause < 0.5
+
+
+async def test_preloaded_modules_are_there() -> None:
+    async with Sandbox(LIMITS, preload=["fractions", "numpy"]) as made:
+        session = await made.open()
+        result = await session.call("import sys\n'numpy' in sys.modules")
+        assert result.value == "True"
+        await session.call("import numpy as np\nnp.random.rand()")
+        await (await made.open(at=session.state)).close()
+
+
+async def test_repl_reads_cells_and_prints_results() -> None:
+    text = "x = 20\nfor i in range(2):\n    print(i)\n\nx + 1\n1 / 0\n"
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "sandbox"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n1\n21\n")
+    assert "landlock" in done.stderr and "ZeroDivisionError" in done.stderr
