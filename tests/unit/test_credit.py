@@ -208,7 +208,7 @@ def test_command_prints_the_ids_of_the_file(
         ("credit.lam=${foo}", ("credit.lam", "'foo' not found")),
         ("clip.scope=everywhere", ("clip.scope=everywhere", "searched_only")),
         ("clip.eps_elc=0.9", ("clip.eps_elc=0.9", "below 1")),
-        ("algorithm=ppo", ("algorithm=ppo", "elpo, grpo")),
+        ("algorithm=ppo", ("algorithm=ppo", "elpo, elpo_no_bel", "grpo")),
         ("credit.lam", ("credit.lam", "key=value")),
         ("--lam", ("--lam", "--help")),
     ],
