@@ -10,8 +10,6 @@ get a user each; as an ordinary user there is no other way to the rest.
 from __future__ import annotations
 
 import ctypes
-import errno
-import json
 import os
 import select
 import signal
@@ -21,6 +19,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from sandbox import workdir
+from sandbox.attempt import attempt
 from sandbox.seccomp import number_of
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -37,6 +36,8 @@ _NOSUID, _NODEV, _NOEXEC, _BIND, _REC, _PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 _DETACH, _AT_FDCWD, _AT_RECURSIVE = 2, -100, 0x8000
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC = 1, 2, 4, 8
 _HOST_NAME = b"sandbox"
+_ROOT = ".root"
+"""Where the new root is put together; gone once it is in use."""
 
 
 def _check(result: int, what: str) -> None:
@@ -115,7 +116,7 @@ def _bind(path: str, root: str, attributes: int, below: int = _REC) -> None:
 def _furnish(readable: list[str], devices: list[str], writable: str) -> None:
     """Make the root of this mount namespace one that holds the named paths, /proc, no more."""
     _mount("none", "/", "", _REC | _PRIVATE)
-    root = os.path.join(writable, ".root")
+    root = os.path.join(writable, _ROOT)
     os.mkdir(root, 0o755)
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m,nr_inodes=4096")
     links: dict[str, str] = {}
@@ -177,43 +178,31 @@ def enter(readable: list[str], devices: list[str], writable: str, *, privileged:
     os._exit(min(abs(os.waitstatus_to_exitcode(status)), 255))
 
 
-def _leaks() -> str | None:
-    """What is still within reach that should not be."""
+def _look_around() -> None:
+    """Raises OSError for what is still within reach."""
     if os.getpid() != 1 or [name for name in os.listdir("/proc") if name.isdigit()] != ["1"]:
-        return "processes outside are visible"
+        raise OSError(0, "processes outside are visible")
     if os.path.exists("/etc/passwd") or os.path.exists("/usr/bin/env"):
-        return "files outside are visible"
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-        probe.connect(("192.0.2.1", 9))
-        return "a network is reachable"
-    return None
+        raise OSError(0, "files outside are visible")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        if probe.connect_ex(("192.0.2.1", 9)) == 0:
+            raise OSError(0, "a network is reachable")
 
 
 def trial(
     readable: list[str], devices: list[str], writable: str, *, privileged: bool
 ) -> OSError | None:
     """Do what `enter` does in a throwaway process, then look around; what failed, if anything."""
-    reading, writing = os.pipe()
-    outer = os.fork()
-    if outer == 0:
-        try:
-            if (inner := _split(privileged=privileged)) == 0:
-                _wall_off(readable, devices, writable)
-                leak = _leaks()
-                os.write(writing, json.dumps([0, leak] if leak else []).encode())
-            else:
-                os.waitpid(inner, 0)
-        except OSError as error:
-            os.write(writing, json.dumps([error.errno, error.strerror]).encode())
-        finally:
+
+    def enter_and_look() -> None:
+        inner = _split(privileged=privileged)
+        if inner:
+            os.waitpid(inner, 0)
             os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        said = pipe.read()
-    os.waitpid(outer, 0)
+        _wall_off(readable, devices, writable)
+        _look_around()
+
+    error = attempt(enter_and_look)
     with suppress(OSError):
-        os.rmdir(os.path.join(writable, ".root"))
-    if not said:
-        return OSError(errno.ECHILD, "the trial of the namespaces died")
-    report = json.loads(said)
-    return OSError(*report) if report else None
+        os.rmdir(os.path.join(writable, _ROOT))
+    return error

@@ -20,7 +20,7 @@ from sandbox.limits import Limits
 OPTIONAL_WHEN_DEGRADED = ("landlock", "seccomp")
 """Layers that `allow_degraded` may do without; the others are needed to run at all."""
 
-_REMEDIES = {
+REMEDIES = {
     "landlock": "needs Linux 5.13 or newer with Landlock enabled (boot with lsm=landlock,...) and "
     "a container runtime whose seccomp profile lets landlock_* pass (Docker 20.10.13 or newer)",
     "seccomp": "needs a kernel with CONFIG_SECCOMP_FILTER, on x86_64 or aarch64, and a container "
@@ -31,7 +31,10 @@ _REMEDIES = {
     "kernel.apparmor_restrict_unprivileged_userns=0), and in a container run under a seccomp "
     "profile that lets unshare and mount pass and with an unmasked /proc",
     "process": "check the rlimits of the container and that its working directory is writable",
+    "notification": "needs Linux 5.5 and that no filter with a listener is in force already (a "
+    "container runtime's own); without it every branch is restored by replay",
 }
+"""What to do where a layer does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Problem:
 
     def __str__(self) -> str:
         name = errno.errorcode.get(self.errno, str(self.errno))
-        return f"{self.layer}: {self.primitive} ({name}); {_REMEDIES[self.layer]}"
+        return f"{self.layer}: {self.primitive} ({name}); {REMEDIES[self.layer]}"
 
 
 def _succeeds(attack: Callable[[], object]) -> bool:
@@ -60,6 +63,15 @@ def _fork() -> None:
         os._exit(0)
 
 
+def _execute() -> None:
+    """Before the filter's answer the kernel does not even look for the program."""
+    try:
+        os.execv("/no/such/program", ["program"])
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
 def _attack(canary: str, missing: frozenset[str]) -> Problem | None:
     """The first attack that gets through, or the first need that is not met."""
     if not _succeeds(lambda: os.close(os.open("probe", os.O_RDWR | os.O_CREAT, 0o600))):
@@ -71,7 +83,7 @@ def _attack(canary: str, missing: frozenset[str]) -> Problem | None:
         ("landlock", "a file outside could be opened", lambda: os.open(canary, os.O_RDONLY)),
         ("seccomp", "a socket could be opened", socket.socket),
         ("seccomp", "a process could be started", _fork),
-        ("seccomp", "a program could be executed", lambda: os.execv("/bin/true", ["true"])),
+        ("seccomp", "a program could be executed", _execute),
     ]
     for layer, name, attack in attacks:
         if layer not in missing and _succeeds(attack):
@@ -110,16 +122,28 @@ def _try(confinement: Confinement, canary: str, workdir: str) -> Problem | None:
     return Problem(*report) if report else None
 
 
+def _rooms(packages: list[str], root: str) -> tuple[list[str], list[str], str]:
+    return readable(packages), [path for path in DEVICES if os.path.exists(path)], root
+
+
+def namespace_trial(packages: list[str], root: str) -> tuple[bool, OSError | None]:
+    """Whether root's privilege makes namespaces here, and why none can be made, if so.
+
+    `root` is the folder to write to.
+    """
+    rooms = _rooms(packages, root)
+    if os.geteuid() == 0 and namespaces.trial(*rooms, privileged=True) is None:
+        return True, None
+    return False, namespaces.trial(*rooms, privileged=False)
+
+
 def wall_off(packages: list[str], root: str) -> Problem | None:
     """Move this process into namespaces if they work here; why they do not, otherwise."""
-    paths = (readable(packages), [path for path in DEVICES if os.path.exists(path)], root)
-    for privileged in (True, False) if os.geteuid() == 0 else (False,):
-        error = namespaces.trial(*paths, privileged=privileged)
-        if error is None:
-            namespaces.enter(*paths, privileged=privileged)
-            return None
-    assert error is not None
-    return Problem("namespaces", error.strerror or str(error), error.errno or 0)
+    privileged, error = namespace_trial(packages, root)
+    if error is not None:
+        return Problem("namespaces", error.strerror or str(error), error.errno or 0)
+    namespaces.enter(*_rooms(packages, root), privileged=privileged)
+    return None
 
 
 def _plans(walled: bool) -> list[Plan]:

@@ -66,3 +66,39 @@ def test_an_unknown_tier_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"isolation='weak': use \"strong\" or \"standard\""):
         Sandbox(isolation="weak")
+
+
+CHECK = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import surroundings
+getattr(surroundings, sys.argv[3])()
+from sandbox.check import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "status", "lines"),
+    [
+        (None, 0, ["Landlock                standard, strong      yes"]),
+        ("like_a_container", 0, ["network namespace       strong                no: unshare",
+                                 "namespaces: only `strong` needs them", "tier: standard"]),
+        ("without_landlock", 1, ["standard, strong      no: landlock_create_ruleset (ENOSYS)",
+                                 "landlock: needs Linux 5.13", "tier: weak"]),
+    ],
+)  # fmt: skip
+def test_the_report_names_what_works(
+    surroundings: str | None, status: int, lines: list[str]
+) -> None:
+    program = ["-c", CHECK, str(HERE.parents[1]), str(HERE), str(surroundings)]
+    done = subprocess.run(
+        [sys.executable, *(program if surroundings else ["-m", "sandbox.check"])],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=HERE.parents[1],
+    )
+    assert done.returncode == status, done
+    for line in lines:
+        assert line in done.stdout, done.stdout
