@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
+import secrets
+from contextlib import suppress
 
 from sandbox.limits import Limits
 
@@ -32,10 +34,26 @@ def over_quota(path: str, limits: Limits) -> bool:
 
 
 def remove(path: str) -> None:
-    """Remove the folder of sessions that have ended, whatever its modes."""
-    for folder, names, _ in os.walk(path):
-        for name in names:
-            inner = os.path.join(folder, name)
-            if not os.path.islink(inner):
-                os.chmod(inner, 0o700)
-    shutil.rmtree(path, ignore_errors=True)
+    """Remove the folder of sessions that have ended, whatever its modes and however deep it is."""
+    token = secrets.token_hex(8)
+    free_names = (os.path.join(path, f"{token}-{number}") for number in itertools.count())
+    with suppress(OSError):  # it is gone already, or a mount point that its outer process removes
+        while folders := _remove_files(path):
+            for folder in folders:
+                os.chmod(folder, 0o700)
+                for inner in _remove_files(folder):
+                    os.chmod(inner, 0o700)
+                    os.rename(inner, next(free_names))
+                os.rmdir(folder)
+        os.rmdir(path)
+
+
+def _remove_files(path: str) -> list[str]:
+    """Remove what is in a folder, but for the folders in it: their paths."""
+    with os.scandir(path) as entries:
+        found = list(entries)
+    folders = [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+    for entry in found:
+        if not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.path)
+    return folders

@@ -170,9 +170,15 @@ async def flood_both(world: World) -> None:
 
 @attack(43, "makes 20,000 files")
 async def many_files(world: World) -> None:
-    async with world.session() as session:
-        where = Path((await session.call("__import__('os').getcwd()")).value or "")
-        result = await session.call("for i in range(20_000): open(f'f{i}', 'w').close()")
-        assert result.kind in (Kind.OUTPUT, Kind.ERROR), result
-        assert (await session.call("len(__import__('os').listdir())")).value == "0"
-    await eventually(lambda: not where.exists(), "files are left")
+    for make in (
+        "open(f'f{i}', 'w').close()",
+        "os.mkdir('d')\n    os.chdir('d')",
+        "os.mkdir(str(i), 0)\n    os.umask(0o777)",
+    ):
+        async with world.session() as session:
+            where = Path((await session.call("import os\nos.getcwd()")).value.strip("'"))
+            assert where.is_dir()
+            result = await session.call(f"for i in range(20_000):\n    {make}")
+            assert result.kind in (Kind.OUTPUT, Kind.ERROR), result
+            assert (await session.call("os.listdir()")).value == "[]"
+        await eventually(lambda gone=where: not gone.exists(), "files are left")
