@@ -87,7 +87,7 @@ def shares(tree: RolloutTree, weighting: Weighting) -> list[float]:
     leaves below, so that they together count once. Shape: [num_nodes]."""
     if weighting is Weighting.leaf:
         return [1.0] * len(tree.nodes)
-    return [1 / len(below) for below in tree.leaves_below()]
+    return [1.0] + [1 / len(below) for below in tree.leaves_below()[1:]]
 
 
 def recoverable(tree: RolloutTree) -> list[bool]:

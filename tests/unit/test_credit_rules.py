@@ -210,7 +210,7 @@ def test_neutral_changes_nothing_on_one_step_trajectories_with_a_success(
 
 def test_node_weighting_divides_by_the_leaves_below() -> None:
     credit = credit_of(shared(), weighting=Weighting.node)
-    np.testing.assert_array_equal(credit.share, [1 / 4, 1 / 3, 1, 1, 1, 1])
+    np.testing.assert_array_equal(credit.share, [1, 1 / 3, 1, 1, 1, 1])
     assert (credit_of(shared()).share == 1).all()
 
 

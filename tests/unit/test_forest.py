@@ -10,7 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elpo_ray.config import Aggregation, ClipConfig, LearnerConfig, LossConfig
+from elpo_ray.config import (
+    Aggregation,
+    AlgorithmConfig,
+    Attribution,
+    ClipConfig,
+    CreditConfig,
+    CreditRule,
+    LearnerConfig,
+    LossConfig,
+    Weighting,
+)
+from elpo_ray.credit import assign
 from elpo_ray.forest import TrainForest, demonstrations, leaf_weights, pack
 from elpo_ray.loss import TokenBatch, surrogate_loss
 from elpo_ray.tree import RolloutTree
@@ -203,3 +214,89 @@ def test_a_bare_dump_has_no_tokens() -> None:
     tree.add(0)
     with pytest.raises(ValueError, match="bare: node 1 has no tokens"):
         pack([tree], [Credit([0, 0], [1, 1])], LossConfig(), LearnerConfig())
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "by_hand"),
+    [
+        # 6 unique agent tokens alike
+        (Aggregation.token_mean, [1 / 6] * 6),
+        # node 1's mean of 1/8 and 1/10, then the leaves' own; rescaled to a sum of 1
+        (
+            Aggregation.seq_mean_token_mean,
+            np.array([0.1125] * 3 + [0.125, 0.1, 0.1]) / (3 * 0.1125 + 0.125 + 0.2),
+        ),
+    ],
+)
+def test_node_weighting_counts_each_unique_token_once(
+    aggregation: Aggregation, by_hand: list[float]
+) -> None:
+    loss = LossConfig(aggregation=aggregation)
+    config = AlgorithmConfig(credit=CreditConfig(weighting=Weighting.node), loss=loss)
+    grown = [branching()]
+    (tree,) = pack(grown, assign(grown, config), loss, LearnerConfig()).trees
+    np.testing.assert_allclose(tree.token_weight[tree.agent], by_hand, rtol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(trees(), min_size=1, max_size=3), st.sampled_from(Aggregation))
+def test_node_weighting_keeps_the_sum_and_changes_nothing_without_sharing(
+    grown: list[RolloutTree], aggregation: Aggregation
+) -> None:
+    loss = LossConfig(aggregation=aggregation, norm_tokens=13)
+    learner = LearnerConfig(minibatch_inputs=8)
+    by = [AlgorithmConfig(credit=CreditConfig(weighting=w), loss=loss) for w in Weighting]
+    leaf, node = (pack(grown, assign(grown, c), loss, learner).trees for c in by)
+    total = [sum(tree.token_weight.sum() for tree in packed) for packed in (leaf, node)]
+    assert total[0] == pytest.approx(total[1], rel=1e-12)
+    if all(len(n.children) <= 1 for tree in grown for n in tree.nodes[1:]):
+        for a, b in zip(leaf, node, strict=True):
+            np.testing.assert_array_equal(a.token_weight, b.token_weight)
+
+
+@settings(max_examples=40, deadline=None)
+@given(trees(), st.integers(0, 2**31))
+def test_attribution_each_is_the_objective_of_the_leaves_as_flat_sequences(
+    tree: RolloutTree, seed: int
+) -> None:
+    """Loss and gradient over unique tokens, against each leaf's z-score on all of its tokens."""
+    loss_config = LossConfig(aggregation=Aggregation.token_mean)
+    credit = CreditConfig(rule=CreditRule.group, ddof=1, attribution=Attribution.each)
+    credits = assign([tree], AlgorithmConfig(credit=credit, loss=loss_config))
+    train = pack([tree], credits, loss_config, LearnerConfig()).trees[0]
+    rewards = np.array([leaf.score.reward for leaf in tree.leaves() if leaf.score])
+    z = np.zeros(1)
+    if len(rewards) > 1:
+        z = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6)
+    rng = np.random.default_rng(seed)
+    old = torch.tensor(rng.normal(-1, 0.3, len(train.ids)))
+    noise = torch.tensor(rng.normal(0, 0.4, len(train.ids)))
+
+    def objective(index: np.ndarray, **values: np.ndarray) -> tuple[float, torch.Tensor]:
+        logp = (old + noise).requires_grad_()
+        at = torch.from_numpy(index.astype(np.int64))
+        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+        low = torch.full((len(index),), 0.8, dtype=torch.float64)
+        same = {"old_logp": old[at], "rollout_logp": old[at], "entropy": old[at]}
+        batch = TokenBatch(clip_low=low, **same, **tensors)
+        loss, _ = surrogate_loss(logp[at], batch, ClipConfig(), loss_config)
+        loss.backward()
+        assert logp.grad is not None
+        return loss.item(), logp.grad
+
+    index = np.flatnonzero(train.agent)
+    node = train.token_node[index]
+    unique = objective(
+        index,
+        weight=train.token_weight[index],
+        advantage=train.advantage[node],
+        blame=train.blame[node],
+    )
+    flat = [s[train.agent[s]] for s in train.sequences()]
+    flat_loss = objective(
+        np.concatenate(flat),
+        weight=np.concatenate([np.full(len(s), 1 / max(sum(map(len, flat)), 1)) for s in flat]),
+        advantage=np.concatenate([np.full(len(s), a) for s, a in zip(flat, z, strict=True)]),
+    )
+    assert unique[0] == pytest.approx(flat_loss[0], abs=1e-12)
+    torch.testing.assert_close(unique[1], flat_loss[1], rtol=1e-10, atol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from elpo_ray.learner import policy
 from elpo_ray.learner.batching import collate, plan, rows_of
 from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
 from elpo_ray.learner.policy import LogProbHead
+from elpo_ray.learner.stats import entropy_moments
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -127,3 +129,31 @@ def test_a_forgetful_optimizer_steps_like_a_new_one() -> None:
     step(used, old)
     step(fresh, new)
     np.testing.assert_allclose(old.detach(), new.detach(), rtol=1e-6)
+
+
+def test_entropy_moments_over_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weighted mean and sample deviation; two ranks with equal packs count twice."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums.mul_(2))
+    entropy = [torch.tensor([0.5, 1.0, 9.0]), torch.tensor([3.0])]
+    weight = [torch.tensor([0.1, 0.1, 0.0]), torch.tensor([0.1])]
+    mean, deviation = entropy_moments(list(zip(entropy, weight, strict=True)))
+    counted = np.array([0.5, 1.0, 3.0] * 2)
+    assert float(mean) == pytest.approx(counted.mean())
+    assert float(deviation) == pytest.approx(counted.std(ddof=1))
+    flat = [(torch.full((4,), 0.7), torch.full((4,), 0.25))]
+    assert [float(x) for x in entropy_moments(flat)] == pytest.approx([0.7, 1.0])
+
+
+def test_signed_parts_and_shares_reach_the_pack() -> None:
+    (tree,) = forest([4]).minibatches[0]
+    tree = replace(
+        tree,
+        advantage=np.array([0.0, 0.0]),
+        blame=np.array([0.0, 2.0]),
+        share=np.array([1.0, 0.25]),
+    )
+    (row,) = rows_of([tree], needs_advantage=True)  # pulled both ways is not untrained
+    ((pack,),) = plan([row], 1, 100)
+    tensors = collate(pack, torch.device("cpu"))
+    assert tensors.blame.tolist() == [2.0] * len(tensors.weight)
+    assert tensors.weight.tolist() == pytest.approx([tree.leaf_weight[0] / 4] * len(tensors.weight))

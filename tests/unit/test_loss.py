@@ -166,3 +166,47 @@ def test_nll_is_the_weighted_mean() -> None:
     assert logp.grad is not None
     assert logp.grad.tolist() == [-0.5, -0.5, 0.0]
     assert (stats.tokens, stats.entropy, stats.ratio) == (2, 1, 0)
+
+
+def test_gradient_is_kept_above_the_upper_bound() -> None:
+    """AEPO: the value is that of the clip, the gradient (1 + eps_high) d log ρ."""
+    clip = ClipConfig(eps_low=0.2, eps_high=0.2, eps_elc=0.0, keep_gradient=True)
+    cases = [
+        (1.5, 2.0, -2.4, -2.4),
+        (1.1, 2.0, -2.2, -2.2),
+        (0.5, -2.0, 1.6, 0.0),
+        (1.5, -2.0, 3.0, 3.0),
+    ]
+    for ratio, advantage, value, gradient in cases:
+        logp = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
+        loss, stats = surrogate_loss(logp, batch(advantage=advantage), clip, LossConfig())
+        loss.backward()
+        assert logp.grad is not None
+        assert (loss.item(), logp.grad.item()) == pytest.approx((value, gradient))
+        assert stats.clip_high == (ratio > 1.2 and advantage > 0)
+
+
+@pytest.mark.parametrize("z", [-7.0, -1.0, 0.0, 2.5])
+@pytest.mark.parametrize("advantage", [-2.0, 0.0, 1.5])
+@pytest.mark.parametrize("ratio", [0.6, 1.0, 1.4, 12.0])
+def test_entropy_scales_the_advantage(z: float, advantage: float, ratio: float) -> None:
+    """AEPO: A (1 + 0.2 z), also where the factor is below 0."""
+    tokens = replace(batch(advantage=advantage), normed_entropy=torch.tensor([z]))
+    value, gradient, _ = evaluate(ratio, tokens, LossConfig(entropy_advantage=0.2))
+    scaled = advantage * (1 + 0.2 * z)
+    expected = evaluate(ratio, batch(advantage=scaled))
+    assert (value, gradient) == pytest.approx(expected[:2], abs=1e-6)
+
+
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+@pytest.mark.parametrize("ratio", [0.3, 0.75, 1.0, 1.25, 1.5, 5.0])
+def test_signed_parts_are_the_mean_over_leaves_of_either_sign(
+    ratio: float, dual_clip: float | None
+) -> None:
+    """Leaves with advantages 2, 0.5, -1.5 and -0.5 share a token; ρ is clipped leaf by leaf."""
+    cfg = LossConfig(dual_clip=dual_clip)
+    leaves = [evaluate(ratio, batch(advantage=a, weight=0.25), cfg) for a in (2.0, 0.5, -1.5, -0.5)]
+    together = replace(batch(advantage=0.125), blame=torch.tensor([0.5], dtype=torch.float64))
+    value, gradient, _ = evaluate(ratio, together, cfg)
+    assert value == pytest.approx(sum(leaf[0] for leaf in leaves), abs=1e-12)
+    assert gradient == pytest.approx(sum(leaf[1] for leaf in leaves), abs=1e-12)
