@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 import hydra
@@ -17,8 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from elpo_ray.config import CONF_DIR
+from elpo_ray.config import CONF_DIR, Config, TaskConfig, require
 from elpo_ray.config.errors import explain
+from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.runs import Fault
 
 EXIT_FAULT, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 130
@@ -26,18 +28,32 @@ T = TypeVar("T")
 
 
 class Command(Generic[T]):
-    """`main()` of a module: composes conf/`config_name`.yaml, runs `run` on the checked result and
-    ends the process with the exit code that it returns. The YAML's first default is the schema,
+    """`main()` of a module: composes `folder`/`config_name`.yaml, runs `run` on the checked result
+    and ends the process with the exit code that it returns. The YAML's first default is the schema,
     under the name `config_name`_schema."""
 
-    def __init__(self, schema: type[T], config_name: str, run: Callable[[T], int]) -> None:
+    def __init__(
+        self,
+        schema: type[T],
+        config_name: str,
+        run: Callable[[T], int],
+        folder: Path = CONF_DIR,
+        groups: Sequence[str] = (),
+    ) -> None:
+        """`groups` of `CONF_DIR` that can be chosen too where `folder` is another: a command whose
+        keys would clash with the other groups has a folder of its own."""
         self._schema, self._config_name, self._run = schema, config_name, run
-        ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+        self._folder = folder
+        store = ConfigStore.instance()
+        store.store(name=f"{config_name}_schema", node=schema)
+        for group in groups:
+            for file in (CONF_DIR / group).glob("*.yaml"):
+                store.store(group=group, name=file.stem, node=OmegaConf.load(file))
 
     def __call__(self) -> NoReturn:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
         try:
-            composed = _compose(self._config_name)
+            composed = _compose(self._folder, self._config_name)
             code = max((self._run(typed(self._schema, one)) for one in composed), default=0)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             message = explain(error, self._schema)
@@ -60,14 +76,37 @@ def typed(schema: type[T], composed: DictConfig) -> T:
     return config
 
 
-def _compose(config_name: str) -> list[DictConfig]:
+def _compose(folder: Path, config_name: str) -> list[DictConfig]:
     """What Hydra makes of the command line: one configuration, several under --multirun, none
     after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
     composed: list[DictConfig] = []
-    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(
+    hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
         composed.append
     )()
     return composed
+
+
+def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
+    """The tasks that a command measures on, by name: each one's YAML, `data_dir` and `task` over
+    it. ValueError if there is no such task or key."""
+    tasks = {}
+    ConfigStore.instance().store(name="config_schema", node=Config)
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        for name in config.tasks:
+            options = sorted(path.stem for path in (CONF_DIR / "task").glob("*.yaml"))
+            require(
+                name in options, "tasks", config.tasks, f"{name}: use some of {', '.join(options)}"
+            )
+            # Groups that a measuring command has put into the store itself are left out.
+            composed = hydra.compose("config", [f"task={name}", "~cluster", "~algorithm"])
+            if config.data_dir is not None:
+                composed.task.data_dir = config.data_dir
+            try:
+                composed.task = OmegaConf.merge(composed.task, OmegaConf.create(config.task))
+            except OmegaConfBaseException as error:
+                raise ValueError(explain(error)) from None
+            tasks[name] = typed(Config, composed).task
+    return tasks
 
 
 def _end(message: str, code: int) -> NoReturn:

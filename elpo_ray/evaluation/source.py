@@ -1,0 +1,128 @@
+"""What `model=…` may name: a folder, a hub name, a run, a checkpoint, a server.
+
+Invariant: what comes out is ready to be served: a Hugging Face folder on this node or the URL of a
+server that answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from elpo_ray.cold_start import base_model, commit
+from elpo_ray.config import Config, Precision
+from elpo_ray.config.measure import MeasureConfig
+from elpo_ray.model_folder import check_model_path, local_folder
+from elpo_ray.runs import RunFolder
+from elpo_ray.tasks import make_task
+
+MAX_CONTEXT = 20480
+"""The paper's, where nothing else is said."""
+SLICE = 1 << 16
+"""Bytes read at each place of a weights file for the fingerprint."""
+SLICES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model that can be sampled."""
+
+    name: str
+    """As the user named it."""
+    path: str
+    """A Hugging Face folder, or the URL of a server."""
+    served_model: str | None
+    """The server's name of it; None for a folder."""
+    max_context: int
+    precision: Precision
+
+    @property
+    def folder(self) -> Path | None:
+        """None behind a server."""
+        return None if self.served_model else Path(self.path)
+
+    def fingerprint(self) -> str:
+        """Changes with the weights, the tokenizer and the template. Large files are sampled at
+        `SLICES` places, which every optimizer step changes. A server's is its name of the model."""
+        if self.folder is None:
+            return f"{self.path} {self.served_model}"
+        digest = hashlib.sha256()
+        for file in sorted(self.folder.iterdir()):
+            if not file.is_file() or file.name.startswith("."):
+                continue
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}\n".encode())
+            with file.open("rb") as stream:
+                for place in range(SLICES):
+                    stream.seek(place * max(0, size - SLICE) // (SLICES - 1))
+                    digest.update(stream.read(SLICE))
+        return digest.hexdigest()[:16]
+
+
+def resolve(config: MeasureConfig) -> Source:
+    """The model that `config.model` names; a checkpoint is first written as a model folder beside
+    itself. Raises ValueError if it cannot be served."""
+    name = config.model
+    default = Precision.bf16 if config.cluster.gpus else Precision.fp32
+    if "://" in name:
+        from elpo_ray.endpoint import served_model
+
+        served = served_model(name, config.served_model)
+        return Source(name, name, served, config.max_context or MAX_CONTEXT, default)
+    if config.served_model is not None:
+        raise ValueError(
+            f"served_model={config.served_model!r}: belongs to a server; give its URL as model"
+        )
+    run = _run_of(Path(name))
+    if run is None:
+        check_model_path(name)
+        folder, max_context, precision = local_folder(name), MAX_CONTEXT, default
+    else:
+        saved = saved_config(run.path / "config.yaml")
+        folder = _model_of(Path(name), run, saved)
+        max_context, precision = saved.model.max_context, saved.model.precision
+    return Source(
+        name,
+        str(folder.resolve()),
+        None,
+        config.max_context or max_context,
+        config.precision or precision,
+    )
+
+
+def _run_of(path: Path) -> RunFolder | None:
+    """The run that a path is, or is a checkpoint of."""
+    for candidate in (path, path.parent.parent):
+        if (candidate / "config.yaml").is_file() and (candidate / "checkpoints").is_dir():
+            return RunFolder(candidate)
+    return None
+
+
+def _model_of(path: Path, run: RunFolder, saved: Config) -> Path:
+    """The model folder of a checkpoint: the one that is named, else the run's newest. A finished
+    cold start (`python -m elpo_ray.sft`) has its own."""
+    named = path != run.path
+    if not named and (run.path / "model").is_dir():
+        return run.path / "model"
+    checkpoint = path if named else run.newest_checkpoint()
+    if checkpoint is None or not (checkpoint / "state.json").is_file():
+        what = "is no complete checkpoint" if named else "has no complete checkpoint yet"
+        raise ValueError(f"model={str(path)!r}: {what}; name one under {run.checkpoints}")
+    folder = checkpoint / "model"
+    if not folder.exists():
+        from elpo_ray.learner.convert import write_model
+
+        base = local_folder(base_model(saved, make_task(saved.task, saved.trainer.seed)))
+        commit(folder, lambda partial: write_model(checkpoint / "learner", base, partial))
+    return folder
+
+
+def saved_config(file: Path) -> Config:
+    """The configuration that a run was started with. ValueError if this version cannot read it."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config
