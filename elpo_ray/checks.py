@@ -7,6 +7,7 @@ from pathlib import Path
 from elpo_ray.config import Config, Precision, TaskName, TinyModelConfig, require
 from elpo_ray.interfaces import Task
 from elpo_ray.model_folder import check_model_path, local_folder
+from elpo_ray.tasks.rewards import load_function
 
 PROMPTS_CHECKED = 64
 """Training problems, besides the held-out ones, whose prompts are measured against the context window."""
@@ -32,14 +33,23 @@ def check(config: Config) -> None:
 
 
 def _check_files(config: Config) -> None:
-    for key in ("train_file", "eval_file"):
+    for key in ("train_file", "eval_file", "demonstrations_file"):
         name = getattr(config.task, key)
         require(
             name is None or Path(name).is_file(),
             f"task.{key}",
             name,
-            f"no such file under {Path.cwd()}; name a JSON-lines file (docs/tasks.md)",
+            f"no such file under {Path.cwd()}; name a JSON-lines or parquet file (docs/tasks.md)",
         )
+    folder = config.task.data_dir
+    require(
+        folder is None or Path(folder).is_dir(),
+        "task.data_dir",
+        folder,
+        f"no such folder under {Path.cwd()}; name the one with the data sets (docs/tasks.md)",
+    )
+    if config.task.reward.function is not None:
+        load_function(config.task.reward.function)
     if config.task.name is TaskName.jsonl and not config.check_only:
         for key in ("train_file", "eval_file"):
             value = getattr(config.task, key)

@@ -184,6 +184,12 @@ class TaskConfig:
             self.max_observation_chars,
             "use 32 or more",
         )
+        require(
+            not (self.eval_sets and self.eval_file),
+            "task.eval_sets",
+            [name.value for name in self.eval_sets],
+            f"leave it empty or leave out task.eval_file={self.eval_file!r}",
+        )
         for key in ("contest_from", "contest_until"):
             value = getattr(self, key)
             require(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from elpo_ray.config import TaskConfig, TaskName
 from elpo_ray.interfaces import Task
+from elpo_ray.tasks import gpqa, livecodebench, mathematics, open_agentrl
 from elpo_ray.tasks.countdown import Countdown
-from elpo_ray.tasks.jsonl import Jsonl
+from elpo_ray.tasks.problem_set import Family, ProblemSet
 
-TASKS: dict[TaskName, type[Countdown] | type[Jsonl]] = {
-    TaskName.countdown: Countdown,
-    TaskName.jsonl: Jsonl,
+FAMILIES: dict[TaskName, Family] = {
+    **mathematics.FAMILIES,
+    **gpqa.FAMILIES,
+    **livecodebench.FAMILIES,
+    **open_agentrl.FAMILIES,
 }
 
 
 def make_task(config: TaskConfig, seed: int) -> Task:
-    """The configured task; `seed` orders its training stream. ValueError on an unusable file."""
-    return TASKS[config.name](config, seed)
+    """The configured task; `seed` orders its training stream. ValueError if the configuration is
+    unusable; files and data sets are looked at when problems are asked for."""
+    if config.name is TaskName.countdown:
+        return Countdown(config, seed)
+    return ProblemSet(FAMILIES, config, seed)

@@ -1,12 +1,41 @@
-"""Terminal rewards: the search looks at success, the advantages at the reward."""
+"""Terminal rewards: the search looks at success, the advantages at the reward.
+
+A `Reward` is one of the presets of `task.reward.name` with its shaping terms, or the user's own
+function. Invariants: success never depends on the shaping; a grader that comes to no verdict gives
+`UNGRADED`, never a failure.
+"""
 
 from __future__ import annotations
 
-from elpo_ray.types import Score
+import asyncio
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elpo_ray.config import RewardConfig, RewardName
+from elpo_ray.grading.answers import choice_letter, last_boxed, last_program, strict_box
+from elpo_ray.grading.pool import MathGrader, Verdict
+from elpo_ray.grading.programs import read_livecodebench, read_tests, run_tests
+from elpo_ray.interfaces import Tools
+from elpo_ray.types import (
+    UNGRADED,
+    FinishReason,
+    InfrastructureError,
+    Problem,
+    Score,
+    Step,
+    ToolKind,
+)
 
 SUCCESS = 1.0
 FAILURE = -1.1
 """The values of the paper's Figure 4."""
+KIND = "answer_kind"
+"""Key of `Problem.extra`: one of the readers below."""
+MATH, CHOICE, CODE, LIVECODEBENCH = "math", "choice", "code", "livecodebench"
 
 
 def outcome(success: bool) -> Score:
@@ -14,15 +43,170 @@ def outcome(success: bool) -> Score:
     return Score(reward=SUCCESS if success else FAILURE, success=success)
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{…}` in `text`, braces balanced; None if there is none."""
-    start = text.rfind(r"\boxed{")
-    if start < 0:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What grading came to, before it is worth anything."""
+
+    success: bool
+    in_form: bool
+    """There is an answer in the form asked for."""
+    fraction: float | None = None
+    """Share of tests passed, of a program that compiles."""
+
+
+def answer_turn(steps: Sequence[Step]) -> str | None:
+    """The text of a finished answer; None if the trajectory ends in anything else."""
+    if not steps or steps[-1].result is not None or steps[-1].call is not None:
         return None
-    first = start + len(r"\boxed{")
-    depth = 1
-    for position in range(first, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[first:position].strip()
-    return None
+    if steps[-1].turn.finish is not FinishReason.STOP:
+        return None
+    return steps[-1].action_text
+
+
+class Reward:
+    """`task.reward`, ready to score. Starts processes when it first compares mathematics."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        """ValueError if `task.reward.function` cannot be used."""
+        self._config = config
+        self._function = None if config.function is None else load_function(config.function)
+        self._grader = MathGrader(config.graders, config.wall_s)
+
+    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
+        """See `interfaces.Task.score`."""
+        if self._function is not None:
+            assert self._config.function is not None
+            return await call_function(self._function, self._config.function, problem, steps)
+        text = answer_turn(steps)
+        graded = Outcome(False, False) if text is None else await self._grade(problem, text, tools)
+        if graded is None:
+            return UNGRADED
+        return Score(reward=self._worth(graded, steps), success=graded.success)
+
+    def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
+        """The answer as text, alike for alike answers as far as text can tell; programs give
+        none: they are not voted on."""
+        text = answer_turn(steps)
+        kind = problem.extra[KIND]
+        if text is None or kind in (CODE, LIVECODEBENCH):
+            return None
+        found = self._read(text)
+        return choice_letter(found) if found is not None and kind == CHOICE else found
+
+    async def _grade(self, problem: Problem, text: str, tools: Tools) -> Outcome | None:
+        """None without a verdict."""
+        kind, truth = problem.extra[KIND], problem.ground_truth
+        if kind in (CODE, LIVECODEBENCH):
+            return await _grade_program(kind, truth, text, tools)
+        found = self._read(text)
+        if found is None:
+            return Outcome(False, in_form=False)
+        if self._config.name is not RewardName.verify:
+            return Outcome(found == truth, in_form=True)
+        if kind == CHOICE:
+            return Outcome(choice_letter(found) == truth, in_form=True)
+        verdict = await self._grader.compare(truth, found)
+        return None if verdict is Verdict.UNDECIDED else Outcome(verdict is Verdict.EQUAL, True)
+
+    def _read(self, text: str) -> str | None:
+        return last_boxed(text) if self._config.name is RewardName.verify else strict_box(text)
+
+    def _worth(self, graded: Outcome, steps: Sequence[Step]) -> float:
+        """The preset's value, then the shaping terms."""
+        config = self._config
+        calls = [step for step in steps if step.result is not None]
+        reward = self._failure(len(calls))
+        if graded.fraction is not None:
+            reward = graded.fraction
+        elif graded.success:
+            reward = SUCCESS
+        reward -= config.format_penalty * (not graded.in_form)
+        if calls and calls[-1].result is not None and calls[-1].result.kind is not ToolKind.OK:
+            reward -= config.tool_error_penalty
+        reward += config.tool_bonus * (graded.success and bool(calls))
+        return reward + overlong(sum(step.num_tokens for step in steps), config)
+
+    def _failure(self, num_calls: int) -> float:
+        match self._config.name:
+            case RewardName.demyagent_as_run:
+                return FAILURE
+            case RewardName.demyagent_intended:
+                return min(-0.6, -1 + 0.1 * num_calls)
+        return -1.0
+
+
+async def _grade_program(kind: str, truth: Any, text: str, tools: Tools) -> Outcome:
+    program = last_program(text)
+    if program is None:
+        return Outcome(False, in_form=False)
+    # In a thread: private tests are megabytes that have to be unpacked.
+    reader = read_livecodebench if kind == LIVECODEBENCH else read_tests
+    tests = await asyncio.to_thread(reader, truth)
+    report = await run_tests(program, tests, tools)
+    if not report.compiles:
+        return Outcome(False, in_form=False)
+    return Outcome(report.passed == report.total, in_form=True, fraction=report.fraction)
+
+
+def overlong(num_tokens: int, config: RewardConfig) -> float:
+    """DAPO's soft punishment: 0 up to limit - buffer, then linear down to -factor at the limit and
+    on. `num_tokens` counts turns and observations, not the prompt."""
+    if not config.overlong_buffer:
+        return 0.0
+    excess = num_tokens - (config.overlong_limit - config.overlong_buffer)
+    return min(0.0, -excess / config.overlong_buffer * config.overlong_factor)
+
+
+# --- the user's own reward ------------------------------------------------------------------------
+
+Function = Callable[[Problem, Sequence[Step]], Any]
+
+
+def load_function(path: str) -> Function:
+    """The function that `package.module:name` names. ValueError if there is none."""
+    key = f"task.reward.function={path!r}"
+    module_name, colon, name = path.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(f"{key}: write it as package.module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as fault:  # a user's module may fail in any way while it is imported
+        raise ValueError(
+            f"{key}: {module_name} cannot be imported ({type(fault).__name__}: {fault}); "
+            "put its folder on PYTHONPATH and mend it"
+        ) from fault
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{key}: {module_name} has no function {name}")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        raise ValueError(f"{key}: it must take (problem, steps)") from None
+    loaded: Function = function
+    return loaded
+
+
+async def call_function(
+    function: Function, path: str, problem: Problem, steps: Sequence[Step]
+) -> Score:
+    """Score by the user's function, a plain one in a thread. ValueError if it raises or returns
+    anything but a Score with a finite reward; an InfrastructureError of its own passes through."""
+    key = f"task.reward.function={path!r}"
+    try:
+        if inspect.iscoroutinefunction(function):
+            score = await function(problem, steps)
+        else:
+            score = await asyncio.to_thread(function, problem, steps)
+    except InfrastructureError:
+        raise
+    except Exception as fault:  # the user's code is a boundary: whatever it raises is told alike
+        raise ValueError(
+            f"{key}: raised {type(fault).__name__}: {fault} on problem {problem.id}; "
+            "mend it, or raise InfrastructureError for what another try may cure"
+        ) from fault
+    if not isinstance(score, Score) or not math.isfinite(score.reward):
+        raise ValueError(
+            f"{key}: returned {score!r:.200} on problem {problem.id}; return "
+            "elpo_ray.types.Score(reward=…, success=…) with a finite reward"
+        )
+    return score

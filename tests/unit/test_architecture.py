@@ -44,7 +44,7 @@ LAYERS = [
     {"cluster"},
     {"cold_start", "evaluation"},
     {"driver", "command"},
-    {"main", "simulate", "evaluate"},
+    {"main", "simulate", "evaluate", "analyze"},
 ]
 """Modules and packages of elpo_ray, bottom first; imports within a layer are allowed."""
 
