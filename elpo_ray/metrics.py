@@ -38,10 +38,18 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
     them before its failures suffice for a search.
     """
     spent = sum((Totals.of(tree.ledger) for tree in trees), Totals())
-    scores = [leaf.score for tree in trees for leaf in tree.leaves() if leaf.score]
+    all_scores = [leaf.score for tree in trees for leaf in tree.leaves() if leaf.score]
+    scores = [score for score in all_scores if score.graded]
     from_prompt = [
-        mean([float(score.success) for entry in tree.ledger if (score := _root_score(tree, entry))])
+        mean(successes)
         for tree in trees
+        if (
+            successes := [
+                float(score.success)
+                for entry in tree.ledger
+                if (score := _root_score(tree, entry)) and score.graded
+            ]
+        )
     ]
     searches = [(tree, search) for tree in trees for search in tree.localizations]
     found = [len(t.path(s.critical)) for t, s in searches if s.critical is not None]
@@ -54,6 +62,7 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
         "rollouts_root": spent.roots,
         "rollouts_probe": spent.probes,
         "rollouts_lost": spent.lost,
+        "ungraded": len(all_scores) - len(scores),
         "tokens_generated": spent.tokens,
         "tool_seconds": spent.tool_seconds,
         "searches": len(searches),

@@ -22,7 +22,7 @@ FORMAT = 1
 """Version of the dump; a reader refuses any other."""
 MAX_REWARD = 1e100
 """Largest reward in a dump, so that no variance overflows."""
-CORE_FIELDS = frozenset({"id", "parent", "leaf", "reward", "success", "end", "group"})
+CORE_FIELDS = frozenset({"id", "parent", "leaf", "reward", "success", "graded", "end", "group"})
 """Fields of a dumped node that have a place in `Node`; all others stay in `Node.extra`."""
 
 
@@ -51,7 +51,8 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Completions sampled from the prefix that ends with step `anchor` of the searched path."""
+    """Completions with a verdict, sampled from the prefix that ends with step `anchor` of the path
+    that is searched."""
 
     anchor: int
     attempts: int
@@ -188,6 +189,8 @@ class RolloutTree:
         record: dict[str, Any] = {"id": node.label, "parent": parent}
         if node.score is not None:
             record |= {"leaf": True, "reward": node.score.reward, "success": node.score.success}
+            if not node.score.graded:
+                record["graded"] = False
         if node.end is not None:
             record["end"] = node.end.value
         if node.group is not None:
@@ -277,7 +280,7 @@ def _load_nodes(tree: RolloutTree, records: list[Any]) -> dict[int, int]:
     for label, record in by_label.items():
         node = tree.nodes[index[label]]
         if label in parents:
-            for key in ("leaf", "reward", "success", "end", "group"):
+            for key in ("leaf", "reward", "success", "graded", "end", "group"):
                 value = record.get(key)
                 allowed = value is None or (key == "leaf" and value is False)
                 _expect(allowed, f"node {label}: {key}", value, "an inner node has none")
@@ -301,7 +304,10 @@ def _load_leaf(record: dict[str, Any], where: str) -> tuple[Score, EndReason | N
     end = record.get("end")
     known = end is None or end in list(EndReason)
     _expect(known, f"{where}: end", end, f"use one of {', '.join(EndReason)}")
-    return Score(float(reward), success), None if end is None else EndReason(end)
+    graded = record.get("graded", True)
+    sound = isinstance(graded, bool) and (graded or not success)
+    _expect(sound, f"{where}: graded", graded, "must be true, or false on a leaf without success")
+    return Score(float(reward), success, graded), None if end is None else EndReason(end)
 
 
 def _parents_first(by_label: dict[int, dict[str, Any]]) -> dict[int, None]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -90,6 +90,7 @@ def compose(overrides: Sequence[str]) -> AlgorithmConfig:
         raise ValueError(f"algorithm={name}: no such option; choose one of {', '.join(options)}")
     values = OmegaConf.load(CONF_DIR / "algorithm" / f"{name}.yaml")
     # Hydra's list of other groups, the reward's: a dump already has its rewards.
+    assert isinstance(values, DictConfig)
     values.pop("defaults", None)
     merged = OmegaConf.merge(OmegaConf.structured(AlgorithmConfig), values)
     for setting in settings:

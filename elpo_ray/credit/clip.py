@@ -38,13 +38,17 @@ def elc_region(tree: RolloutTree, scope: ElcScope) -> list[bool]:
             for parent, child in tree.edges():
                 inside[child] = failed[child] and (child in critical_nodes or inside[parent])
         case ElcScope.first_wrong_all:
-            inside = [False] + [not alive for alive in recoverable(tree)[1:]]
+            alive, failed = recoverable(tree), _has_failure(tree)
+            inside = [False] + [f and not a for f, a in zip(failed[1:], alive[1:], strict=True)]
     return inside
 
 
 def _has_failure(tree: RolloutTree) -> list[bool]:
     """Whether a failed leaf lies at or below a node. Shape: [num_nodes]."""
-    has = [node.score is not None and not node.score.success for node in tree.nodes]
+    has = [
+        node.score is not None and node.score.graded and not node.score.success
+        for node in tree.nodes
+    ]
     for parent, child in reversed(tree.edges()):
         has[parent] |= has[child]
     return has

@@ -5,10 +5,12 @@ irrecoverable step by sampling completions from its own prefixes; repeat until t
 A step is named critical only on evidence: a search that the budget cuts short reports an interval.
 
 Steps count from 1. A trajectory with K tool steps has its answer turn as step K+1; an anchor m
-fixes steps 1..m, tool response m included. The search reads `success`, never the reward.
+fixes steps 1..m, tool response m included. The search reads `success`, never the reward; a leaf
+without a verdict is neither success nor failure.
 
 Where the paper is silent, this file decides: X_m is rounded half up, K = 0 is never searched, and a
-probe cut short by the budget proves nothing unless one of its completions succeeds.
+probe cut short by the budget, or by a missing verdict, proves nothing unless one of its completions
+succeeds.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
         failures: list[int] = []
         while len(failures) < bel.b_max and rollout.remaining > 0:
             leaves = await sample(rollout, min(bel.b_max - len(failures), rollout.remaining))
-            failures += [leaf for leaf in leaves if not _succeeded(tree, leaf)]
+            failures += [leaf for leaf in leaves if _outcome(tree, leaf) is False]
         searchable = [leaf for leaf in failures if num_tool_steps(tree.steps(leaf)) > 0]
         if searchable and rollout.remaining > 0:
             # max keeps the first of equals; failures are in sampling order
@@ -60,11 +62,12 @@ async def search(rollout: Rollout, leaf: int, bel: BelConfig) -> Localization:
         wanted = probe_size(steps, m, bel)
         granted = min(wanted, rollout.remaining)
         leaves = await sample(rollout, granted, at=path[m - 1], anchor=m)
-        successes = sum(_succeeded(rollout.tree, child) for child in leaves)
-        probes.append(Probe(anchor=m, attempts=granted, successes=successes))
+        verdicts = [_outcome(rollout.tree, child) for child in leaves]
+        failures, successes = verdicts.count(False), verdicts.count(True)
+        probes.append(Probe(anchor=m, attempts=failures + successes, successes=successes))
         if successes:
             lo = m + 1
-        elif granted == wanted:
+        elif failures == wanted:
             crit = m
         else:
             conclusive = False
@@ -106,7 +109,8 @@ def num_tool_steps(steps: Sequence[Step]) -> int:
     return sum(step.result is not None for step in steps)
 
 
-def _succeeded(tree: RolloutTree, leaf: int) -> bool:
+def _outcome(tree: RolloutTree, leaf: int) -> bool | None:
+    """Whether a completed trajectory succeeded; None without a verdict."""
     score = tree.nodes[leaf].score
     assert score is not None, f"node {leaf} is not a completed trajectory"
-    return score.success
+    return score.success if score.graded else None

@@ -40,9 +40,10 @@ def collect(
     """`wanted` inputs to train on. `grow(first, count)` grows `count` inputs of the training
     stream from the `first`-th one of this step on."""
     if config.max_batches == 0:
-        grown = list(grow(0, wanted))
-        return Batch(grown, [tree for _, tree in grown])
-    grown, kept = [], []
+        everything = list(grow(0, wanted))
+        return Batch(everything, [tree for _, tree in everything])
+    grown: list[Grown] = []
+    kept: list[RolloutTree] = []
     for _ in range(config.max_batches):
         further = grow(len(grown), wanted * config.batch_factor)
         grown.extend(further)

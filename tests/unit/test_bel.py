@@ -158,6 +158,23 @@ def test_success_is_searched_on_and_not_the_reward(monkeypatch: pytest.MonkeyPat
     assert grow(planted(3, 1), bel(16)).localizations == []
 
 
+def test_a_leaf_without_a_verdict_is_neither_searched_nor_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first trajectory has none; of the first probe's two completions the second has none."""
+    from elpo_ray.types import UNGRADED, Score
+
+    async def score(self: FakeTask, problem: object, steps: list[Step], *_: object) -> Score:
+        number = completion_of(steps[-1])
+        return UNGRADED if number in (0, 3) else Score(-1.0, False)
+
+    monkeypatch.setattr(FakeTask, "score", score)
+    tree = grow(planted(1, 1), bel(6, b_max=1, x_min=2, x_max=2))
+    first, *_ = tree.localizations
+    assert first.leaf == leaf_of(tree, 1)
+    assert first.probes == [Probe(1, attempts=1, successes=0)] and not first.confirmed
+
+
 def test_malformed_call_can_be_blamed() -> None:
     def plan(number: int, before: list[str]) -> list[Word]:
         # whoever has sent a malformed call never recovers

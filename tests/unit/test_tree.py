@@ -16,7 +16,7 @@ from elpo_ray.config import AlgorithmConfig
 from elpo_ray.credit import assign
 from elpo_ray.credit.hierarchical import step_rewards
 from elpo_ray.tree import MalformedTreeError, RolloutTree
-from elpo_ray.types import EndReason, FinishReason, Score, Step, Turn
+from elpo_ray.types import UNGRADED, EndReason, FinishReason, Score, Step, Turn
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/tree.schema.json").read_text())
@@ -59,7 +59,7 @@ def trees(draw: st.DrawFn) -> RolloutTree:
         tree.add_trajectory(
             draw(st.sampled_from(inner)),
             [step] * draw(st.integers(1, 4)),
-            Score(reward, reward > 0),
+            UNGRADED if draw(st.integers(0, 9)) == 0 else Score(reward, reward > 0),
         )
         tree.nodes[-1].group = draw(st.none() | st.integers(0, 3))
     return tree
@@ -84,8 +84,13 @@ def test_step_reward_is_the_mean_of_the_direct_children(tree: RolloutTree) -> No
     for node in tree.nodes:
         if node.score is not None:
             assert r[node.id] == node.score.reward
-        else:
-            mean = sum(r[child] for child in node.children) / len(node.children)
+        elif any(below.score and below.score.graded for below in tree.subtree(node.id)):
+            known = [
+                r[c]
+                for c in node.children
+                if any(below.score and below.score.graded for below in tree.subtree(c))
+            ]
+            mean = sum(known) / len(known)
             assert r[node.id] == pytest.approx(mean, abs=1e-12)
 
 
