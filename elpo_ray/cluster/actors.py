@@ -11,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 
 from elpo_ray.config import Config, OptimizerConfig, SamplingConfig
+from elpo_ray.config.measure import AnalyzeConfig
 from elpo_ray.forest import TrainForest
 from elpo_ray.metrics import Values
 from elpo_ray.model_folder import local_folder
@@ -200,6 +201,14 @@ class RolloutActor:
         sample = await self.worker.evaluate(problem, index, sampling)
         self.tools.check()
         return sample
+
+    async def examine(self, problem: Problem, config: AnalyzeConfig) -> list[dict[str, Any]]:
+        """The records of an analysis (`elpo_ray.analysis`)."""
+        from elpo_ray.analysis.catalog import examine
+
+        records = await examine(self.worker, problem, config)
+        self.tools.check()
+        return records
 
     async def completed(self) -> int:
         """Trajectories finished since the actor started."""

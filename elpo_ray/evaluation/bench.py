@@ -18,8 +18,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from elpo_ray.config import Config, LearnerConfig, ModelConfig, TaskConfig, TrainerConfig
-from elpo_ray.config.measure import MeasureConfig
+from elpo_ray.config import (
+    AlgorithmConfig,
+    Config,
+    LearnerConfig,
+    ModelConfig,
+    TaskConfig,
+    TrainerConfig,
+)
+from elpo_ray.config.measure import AnalyzeConfig, MeasureConfig
 from elpo_ray.evaluation.source import Source, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs import write_whole
@@ -193,9 +200,11 @@ def _run_config(config: MeasureConfig, source: Source, task: TaskConfig) -> Conf
     if source.folder is None:
         cluster = replace(cluster, gpus=False)
         engine = replace(engine, endpoint=source.path, served_model=source.served_model)
+    algorithm = config.algorithm if isinstance(config, AnalyzeConfig) else AlgorithmConfig()
     return Config(
         model=model,
         task=task,
+        algorithm=algorithm,
         sampling=config.sampling,
         engine=engine,
         sandbox=config.sandbox,

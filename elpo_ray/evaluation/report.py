@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,37 +79,56 @@ def show(console: Console, model: str, summaries: Summaries) -> None:
 
 
 def write_report(folder: Path, model: str, summaries: Summaries) -> None:
-    """`report.html` (self-contained) and `report.png`."""
-    image = plot(model, summaries)
-    (folder / "report.png").write_bytes(image)
+    """`report.html` and `report.png`."""
     heads, rows = columns(summaries)
-    cell = "".join
-    body = [
-        f"<h1>{html.escape(model)}</h1>",
-        "<table><tr>" + cell(f"<th>{h}</th>" for h in ["task", *heads]) + "</tr>",
-        *(
-            "<tr>" + cell(f"<td>{html.escape(text)}</td>" for text in [task, *cells]) + "</tr>"
-            for task, cells in rows.items()
-        ),
-        "</table>",
-        f"<p>{NOTE}</p>",
-        f'<img alt="plots" src="data:image/png;base64,{base64.b64encode(image).decode()}">',
-        "<ul>" + cell(f"<li>{html.escape(line)}</li>" for line in outcome_lines(summaries)),
-        "</ul>",
-    ]
+    cells = [[task, *row] for task, row in rows.items()]
+    lines = [NOTE, *outcome_lines(summaries)]
+    write_page(folder, model, {"": (["task", *heads], cells)}, lines, plot(model, summaries))
+
+
+def write_page(
+    folder: Path,
+    title: str,
+    tables: Mapping[str, tuple[list[str], list[list[str]]]],
+    lines: Sequence[str],
+    image: bytes,
+) -> None:
+    """`report.png`, and `report.html` with tables (headings, rows), image and lines of text, which
+    needs no other file."""
+    (folder / "report.png").write_bytes(image)
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    for name, (heads, rows) in tables.items():
+        body += [f"<h2>{html.escape(name)}</h2>" if name else "", "<table>", _row("th", heads)]
+        body += [_row("td", row) for row in rows]
+        body.append("</table>")
+    encoded = base64.b64encode(image).decode()
+    body.append(f'<img alt="plots" src="data:image/png;base64,{encoded}">')
+    body += [f"<p>{html.escape(line)}</p>" for line in lines]
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(model)}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style>{''.join(body)}</html>\n"
     )
     write_whole(folder / "report.html", page)
 
 
-def plot(model: str, summaries: Summaries) -> bytes:
-    """A PNG: avg@n with its intervals, Pass@K and Major@K over K, and how samples ended."""
+def png(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
+    """The PNG of a figure of `size` inches that `draw` fills."""
     from matplotlib.figure import Figure  # a second to import
 
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def plot(model: str, summaries: Summaries) -> bytes:
+    """A PNG: avg@n with its intervals, Pass@K and Major@K over K, and how samples ended."""
+    return png((15, 4.2), lambda figure: _draw(figure, model, summaries))
+
+
+def _draw(figure: Any, model: str, summaries: Summaries) -> None:
     tasks = list(summaries)
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
     figure.suptitle(model, fontsize=10)
     bars, curves, ends = figure.subplots(1, 3)
     for place, task in enumerate(tasks):
@@ -131,9 +150,6 @@ def plot(model: str, summaries: Summaries) -> bytes:
         curves.set_xscale("log", base=2)
         curves.legend(fontsize=8)
     _stack(ends, summaries)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
 
 
 def _stack(axes: Any, summaries: Summaries) -> None:
@@ -152,6 +168,10 @@ def _stack(axes: Any, summaries: Summaries) -> None:
     axes.set_xticks(range(len(tasks)), tasks)
     if kinds:
         axes.legend(fontsize=8)
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _percent(value: float | None) -> str:
