@@ -29,6 +29,9 @@ setup(
         "wandb>=0.31,<0.32",
         "rich>=13",
         "numpy",
+        "scipy>=1.17,<2",
+        "matplotlib>=3.10,<4",
+        "openai>=3,<4",
         "datasets>=4",
         "math-verify[antlr4-9-3]>=0.9,<0.10",  # Hydra needs the same antlr4
     ],
