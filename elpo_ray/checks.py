@@ -10,7 +10,7 @@ from elpo_ray.model_folder import check_model_path, local_folder
 from elpo_ray.tasks.rewards import load_function
 
 PROMPTS_CHECKED = 64
-"""Training problems, besides the held-out ones, whose prompts are measured against the context window."""
+"""Training problems, besides the held-out ones, whose prompts are measured against the context."""
 
 
 def check(config: Config) -> None:
@@ -107,13 +107,39 @@ def batch_algebra(config: Config) -> str:
     return "\n".join(f"{name:>16}  {text}" for name, text in rows)
 
 
-def gpus_asked(config: Config, *, learner: bool = True) -> int:
-    """GPUs of the whole run: one a learner rank, `tensor_parallel_size` an engine. Without
-    `learner`, those of the engines alone."""
+def gpus_asked(config: Config, *, learner: bool = True, engines: bool = True) -> int:
+    """GPUs of the parts that are there: one a learner rank, `tensor_parallel_size` an engine."""
     if not config.cluster.gpus:
         return 0
-    engines = config.cluster.rollout_workers * config.engine.tensor_parallel_size
-    return engines + (config.cluster.learner_ranks if learner else 0)
+    serving = config.cluster.rollout_workers * config.engine.tensor_parallel_size
+    return serving * engines + config.cluster.learner_ranks * learner
+
+
+def cold_start_algebra(config: Config) -> str:
+    """The numbers of a supervised run, for a person to read."""
+    settings, learner = config.cold_start, config.learner
+    longest = settings.max_tokens or config.model.max_context
+    optimizer = settings.optimizer
+    ranks = config.cluster.learner_ranks
+    rows = [
+        ("experiment", f"{config.experiment}, cold start"),
+        ("data", f"demonstrations of task {config.task.name.value}, {settings.epochs} epochs"),
+        ("batch", f"{settings.batch_size} conversations an optimizer step, loss on the assistant's "
+         "tokens"),
+        ("tokens a step", f"at most {settings.batch_size} x {longest:,} = "
+         f"{settings.batch_size * longest:,}, {'cut' if settings.cut_longer else 'left out'} if "
+         "longer"),
+        ("packs a rank", f"at most {settings.batch_size * longest:,} tokens / {ranks} ranks / "
+         f"{learner.max_tokens_per_pack:,} = "
+         f"{-(-settings.batch_size * longest // (learner.max_tokens_per_pack * ranks))}"),
+        ("optimizer", f"AdamW, lr {optimizer.lr:g} {optimizer.schedule.value}, warm-up "
+         f"{optimizer.warmup_ratio:.0%}, betas {tuple(optimizer.betas)}, weight decay "
+         f"{optimizer.weight_decay:g}"),
+        ("learner", f"{ranks} ranks (ZeRO-{learner.zero_stage}), "
+         f"{gpus_asked(config, engines=False) or 'no'} GPUs"),
+        *_memory(config)[:1],
+    ]  # fmt: skip
+    return "\n".join(f"{name:>16}  {text}" for name, text in rows)
 
 
 def _sampling(config: Config) -> list[tuple[str, str]]:

@@ -60,7 +60,7 @@ def starting_model(
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
         return Start(folder, None)
-    batches = _batches(config, task, base)
+    batches = lessons(config, task, base)
     learner = cluster.learner(base, len(batches))
     learner.reset_optimizer(config.cold_start.optimizer, len(batches), base)
     started = time.perf_counter()
@@ -127,24 +127,33 @@ def _cold_start_key(config: Config) -> dict[str, Any]:
     del settings["cache"], settings["enabled"]
     return {
         "base": config.model.path or _base_key(config),
-        "task": [config.task.name, config.task.train_file, asdict(config.task.countdown)],
+        "task": [
+            config.task.name,
+            config.task.demonstrations_file,
+            config.task.data_dir,
+            asdict(config.task.countdown),
+        ],
         "cold_start": settings,
         "precision": config.model.precision,
         "seed": config.trainer.seed,
     }
 
 
-def _batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
-    """The demonstrations of every epoch, shuffled, as one mini-batch an optimizer step."""
+def lessons(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
+    """The demonstrations of every epoch, shuffled, as one mini-batch an optimizer step; targets are
+    the assistant's tokens. ValueError if the task has none that fits."""
     settings = config.cold_start
     chat = Chat.from_folder(str(local_folder(base)), task.tools)
     encoded = [chat.conversation_ids(messages) for messages in _conversations(task)]
-    room = config.model.max_context
-    encoded = [pair for pair in encoded if len(pair[0]) <= room]
+    room = settings.max_tokens or config.model.max_context
+    if settings.cut_longer:
+        encoded = [(ids[:room], agent[:room]) for ids, agent in encoded]
+    encoded = [(ids, agent) for ids, agent in encoded if len(ids) <= room and any(agent)]
     if not encoded:
         raise ValueError(
-            "cold_start.enabled=True: the task has no demonstration within "
-            f"model.max_context={room}; raise it or turn the cold start off"
+            f"task.name={config.task.name.value}: it has no demonstration within "
+            f"cold_start.max_tokens={room}; name some with task.demonstrations_file, raise the "
+            "limit or leave the cold start out"
         )
     rng = random.Random(config.trainer.seed)
     batches: list[list[TrainTree]] = []

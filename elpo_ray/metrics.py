@@ -157,20 +157,32 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "sync s": ("seconds/sync", "{:6.2f}"),
 }
 """Console columns: heading -> (metric, format)."""
+SUPERVISED_COLUMNS: dict[str, tuple[str, str]] = {
+    "loss": ("loss", "{:7.4f}"),
+    "grad norm": ("grad_norm", "{:9.3f}"),
+    "lr": ("lr", "{:8.2e}"),
+    "tokens": ("trained_tokens", "{:9.0f}"),
+    "tok/s": ("tokens_per_second", "{:6.0f}"),
+    "s": ("seconds", "{:6.1f}"),
+}
+"""Those of supervised training."""
 
 
 class ConsoleSink:
     """One aligned row a step, the heading again every 20 rows."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, columns: dict[str, tuple[str, str]]) -> None:
         self._console = console
+        self._columns = columns
         self._rows = 0
 
     def write(self, step: int, values: Values) -> None:
-        cells = [form.format(values.get(key, 0.0)) for key, form in COLUMNS.values()]
-        widths = [max(len(head), len(cell)) for head, cell in zip(COLUMNS, cells, strict=True)]
+        cells = [form.format(values.get(key, 0.0)) for key, form in self._columns.values()]
+        widths = [
+            max(len(head), len(cell)) for head, cell in zip(self._columns, cells, strict=True)
+        ]
         if self._rows % 20 == 0:
-            heads = (head.rjust(width) for head, width in zip(COLUMNS, widths, strict=True))
+            heads = (head.rjust(width) for head, width in zip(self._columns, widths, strict=True))
             self._print("step  " + "  ".join(heads), "bold")
         row = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
         self._print(f"{step:4d}  {row}", "")
@@ -209,8 +221,15 @@ class WandbSink:
 class Metrics:
     """The accumulator: every sink gets the same numbers."""
 
-    def __init__(self, folder: Path, config: Config, console: Console) -> None:
-        self._sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl"), ConsoleSink(console)]
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        console: Console,
+        columns: dict[str, tuple[str, str]] = COLUMNS,
+    ) -> None:
+        log = JsonlSink(folder / "metrics.jsonl")
+        self._sinks: list[Sink] = [log, ConsoleSink(console, columns)]
         if config.logging.wandb is not WandbMode.disabled:
             self._sinks.append(WandbSink(folder, config))
 

@@ -23,9 +23,9 @@ PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 class Cluster:
     """Ray for the length of a `with` block: started or joined, its actors gone at the end."""
 
-    def __init__(self, config: Config, *, learner: bool = True) -> None:
-        """`learner=False`: only rollouts will be asked for. Raises ValueError, with Ray shut down
-        again, if the cluster has too few GPUs."""
+    def __init__(self, config: Config, *, learner: bool = True, engines: bool = True) -> None:
+        """`learner`, `engines`: which of them will be asked for. Raises ValueError, with Ray shut
+        down again, if the cluster has too few GPUs for them."""
         self.config = config
         self._actors: list[ActorHandle[Any]] = []
         self._placements: list[PlacementGroup] = []
@@ -38,7 +38,7 @@ class Cluster:
             runtime_env=None if cluster.gpus else {"env_vars": PATIENT_THREADS},
         )
         try:
-            self._check_gpus(learner)
+            self._check_gpus(learner, engines)
         except ValueError:
             ray.shutdown()
             raise
@@ -53,16 +53,16 @@ class Cluster:
             remove_placement_group(group)
         ray.shutdown()
 
-    def _check_gpus(self, learner: bool) -> None:
-        ranks = self.config.cluster.learner_ranks if learner else 0
-        asked = gpus_asked(self.config, learner=learner)
+    def _check_gpus(self, learner: bool, engines: bool) -> None:
+        cluster = self.config.cluster
+        asked = gpus_asked(self.config, learner=learner, engines=engines)
         there = int(ray.cluster_resources().get("GPU", 0))
         require(
             asked <= there,
             "cluster.gpus",
-            self.config.cluster.gpus,
-            f"{asked} GPUs asked for ({self.config.cluster.rollout_workers} rollout workers, "
-            f"{ranks} learner ranks) but the Ray cluster has {there}; "
+            cluster.gpus,
+            f"{asked} GPUs asked for ({cluster.rollout_workers * engines} rollout workers, "
+            f"{cluster.learner_ranks * learner} learner ranks) but the Ray cluster has {there}; "
             "lower cluster.rollout_workers or cluster.learner_ranks, or use cluster=local",
         )
 

@@ -139,6 +139,12 @@ class Config:
             f"must hold one episode, model.max_context={self.model.max_context}",
         )
         require(
+            self.learner.max_tokens_per_pack >= (self.cold_start.max_tokens or 0),
+            "learner.max_tokens_per_pack",
+            self.learner.max_tokens_per_pack,
+            f"must hold one demonstration, cold_start.max_tokens={self.cold_start.max_tokens}",
+        )
+        require(
             self.task.max_turn_tokens < self.model.max_context,
             "task.max_turn_tokens",
             self.task.max_turn_tokens,

@@ -83,6 +83,11 @@ class ColdStartConfig:
     epochs: int = 1
     batch_size: int = 32
     """Demonstrations per optimizer step."""
+    max_tokens: int | None = None
+    """Longest demonstration; null = model.max_context."""
+    cut_longer: bool = False
+    """Train on the first `max_tokens` of a longer one, as the paper's recipe does; else leave it
+    out."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=1e-5, betas=(0.9, 0.95), schedule=Schedule.cosine, warmup_ratio=0.1
@@ -92,7 +97,6 @@ class ColdStartConfig:
     """Folder of finished cold starts, keyed by everything that determines them."""
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size"):
-            require(
-                getattr(self, key) >= 1, f"cold_start.{key}", getattr(self, key), "use 1 or more"
-            )
+        for key in ("epochs", "batch_size", "max_tokens"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"cold_start.{key}", value, "use 1 or more")

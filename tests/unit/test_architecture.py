@@ -44,7 +44,8 @@ LAYERS = [
     {"cluster"},
     {"cold_start", "evaluation"},
     {"driver", "command"},
-    {"main", "simulate", "evaluate", "analyze"},
+    {"supervised"},
+    {"main", "sft", "simulate", "evaluate", "analyze"},
 ]
 """Modules and packages of elpo_ray, bottom first; imports within a layer are allowed."""
 

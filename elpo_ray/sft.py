@@ -1,0 +1,29 @@
+"""`python -m elpo_ray.sft +experiment=paper_7b`: the cold start as a run of its own.
+
+Takes the same experiments and keys as `elpo_ray.main`; the section `cold_start` says how it trains.
+Exit codes: 0 done; 1 a checkpoint could not be written; 2 a configuration error, one line on stderr
+and nothing started; 130 on Ctrl-C, after a checkpoint.
+"""
+
+from __future__ import annotations
+
+from elpo_ray import checks
+from elpo_ray.command import EXIT_INTERRUPTED, Command
+from elpo_ray.config import Config
+
+
+def run(config: Config) -> int:
+    """Everything after composition; returns the exit code."""
+    checks.check(config)
+    if config.check_only:
+        print(checks.cold_start_algebra(config))
+        return 0
+    from elpo_ray.supervised import train_supervised
+
+    return EXIT_INTERRUPTED if train_supervised(config).interrupted else 0
+
+
+main = Command(Config, "config", run)
+
+if __name__ == "__main__":
+    main()
