@@ -15,9 +15,11 @@ import asyncio
 import json
 import random
 import re
+import sys
 import time
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 from elpo_ray.grading.answers import last_boxed
 from elpo_ray.grading.pool import MathGrader, Verdict
@@ -81,8 +83,13 @@ def wrong_variants(gold: str) -> list[str]:
             variants.append(gold[: found.start()] + str(changed) + gold[found.end() :])
     if INTEGER.fullmatch(gold):
         value = int(gold)
-        variants += [str(value + 0.5), rf"\frac{{{value}}}{{7}}" if value else "7", f"{value}, {value + 1}",
-                     f"x > {value}", f"{value} + i",]  # fmt: skip
+        variants += [
+            str(value + 0.5),
+            rf"\frac{{{value}}}{{7}}" if value else "7",
+            f"{value}, {value + 1}",
+            f"x > {value}",
+            f"{value} + i",
+        ]
         variants += [str(-value), f"{value} thousand"] if value else []
     elif numbers and not re.search(r"[=<>\\]?in\b|=|circ|text|mbox|_|,|cup|matrix", gold):
         variants += [f"({gold}) + 1", f"({gold}) \\cdot 2", f"({gold}) - x"]
@@ -142,7 +149,8 @@ async def judge(grader: MathGrader, pairs: list[tuple[str, str]]) -> tuple[list[
 
 
 async def measure(files: list[str], processes: int, wall_s: float) -> dict[str, object]:
-    golds = [json.loads(line)["answer"] for name in files for line in open(name, encoding="utf-8")]
+    lines = [line for name in files for line in Path(name).read_text("utf-8").splitlines()]
+    golds = [json.loads(line)["answer"] for line in lines]
     grader = MathGrader(processes, wall_s)
     await judge(grader, [("1", "2")] * processes)  # starts the processes
     report: dict[str, object] = {"gold answers": len(golds)}
@@ -157,6 +165,7 @@ async def measure(files: list[str], processes: int, wall_s: float) -> dict[str, 
         ("wrong", wrong, Verdict.DIFFERENT),
         ("hostile", hostile, Verdict.DIFFERENT),
     ):
+        print(f"{title}: {len(pairs)} pairs", file=sys.stderr)
         verdicts, seconds = await judge(grader, pairs)
         missed = [(*pair, v) for pair, v in zip(pairs, verdicts, strict=True) if v is not right]
         report[title] = {

@@ -100,12 +100,13 @@ def run_module(code: types.CodeType, name: str) -> types.ModuleType:
     module = types.ModuleType(name)
     exec(SOLUTION_NAMES, module.__dict__)
     sys.modules[name] = module
+    before = threading.enumerate()
     try:
         exec(code, module.__dict__)
     except SystemExit as end:
         if end.code not in (None, 0):
             raise RuntimeError("exit status") from None
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
+        if thread not in before and not thread.daemon:
             thread.join()
     return module
