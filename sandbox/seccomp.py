@@ -79,13 +79,8 @@ def _signal_to_self(pid_at: int, signal_at: int) -> bytes:
 
 
 _CONDITIONAL: dict[str, bytes] = {
-    # Private, or of a file: anonymous shared memory would join branches forked from one snapshot.
-    "mmap": _load_argument(3)
-    + _op(_JUMP_ANY_BIT, 0x20, 1, 0)
-    + _PERMIT
-    + _op(_JUMP_ANY_BIT, 1, 0, 1)
-    + _refuse(errno.EPERM)
-    + _PERMIT,
+    # Private only: what is shared would join branches forked from one snapshot.
+    "mmap": _load_argument(3) + _op(_JUMP_ANY_BIT, 1, 0, 1) + _refuse(errno.EPERM) + _PERMIT,
     # CLONE_THREAD: pthread_create passes, fork and namespaces do not.
     "clone": _load_argument(0)
     + _op(_JUMP_EQUAL, _MAY_FORK, 0, 1)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from catalogue import attack
+from catalogue import PRELUDE, attack
 from host import ROOT
 from processes import ended, eventually, family, working_in
 
@@ -26,7 +26,7 @@ ACROSS = 1000
 @attack(62, "leaks files to a sibling branch")
 async def leaks_files(world: World) -> None:
     async with world.session() as trunk:
-        await trunk.call("import os, mmap\nopen('common', 'w').write('old.')")
+        await trunk.call("import os\nopen('common', 'w').write('old.')\nwhere = os.getcwd()")
         state = trunk.state
         async with world.session(at=state) as one, world.session(at=state) as two:
             await one.call("open('secret', 'w').write('1')\nopen('common', 'r+').write('new!')")
@@ -34,18 +34,66 @@ async def leaks_files(world: World) -> None:
                 "(['common'], 'old.')"
             )
             assert (await one.call("open('common').read()")).value == "'new!'"
-        await trunk.call("shared = mmap.mmap(os.open('common', os.O_RDWR), 4)")
-        mapped = trunk.state
-        async with world.session(at=mapped) as one, world.session(at=mapped) as two:
-            await one.call("shared[:] = b'mine'")
-            assert (await two.call("shared[:]")).value == "b'old.'"
-        zero = "zero = mmap.mmap(os.open('/dev/zero', os.O_RDWR), 4096, mmap.MAP_SHARED)"
-        await trunk.call(f"try: {zero}\nexcept OSError: zero = bytearray(4096)")
-        await trunk.call("try: zero2 = mmap.mmap(-1, 4096)\nexcept OSError: zero2 = bytearray(4)")
-        state = trunk.state
-        async with world.session(at=state) as one, world.session(at=state) as two:
-            await one.call("zero[:1] = zero2[:1] = b'x'")
-            assert (await two.call("bytes(zero[:1] + zero2[:1])")).value == "b'\\x00\\x00'"
+
+
+LEAKS = {
+    "a mapped file": (
+        "import mmap\ntry: shared = mmap.mmap(os.open('common', os.O_RDWR), 4)\n"
+        "except OSError: shared = bytearray(b'old.')",
+        "shared[:1] = b'x'",
+        "bytes(shared[:1])",
+    ),
+    "a mapped file without descriptor": (
+        "libc.mmap.restype = ctypes.c_void_p\nfd = os.open('common', os.O_RDWR)\n"
+        "got = libc.mmap(None, 4096, 3, 1, fd, ctypes.c_long(0))\nos.close(fd)\n"
+        "got = None if got == ctypes.c_void_p(-1).value else got\n"
+        "shared = (ctypes.c_char * 4).from_address(got) if got else bytearray(b'old.')",
+        "shared[:1] = b'x'",
+        "bytes(shared[:1])",
+    ),
+    "shared memory": (
+        "import mmap\ntry: shared = mmap.mmap(-1, 4096)\n"
+        "except OSError: shared = bytearray(b'o')\nshared[:1] = b'o'",
+        "shared[:1] = b'x'",
+        "bytes(shared[:1])",
+    ),
+    "/dev/zero": (
+        "import mmap\ntry: shared = mmap.mmap(os.open('/dev/zero', os.O_RDWR), 4096)\n"
+        "except OSError: shared = bytearray(b'o')\nshared[:1] = b'o'",
+        "shared[:1] = b'x'",
+        "bytes(shared[:1])",
+    ),
+    "an open folder": (
+        "folder = os.open('.', os.O_RDONLY)",
+        "fd = os.open('common', os.O_WRONLY, dir_fd=folder)\nos.write(fd, b'x')\nos.close(fd)",
+        "open('common', 'rb').read(1)",
+    ),
+    "a pipe": (
+        "reading, writing = os.pipe()\nos.set_blocking(reading, False)",
+        "os.write(writing, b'x')",
+        "try: got = os.read(reading, 1)\nexcept BlockingIOError: got = b'o'\ngot",
+    ),
+}
+"""By what two branches may have something in common: how it is made, one's deed, another's look."""
+
+
+@attack(70, "leaves a channel between branches")
+async def leaves_a_channel(world: World) -> None:
+    leaks = []
+    for name, (make, deed, look) in LEAKS.items():
+        async with world.session() as trunk:
+            await trunk.call(
+                PRELUDE + "open('common', 'w').write('old.')\nwhere = os.getcwd()\n" + make
+            )
+            state = trunk.state
+            async with world.session(at=state) as one, world.session(at=state) as two:
+                await one.call(deed)
+                seen = [await two.call(look)]
+            async with world.session(at=state) as late:
+                seen.append(await late.call(look))
+        if [result.value for result in seen] != ["b'o'"] * 2:
+            leaks.append((name, seen))
+    assert not leaks, leaks
 
 
 @attack(63, "shares an open file with a sibling branch")

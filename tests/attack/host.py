@@ -47,8 +47,8 @@ class World:
     hasty: Sandbox
     tcp: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
     secret: str = field(default_factory=lambda: secrets.token_hex(8))
-    idle: int = 0
-    """Processes while no session is open."""
+    idle: tuple[int, int] = (0, 0)
+    """Processes, and files, while no session is open."""
 
     @property
     def canary(self) -> str:
@@ -90,7 +90,16 @@ class World:
         await self.call("1")
         await self.call("1", hasty=True)
         await asyncio.sleep(0.2)
-        self.idle = len(family(os.getpid()))
+        self.idle = self.remains()
+
+    def remains(self) -> tuple[int, int]:
+        """Processes, and files in reach of sessions, that are there now."""
+        files = sum(len(names) + len(inner) for _, inner, names in os.walk(self.folder))
+        return len(family(os.getpid())), files
+
+    def is_idle(self) -> bool:
+        """Whether nothing is left of any session."""
+        return all(map(int.__le__, self.remains(), self.idle))
 
     async def aftermath(self) -> None:
         """What must hold after any attack."""
@@ -98,9 +107,8 @@ class World:
         assert os.listdir(self.folder / "open to all") == ["canary"]
         for hasty in (False, True):
             assert (await self.call("1 + 1", hasty)).value == "2"
-        me = os.getpid()
-        await eventually(lambda: len(family(me)) <= self.idle, "processes are left")
-        left = working_in(self.folder) - family(me)
+        await eventually(self.is_idle, f"processes or files are left, beyond {self.idle}", 30)
+        left = working_in(self.folder) - family(os.getpid())
         assert not left, f"processes ran away: {left}"
 
 

@@ -79,7 +79,7 @@ def test_the_tier_is_what_these_surroundings_offer(host: Host) -> None:
 
 
 def test_all_attacks_are_there() -> None:
-    assert sorted(ATTACKS) == list(range(1, 70))
+    assert sorted(ATTACKS) == list(range(1, 71))
 
 
 @pytest.mark.parametrize("number", sorted(ATTACKS), ids=lambda n: f"{n}-{ATTACKS[n].name}")

@@ -154,6 +154,8 @@ def test_filter_decides_as_meant_on_both_architectures(
     assert denied == {eperm}
     assert verdict("clone", 0x3D0F00) == allow and verdict("clone", 0x01200011) != allow
     assert verdict("clone", 0x10000000) != allow and verdict("clone3") != allow
+    assert verdict("mmap", 0, 4096, 3, 0x22) == allow and verdict("mmap", 0, 4096, 1, 2) == allow
+    assert {verdict("mmap", 0, 4096, 1, shared) for shared in (1, 3, 0x21)} == {eperm}
     assert verdict("kill", me, 6) == allow and verdict("kill", me, 9) == eperm
     assert verdict("kill", 1, 6) == eperm and verdict("tgkill", 1, 1, 6) == eperm
     assert verdict("tgkill", me, me, 6) == allow and verdict("tgkill", me, me, 19) == eperm
