@@ -1,0 +1,82 @@
+"""Every experiment says, before anything starts, what it will sample, train and hold in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import elpo_ray.main
+import elpo_ray.sft
+from elpo_ray import checks
+from elpo_ray.config import CONF_DIR, Config, RewardName, Schedule, TaskName
+
+EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+GIB_OF_80 = 60.0
+"""Model states that leave room for activations on an 80 GB GPU."""
+
+
+def config_of(experiment: str) -> Config:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        composed = compose("config", [f"+experiment={experiment}", "check_only=true"])
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def rows(text: str) -> dict[str, str]:
+    pairs = (line.strip().split("  ", 1) for line in text.splitlines())
+    return {name: value.strip() for name, value in pairs}
+
+
+@pytest.mark.parametrize("run", [elpo_ray.main.run, elpo_ray.sft.run])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_check_only_prints_batch_and_memory(
+    experiment: str, run: Callable[[Config], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config_of(experiment)) == 0
+    said = rows(capsys.readouterr().out)
+    assert said["experiment"].startswith(experiment)
+    assert "GiB of model states" in said["learner memory"]
+    gib = float(said["learner memory"].split()[0].replace(",", ""))
+    assert 0 < gib < GIB_OF_80
+    assert {"tokens a step", "packs a rank"} <= said.keys()
+
+
+@pytest.mark.parametrize(("experiment", "parameters"), [("paper_7b", 7.6e9), ("paper_4b", 4.0e9)])
+def test_the_papers_recipe(experiment: str, parameters: float) -> None:
+    """Section 5.3 and Appendix C."""
+    config = config_of(experiment)
+    assert config.model.num_parameters == parameters and config.model.max_context == 20480
+    assert (config.trainer.steps, config.trainer.inputs_per_step) == (235, 128)
+    assert config.trainer.steps * config.trainer.inputs_per_step == 30_080, "one epoch"
+    assert config.learner.minibatch_inputs == 16 and config.optimizer_steps == 235 * 8
+    optimizer = config.learner.optimizer
+    assert (optimizer.lr, optimizer.schedule, optimizer.grad_norm) == (1e-6, Schedule.constant, 1.0)
+    assert (config.sampling.temperature, config.sampling.top_p) == (1.0, 1.0)
+    assert config.algorithm.growth.n_total == 16 and config.algorithm.name == "elpo"
+    task = config.task
+    assert (task.name, task.reward.name) == (TaskName.open_agentrl, RewardName.demyagent_as_run)
+    assert (task.max_turns, task.max_observation_chars) == (16, 256)
+    assert (task.reward.overlong_buffer, task.reward.overlong_limit) == (4096, 20480)
+    start = config.cold_start
+    assert start.enabled and (start.epochs, start.batch_size, start.max_tokens) == (5, 32, 32768)
+    tuned = start.optimizer
+    assert (tuned.lr, tuned.schedule, tuned.warmup_ratio) == (1e-5, Schedule.cosine, 0.1)
+    assert (tuple(tuned.betas), tuned.weight_decay) == ((0.9, 0.95), 0.01)
+    assert checks.gpus_asked(config) == 8
+
+
+def test_the_everyday_recipe_differs_where_it_says() -> None:
+    paper, ours = config_of("paper_7b"), config_of("aime")
+    assert ours.task.reward.name is RewardName.verify and not ours.cold_start.enabled
+    ours.task.reward, ours.cold_start, ours.experiment = (
+        paper.task.reward, paper.cold_start, paper.experiment,
+    )  # fmt: skip
+    assert ours == paper
+
+
+def test_two_gpus_are_two() -> None:
+    assert checks.gpus_asked(config_of("aime_2gpu")) == 2
