@@ -68,6 +68,13 @@ LEAKS = {
         "fd = os.open('common', os.O_WRONLY, dir_fd=folder)\nos.write(fd, b'x')\nos.close(fd)",
         "open('common', 'rb').read(1)",
     ),
+    "an open folder, denied": (
+        "import gc\nfolder = os.open('.', os.O_RDONLY)\n"
+        "for o in gc.get_objects():\n    if type(o).__name__ == 'Runner':\n"
+        "        o._beyond = type('Poll', (), {'poll': lambda *_: []})()",
+        "fd = os.open('common', os.O_WRONLY, dir_fd=folder)\nos.write(fd, b'x')\nos.close(fd)",
+        "open('common', 'rb').read(1)",
+    ),
     "a pipe": (
         "reading, writing = os.pipe()\nos.set_blocking(reading, False)",
         "os.write(writing, b'x')",
