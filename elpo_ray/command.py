@@ -89,6 +89,13 @@ def _compose(folder: Path, config_name: str) -> list[DictConfig]:
 def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
     """The tasks that a command measures on, by name: each one's YAML, `data_dir` and `task` over
     it. ValueError if there is no such task or key."""
+    folder = config.data_dir
+    require(
+        folder is None or Path(folder).is_dir(),
+        "data_dir",
+        folder,
+        f"no such folder under {Path.cwd()}; name the one with the data sets (docs/tasks.md)",
+    )
     tasks = {}
     ConfigStore.instance().store(name="config_schema", node=Config)
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
@@ -105,7 +112,7 @@ def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
                 composed.task = OmegaConf.merge(composed.task, OmegaConf.create(config.task))
             except OmegaConfBaseException as error:
                 raise ValueError(explain(error)) from None
-            tasks[name] = typed(Config, composed).task
+            tasks[name] = typed(TaskConfig, composed.task)
     return tasks
 
 

@@ -9,8 +9,11 @@ can be told apart: `g~12;` is a good move of completion 12, and `;` ends the tur
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from elpo_ray.config import (
@@ -23,6 +26,7 @@ from elpo_ray.config import (
 )
 from elpo_ray.interfaces import Tools
 from elpo_ray.rollout import RolloutWorker
+from elpo_ray.tasks import code_interpreter
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import (
     FinishReason,
@@ -238,3 +242,62 @@ def make_worker(
     return RolloutWorker(
         policy, tools or FakeTools(), FakeChat(), FakeTask(), config or make_config()
     )
+
+
+def tool_call(code: str = "1", id: str = "c1", arguments: str | None = None) -> dict[str, Any]:
+    function = {"name": code_interpreter.NAME, "arguments": arguments or json.dumps({"code": code})}
+    return {"id": id, "type": "function", "function": function}
+
+
+def server_says(
+    content: str | None, *calls: dict[str, Any], tokens: int = 5, finish: str = "stop"
+) -> tuple[int, dict[str, Any]]:
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = list(calls)
+    return 200, {
+        "id": "x", "object": "chat.completion", "created": 0, "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": 3 + tokens},
+    }  # fmt: skip
+
+
+class Server:
+    """An OpenAI-compatible server on the loopback: answers requests from a script and keeps what
+    was asked."""
+
+    def __init__(self) -> None:
+        self.script: list[tuple[int, dict[str, Any]]] = []
+        self.asked: list[dict[str, Any]] = []
+        self.models = ["m"]
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                models = [{"id": m, "object": "model", "created": 0} for m in server.models]
+                self.reply(200, {"object": "list", "data": models})
+
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                server.asked.append(json.loads(self.rfile.read(length)))
+                self.reply(*server.script.pop(0))
+
+            def reply(self, status: int, body: dict[str, Any]) -> None:
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()

@@ -2,80 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from fakes import FakeTask, FakeTools, make_config
+from fakes import FakeTask, FakeTools, Server, make_config, server_says, tool_call
 
 from elpo_ray.endpoint import Endpoint, served_model
 from elpo_ray.episode import Agent
 from elpo_ray.rollout import RolloutWorker
 from elpo_ray.tasks import code_interpreter
 from elpo_ray.types import FinishReason, InfrastructureError, Sampling, Score
-
-SCRIPT = list[tuple[int, dict[str, Any]]]
-
-
-def call(code: str = "1", id: str = "c1", arguments: str | None = None) -> dict[str, Any]:
-    function = {"name": code_interpreter.NAME, "arguments": arguments or json.dumps({"code": code})}
-    return {"id": id, "type": "function", "function": function}
-
-
-def says(
-    content: str | None, *calls: dict[str, Any], tokens: int = 5, finish: str = "stop"
-) -> tuple[int, dict[str, Any]]:
-    message: dict[str, Any] = {"role": "assistant", "content": content}
-    if calls:
-        message["tool_calls"] = list(calls)
-    return 200, {
-        "id": "x", "object": "chat.completion", "created": 0, "model": "m",
-        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": 3 + tokens},
-    }  # fmt: skip
-
-
-class Server:
-    """Answers requests from a script and keeps what was asked."""
-
-    def __init__(self) -> None:
-        self.script: SCRIPT = []
-        self.asked: list[dict[str, Any]] = []
-        self.models = ["m"]
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                models = [{"id": m, "object": "model", "created": 0} for m in server.models]
-                self.reply(200, {"object": "list", "data": models})
-
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                server.asked.append(json.loads(self.rfile.read(length)))
-                self.reply(*server.script.pop(0))
-
-            def reply(self, status: int, body: dict[str, Any]) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None: ...
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
 
 
 @pytest.fixture
@@ -98,7 +35,10 @@ QUESTION = [{"role": "user", "content": "How many?"}]
 async def test_a_conversation_with_a_call_reaches_the_server_as_it_should(
     server: Server, endpoint: Endpoint
 ) -> None:
-    server.script = [says(None, call("print(3)"), tokens=9, finish="tool_calls"), says("three")]
+    server.script = [
+        server_says(None, tool_call("print(3)"), tokens=9, finish="tool_calls"),
+        server_says("three"),
+    ]
     prompt = endpoint.prompt_ids(QUESTION)
     turn = await endpoint.generate(prompt, SAMPLING)
     assert (len(turn.token_ids), turn.finish) == (9, FinishReason.STOP)
@@ -119,16 +59,16 @@ async def test_a_conversation_with_a_call_reaches_the_server_as_it_should(
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        (says("", call(), call(id="c2")), "2 calls in one turn"),
-        (says("", call(arguments="{")), "arguments are not JSON"),
-        (says("", call(arguments='{"kode": "1"}')), "argument code is missing"),
-        (says("<tool_call>{}"), "could not be read"),
+        (server_says("", tool_call(), tool_call(id="c2")), "2 calls in one turn"),
+        (server_says("", tool_call(arguments="{")), "arguments are not JSON"),
+        (server_says("", tool_call(arguments='{"kode": "1"}')), "argument code is missing"),
+        (server_says("<tool_call>{}"), "could not be read"),
     ],
 )
 async def test_a_malformed_call_is_an_observation_of_every_call_of_its_turn(
     server: Server, endpoint: Endpoint, reply: tuple[int, dict[str, Any]], said: str
 ) -> None:
-    server.script = [reply, says("done")]
+    server.script = [reply, server_says("done")]
     turn = await endpoint.generate(endpoint.prompt_ids(QUESTION), SAMPLING)
     parsed = endpoint.parse(turn.token_ids)
     assert parsed.call is None and said in (parsed.error or "")
@@ -146,7 +86,7 @@ async def test_a_malformed_call_is_an_observation_of_every_call_of_its_turn(
 async def test_limits_and_faults_keep_their_kinds(server: Server, endpoint: Endpoint) -> None:
     prompt = endpoint.prompt_ids(QUESTION)
     server.script = [
-        says("cut", finish="length"),
+        server_says("cut", finish="length"),
         (400, {"error": {"message": "maximum context length is 10 tokens", "code": 400}}),
         (503, {"error": {"message": "busy"}}),
         (401, {"error": {"message": "no key"}}),
@@ -168,7 +108,7 @@ async def test_a_worker_evaluates_through_it(server: Server, endpoint: Endpoint)
         async def score(self, problem: Any, steps: Any, tools: Any) -> Any:
             return Score(1.0, steps[-1].action_text == "=ok")
 
-    server.script = [says(None, call("7"), tokens=4), says("=ok", tokens=2)]
+    server.script = [server_says(None, tool_call("7"), tokens=4), server_says("=ok", tokens=2)]
     tools = FakeTools(reply=lambda moves: "seven")
     worker = RolloutWorker(endpoint, tools, endpoint, Boxed(), make_config())
     assert isinstance(worker.agent, Agent)
