@@ -37,7 +37,7 @@ class TokenBatch:
     """Negative part of the advantage, >= 0, where the token's leaves pull in opposite directions;
     None = max(-advantage, 0)."""
     normed_entropy: Tensor | None = None
-    """z-score of `entropy` over the mini-batch, in any precision; needed when `entropy_advantage` > 0."""
+    """z-score of `entropy` over the mini-batch, in any precision; for `entropy_advantage` > 0."""
     ref_logp: Tensor | None = None
     """Of the reference policy; needed when `kl_coef` > 0."""
 
@@ -72,6 +72,9 @@ class LossStats:
     """Where the importance weight π_old/π_rollout was cut at its cap."""
     ref_k3: Tensor
     """KL(policy || reference), k3 estimator."""
+    grad: Tensor
+    """|∂ surrogate / ∂ log π|, positive and negative parts of the advantage each by itself."""
+    grad_elc: Tensor
 
     def __add__(self, other: LossStats) -> LossStats:
         pairs = {name: (mine, getattr(other, name)) for name, mine in vars(self).items()}
@@ -97,7 +100,7 @@ def surrogate_loss(
 
     L = min(ρ A, clip(ρ, clip_low, 1 + ε_high) A); with dual clip c, L = max(L, c A) where A < 0.
     With A = A⁺ - A⁻ this is A⁺ min(ρ, 1 + ε_high) - A⁻ min(max(ρ, clip_low), c), which also is the
-    mean of L over leaves whose A differ in sign, A⁺ and A⁻ being the means of their parts.
+    weighted mean of L over leaves whose A differ in sign, A⁺ and A⁻ being the means of their parts.
     With `tis_cap`, L is multiplied by min(π_old / π_rollout, cap). KL: minus kl_coef * k3.
     """
     weight = tokens.weight
@@ -127,6 +130,9 @@ def surrogate_loss(
         dual = torch.zeros_like(low)
         if cfg.dual_clip is not None:
             dual = (blame > 0) & (ratio > cfg.dual_clip)
+        slope = weight * ratio * (gain * ~high + blame * ~(low | dual))
+        if clip.keep_gradient:
+            slope = slope + weight * (1 + clip.eps_high) * gain * high
         capped = torch.zeros_like(low) if cfg.tis_cap is None else importance > cfg.tis_cap
         stats = LossStats(
             loss=loss.detach(),
@@ -144,6 +150,8 @@ def surrogate_loss(
             mismatch_k3=(weight * k3(tokens.rollout_logp, tokens.old_logp)).sum(),
             tis_capped=(weight * capped).sum(),
             ref_k3=(weight * ref_k3).sum(),
+            grad=slope.sum(),
+            grad_elc=(slope * elc).sum(),
         )
     return loss, stats
 

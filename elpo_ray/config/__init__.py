@@ -31,7 +31,14 @@ from elpo_ray.config.growth import (
     GrowthRule,
     RandomBranchConfig,
 )
-from elpo_ray.config.learner import ColdStartConfig, LearnerConfig, OptimizerConfig, Schedule
+from elpo_ray.config.learner import (
+    AttentionBackend,
+    ColdStartConfig,
+    LearnerConfig,
+    OptimizerConfig,
+    Packing,
+    Schedule,
+)
 from elpo_ray.config.model import ModelConfig, Precision, TinyModelConfig
 from elpo_ray.config.rollout import EngineConfig, SamplingConfig, SandboxConfig
 from elpo_ray.config.rules import require
@@ -49,6 +56,7 @@ __all__ = [
     "AfterIrrecoverable",
     "Aggregation",
     "AlgorithmConfig",
+    "AttentionBackend",
     "Attribution",
     "BelConfig",
     "ClipConfig",
@@ -69,6 +77,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Packing",
     "Precision",
     "RandomBranchConfig",
     "RewardConfig",

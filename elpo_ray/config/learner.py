@@ -16,6 +16,28 @@ class Schedule(Enum):
     cosine = "cosine"
 
 
+class Packing(Enum):
+    """How the sequences of a tree go through the model."""
+
+    tree = "tree"
+    """Shared prefixes once, where that is faster and the model allows it."""
+    flat = "flat"
+    """Every leaf as a sequence of its own."""
+
+
+class AttentionBackend(Enum):
+    """What computes attention over packed sequences and trees."""
+
+    auto = "auto"
+    """paths on a GPU in bf16, else blocks."""
+    blocks = "blocks"
+    """Scaled dot products of query blocks with gathered keys; any device, the reference."""
+    paths = "paths"
+    """Variable-length flash attention, keys gathered along each path; GPU, bf16."""
+    flex = "flex"
+    """Compiled FlexAttention with a block mask; GPU."""
+
+
 @dataclass(kw_only=True)
 class OptimizerConfig:
     """AdamW and its schedule."""
@@ -60,6 +82,8 @@ class LearnerConfig:
     """Passes over the trees of one step."""
     max_tokens_per_pack: int = 32768
     """Token budget of one forward pass on one rank."""
+    packing: Packing = Packing.tree
+    attention: AttentionBackend = AttentionBackend.auto
     gradient_checkpointing: bool = False
     offload_optimizer: bool = False
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

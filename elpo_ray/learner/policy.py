@@ -2,11 +2,13 @@
 
 Invariants: logits exist for trained tokens only and never for more than a chunk of them, forward or
 backward; backbone and head sit in one module, so that under ZeRO-3 every weight is gathered inside
-the engine's forward; dropout is off, so that old and new log-probabilities are one function's.
+the engine's forward; dropout is off, so that old and new log-probabilities are one function's; a
+forest goes only through our own attention, which knows what its tokens see.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from elpo_ray.config import Precision
+from elpo_ray.forest import CostModel
+from elpo_ray.learner.attention import IMPLEMENTATION, why_not
+from elpo_ray.learner.batching import Inputs
 
-CHUNK_ELEMENTS = 1 << 24
-"""Most logits alive at once: 64 MiB in fp32, times the three or so copies of one chunk."""
+CHUNK_ELEMENTS = 1 << 23
+"""Most logits alive at once: 32 MiB in fp32, times the three or so copies of one chunk."""
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
@@ -110,19 +117,56 @@ class PolicyModule(nn.Module):
         head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.head = LogProbHead(head)
 
-    def forward(
-        self, input_ids: Tensor, select: Tensor, targets: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """input_ids [B, S], right-padded; select [M] indexes the flattened [B * S] positions that
-        predict targets [M]. Returns log-probabilities (nats) and entropies at `temperature`, [M].
+    @property
+    def takes_trees(self) -> bool:
+        """Whether its attention is ours; it then takes forests only, never rows."""
+        implementation: str | None = self.model.config.get_text_config()._attn_implementation
+        return implementation == IMPLEMENTATION
 
-        No attention mask: causal attention never looks right, where the padding is.
+    def forward(self, inputs: Inputs, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (nats) and entropies at `temperature` of the M scored tokens, [M].
+
+        Raises ValueError on tree positions where the attention is not ours: the model would take
+        them for packed documents and mask wrongly.
         """
-        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        if self.takes_trees != (inputs.plan is not None):
+            raise ValueError(
+                f"attention {self.model.config.get_text_config()._attn_implementation!r}: "
+                + ("needs a forest" if self.takes_trees else "cannot read tree positions")
+                + "; load the policy with the packing it is given"
+            )
+        forest: dict[str, Any] = {}
+        if inputs.plan is not None:
+            forest = {"position_ids": inputs.positions, "tree_plan": inputs.plan}
+        hidden = self.model.base_model(
+            input_ids=inputs.ids, use_cache=False, **forest
+        ).last_hidden_state
         result: tuple[Tensor, Tensor] = self.head(
-            hidden.flatten(0, 1)[select], targets, 1.0 / temperature
+            hidden.flatten(0, 1)[inputs.select], inputs.targets, 1.0 / temperature
         )
         return result
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        config = self.model.config.get_text_config()
+        given: int | None = getattr(config, "head_dim", None)
+        return given or config.hidden_size // config.num_attention_heads
+
+    def cost(self) -> CostModel:
+        """FLOPs of a forward pass, from the shapes."""
+        config = self.model.config.get_text_config()
+        embeddings = {id(p) for p in self.model.get_input_embeddings().parameters()}
+        blocks = sum(
+            getattr(p, "ds_numel", p.numel())
+            for p in self.model.base_model.parameters()
+            if id(p) not in embeddings
+        )
+        return CostModel(
+            token=2.0 * blocks,
+            pair=4.0 * config.num_attention_heads * self.head_dim * config.num_hidden_layers,
+            scored=2.0 * config.hidden_size * config.vocab_size,
+        )
 
 
 def model_folder(name: str | Path) -> Path:
@@ -142,8 +186,11 @@ def model_folder(name: str | Path) -> Path:
 
 
 def load_policy(folder: Path, precision: Precision, *, checkpointing: bool) -> PolicyModule:
-    """Load a Hugging Face folder. Raises ValueError where there is none, and on models whose
-    logits are not the plain product of hidden state and head."""
+    """Load a Hugging Face folder, with our attention if the model can be trained on trees.
+
+    Raises ValueError where there is none, and on models whose logits are not the plain product of
+    hidden state and head.
+    """
     if not (folder / "config.json").is_file():
         raise ValueError(f"model folder {folder}: no config.json; name a Hugging Face model folder")
     config = AutoConfig.from_pretrained(folder)
@@ -153,8 +200,15 @@ def load_policy(folder: Path, precision: Precision, *, checkpointing: bool) -> P
     for key, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
             setattr(config, key, 0.0)
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    reason = why_not(model_class, config)
+    if reason is not None:
+        logger.warning("%s: no shared prefixes in training, since %s", folder.name, reason)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=DTYPES[precision], attn_implementation="sdpa"
+        folder,
+        config=config,
+        dtype=DTYPES[precision],
+        attn_implementation=IMPLEMENTATION if reason is None else "sdpa",
     )
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

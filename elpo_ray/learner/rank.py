@@ -20,9 +20,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from elpo_ray.config import ClipConfig, LearnerConfig, LossConfig, ModelConfig, OptimizerConfig
-from elpo_ray.forest import TrainForest
-from elpo_ray.learner import checkpoint, export
+from elpo_ray.config import (
+    ClipConfig,
+    LearnerConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Packing,
+)
+from elpo_ray.forest import Plan, Rules, TrainForest, plan
+from elpo_ray.learner import checkpoint, export, speed
+from elpo_ray.learner.attention import choose_backend
 from elpo_ray.learner.backend import (
     RankProcess,
     build_engine,
@@ -30,9 +38,9 @@ from elpo_ray.learner.backend import (
     clips_itself,
     join_group,
 )
-from elpo_ray.learner.batching import Pack, collate, plan, rows_of
+from elpo_ray.learner.batching import Form, Pack, collate
 from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
-from elpo_ray.learner.policy import model_folder
+from elpo_ray.learner.policy import DTYPES, PolicyModule, model_folder
 from elpo_ray.learner.stats import UpdateStats, all_reduce, entropy_moments, means
 from elpo_ray.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
 
@@ -88,6 +96,11 @@ class LearnerRank:
             self._folder, settings.model, settings.learner, self._optimizer_cfg
         )
         self._reference: Any = None
+        policy: PolicyModule = self._engine.module
+        self._cost = policy.cost()
+        self._form = _form(policy, settings, self._device)
+        self._updates = 0
+        self._speedup = 0.0
 
     @property
     def model(self) -> PreTrainedModel:
@@ -126,22 +139,42 @@ class LearnerRank:
         started = time.monotonic()
         self._check_vocabulary(forest)
         surrogate = objective is Objective.surrogate
-        loss = self._settings.loss
-        needs_advantage = surrogate and loss.kl_coef == loss.entropy_advantage == 0
-        budget = self._settings.learner.max_tokens_per_pack
-        plans = [
-            plan(rows_of(trees, needs_advantage=needs_advantage), self._process.world_size, budget)[
-                self._process.rank
-            ]
-            for trees in forest.minibatches
+        plans = [plan(trees, self._rules(objective)) for trees in forest.minibatches]
+        active = [
+            [Pack(items) for items in planned.ranks[self._process.rank]]
+            for planned in plans
+            if not planned.empty
         ]
-        active = [packs for packs in plans if packs]
+        if active and self._updates % speed.MEASURE_EVERY == 0:
+            self._measure(active[0])
+        self._updates += 1
         if surrogate:
             self._score(active)
         epochs = self._settings.learner.epochs if surrogate else 1
         steps = [self._optimize(packs, objective) for _ in range(epochs) for packs in active]
         skipped = epochs * (len(plans) - len(active))
-        return self._summary(steps, skipped, time.monotonic() - started)
+        return self._summary(steps, skipped, plans * epochs, time.monotonic() - started)
+
+    def _rules(self, objective: Objective) -> Rules:
+        learner, loss, backend = self._settings.learner, self._settings.loss, self._form.backend
+        shares = learner.packing is Packing.tree and backend is not None
+        return Rules(
+            max_tokens=learner.max_tokens_per_pack,
+            world_size=self._process.world_size,
+            cost=self._cost,
+            share_gain=speed.SHARE_GAIN[backend] if shares and backend is not None else None,
+            padded=backend is None,
+            needs_advantage=objective is Objective.surrogate
+            and loss.kl_coef == loss.entropy_advantage == 0,
+        )
+
+    def _measure(self, packs: list[Pack]) -> None:
+        if self._form.backend is None or self._settings.learner.packing is Packing.flat:
+            return
+        budget = self._settings.learner.max_tokens_per_pack
+        self._speedup = speed.measure(
+            lambda inputs: self._engine(inputs, 1.0), packs, self._form, budget
+        )
 
     def _score(self, minibatches: list[list[Pack]]) -> None:
         """Store old log-probabilities of all mini-batches but the first, and the reference's."""
@@ -162,37 +195,31 @@ class LearnerRank:
                         pack.ref_logp = self._forward(self._reference, pack)
 
     def _forward(self, policy: Any, pack: Pack) -> Tensor:
-        """Log-probabilities of a pack's trained tokens, for keeping."""
-        batch = collate(pack, self._device)
-        logp: Tensor = policy(
-            batch.input_ids, batch.select, batch.targets, self._settings.temperature
-        )[0]
+        """Log-probabilities of a pack's scored tokens, for keeping."""
+        inputs = collate(pack, self._form).inputs
+        logp: Tensor = policy(inputs, self._settings.temperature)[0]
         return logp
 
     def _entropy_moments(self, packs: list[Pack]) -> tuple[Tensor, Tensor]:
         """`stats.entropy_moments` of the current policy over the mini-batch of all ranks."""
-        seen: list[tuple[Tensor, Tensor]] = []
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
         with torch.no_grad():
             for pack in packs:
-                batch = collate(pack, self._device)
-                entropy = self._engine(
-                    batch.input_ids, batch.select, batch.targets, self._settings.temperature
-                )[1]
-                seen.append((entropy, batch.weight))
+                batch = collate(pack, self._form)
+                entropy = self._engine(batch.inputs, self._settings.temperature)[1]
+                seen.append((entropy, batch.weight, batch.copies))
         return entropy_moments(seen)
 
     def _loss(
         self, pack: Pack, objective: Objective, moments: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, LossStats, tuple[int, int]]:
-        """Loss of one pack, its statistics, and its shape."""
-        batch = collate(pack, self._device)
-        shape = (batch.input_ids.shape[0], batch.input_ids.shape[1])
+    ) -> tuple[Tensor, LossStats, int]:
+        """Loss of one pack, its statistics, and its tokens with padding."""
+        batch = collate(pack, self._form)
+        padded = batch.inputs.ids.numel()
         if objective is Objective.nll:
-            logp, entropy = self._engine(batch.input_ids, batch.select, batch.targets, 1.0)
-            return *nll_loss(logp, batch.weight, entropy), shape
-        logp, entropy = self._engine(
-            batch.input_ids, batch.select, batch.targets, self._settings.temperature
-        )
+            logp, entropy = self._engine(batch.inputs, 1.0)
+            return *nll_loss(logp, batch.weight, entropy), padded
+        logp, entropy = self._engine(batch.inputs, self._settings.temperature)
         if pack.old_logp is None:
             pack.old_logp = logp.detach()
         tokens = TokenBatch(
@@ -201,13 +228,12 @@ class LearnerRank:
             blame=batch.blame,
             clip_low=batch.clip_low,
             old_logp=pack.old_logp,
-            # A dummy's token was never sampled: no mismatch.
-            rollout_logp=batch.rollout_logp if pack.rows else pack.old_logp,
+            rollout_logp=batch.rollout_logp,
             entropy=entropy,
             ref_logp=pack.ref_logp,
             normed_entropy=None if moments is None else ((entropy - moments[0]) / moments[1]),
         )
-        return *surrogate_loss(logp, tokens, self._settings.clip, self._settings.loss), shape
+        return *surrogate_loss(logp, tokens, self._settings.clip, self._settings.loss), padded
 
     def _optimize(self, packs: list[Pack], objective: Objective) -> _Step:
         """One optimizer step over this rank's packs of a mini-batch."""
@@ -217,11 +243,11 @@ class LearnerRank:
         moments = self._entropy_moments(packs) if weighs_entropy else None
         for i, pack in enumerate(packs):
             self._engine.set_gradient_accumulation_boundary(i == len(packs) - 1)
-            loss, pack_stats, shape = self._loss(pack, objective, moments)
+            loss, pack_stats, tokens = self._loss(pack, objective, moments)
             # DeepSpeed averages over ranks, but the weights already are those of a global sum.
             self._engine.backward(loss * self._process.world_size, scale_wrt_gas=False)
             stats.append(pack_stats)
-            padded += shape[0] * shape[1]
+            padded += tokens
         total = all_reduce(reduce(add, stats))
         finite = bool(torch.isfinite(total.loss))
         rate = learning_rate(self._optimizer_cfg, self._step, self._total_steps)
@@ -234,8 +260,7 @@ class LearnerRank:
                 "before the step"
             )
         self._step += 1
-        forward = sum(row.length for pack in packs for row in pack.rows)
-        return _Step(total, norm, rate, forward, padded, len(packs))
+        return _Step(total, norm, rate, padded, len(packs))
 
     def _apply(self) -> float | None:
         """Clip and step; returns the gradient norm, or None if it is not finite and the gradients
@@ -271,17 +296,16 @@ class LearnerRank:
                 "tokenizer of the model folder"
             )
 
-    def _summary(self, steps: list[_Step], skipped: int, seconds: float) -> UpdateStats:
+    def _summary(
+        self, steps: list[_Step], skipped: int, plans: list[Plan], seconds: float
+    ) -> UpdateStats:
         """Totals of all ranks."""
         if not steps:
             return UpdateStats(skipped_steps=skipped, seconds=seconds)
-        counts = torch.tensor(
-            [sum(s.forward_tokens for s in steps), sum(s.padded_tokens for s in steps)],
-            dtype=torch.float64,
-            device=self._device,
-        )
-        torch.distributed.all_reduce(counts)
+        padded = torch.tensor(sum(step.padded_tokens for step in steps), device=self._device)
+        torch.distributed.all_reduce(padded)
         total = reduce(add, (step.stats for step in steps))
+        forward = sum(planned.actual.tokens for planned in plans)
         return UpdateStats(
             optimizer_steps=len(steps),
             skipped_steps=skipped,
@@ -289,10 +313,14 @@ class LearnerRank:
             grad_norm=sum(step.grad_norm for step in steps) / len(steps),
             lr=steps[-1].lr,
             trained_tokens=int(total.tokens),
-            forward_tokens=int(counts[0]),
-            padded_tokens=int(counts[1]),
+            forward_tokens=forward,
+            padded_tokens=int(padded),
             packs=self._process.world_size * sum(step.packs for step in steps),
             seconds=seconds,
+            learner_tokens_per_s=forward / seconds,
+            mfu=speed.mfu(plans, self._cost, seconds, self._process.world_size),
+            speedup_measured=self._speedup,
+            **speed.savings(plans, self._cost),
             **means(total),
         )
 
@@ -342,11 +370,19 @@ class LearnerRank:
 
 @dataclass(frozen=True)
 class _Step:
-    """One optimizer step: `stats` of all ranks, token counts of this one."""
+    """One optimizer step: `stats` of all ranks, counts of this one."""
 
     stats: LossStats
     grad_norm: float
     lr: float
-    forward_tokens: int
     padded_tokens: int
     packs: int
+
+
+def _form(policy: PolicyModule, settings: LearnerSettings, device: torch.device) -> Form:
+    """How this policy's packs are laid out. Raises ValueError on a backend that cannot run here."""
+    dtype = DTYPES[settings.model.precision]
+    if not policy.takes_trees:
+        return Form(device, None, dtype)
+    asked = settings.learner.attention
+    return Form(device, choose_backend(asked, policy.head_dim, device, dtype), dtype)

@@ -30,13 +30,29 @@ class UpdateStats:
     lr: float = 0.0
     """Of the last optimizer step."""
     trained_tokens: int = 0
-    """Tokens with a loss, counted once per leaf and pass."""
+    """Tokens with a loss, counted once per pass, however many leaves share them."""
     forward_tokens: int = 0
     """Tokens through the model with gradient, without padding."""
     padded_tokens: int = 0
     """The same with padding and dummies."""
     packs: int = 0
     seconds: float = 0.0
+    learner_tokens_per_s: float = 0.0
+    """`forward_tokens` over `seconds`."""
+    mfu: float = 0.0
+    """Share of the GPUs' peak FLOP/s, recomputation not counted; 0 on CPU."""
+    r_tok: float = 1.0
+    """Tokens of the flat sequences over those of their trees; `r_attn`: visible (query, key) pairs;
+    `r_agent`: trained tokens."""
+    r_attn: float = 1.0
+    r_agent: float = 1.0
+    speedup_predicted: float = 1.0
+    """FLOPs of the flat sequences over those of the packs."""
+    speedup_measured: float = 0.0
+    """Seconds of flat sequences over those of their tree, on one pack a rank, forward only; taken
+    every `speed.MEASURE_EVERY` updates, 0 before."""
+    repetition: float = 0.0
+    """Share of the forwarded tokens that another pack or sequence forwards too."""
     entropy: float = 0.0
     ratio_mean: float = 0.0
     ratio_max: float = 0.0
@@ -46,6 +62,8 @@ class UpdateStats:
     clip_dual: float = 0.0
     elc_weight: float = 0.0
     """Fraction of the weight in the ELC region (a looser lower bound)."""
+    elc_gradient: float = 0.0
+    """Fraction of Σ |∂ loss / ∂ log π| in the ELC region: the critical step and its suffix."""
     clip_low_inside: float = 0.0
     """Fraction of the ELC region's weight that was cut; `outside` is of the rest."""
     clip_low_outside: float = 0.0
@@ -58,16 +76,17 @@ class UpdateStats:
     """KL(policy || reference), nats per token."""
 
 
-def entropy_moments(packs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def entropy_moments(packs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Mean and sample standard deviation of token entropies over the packs of all ranks.
 
-    A pack is (entropies, weights), each of shape [M]; tokens count by their weight in the objective
-    (alike under token_mean). The deviation is 1 where all are equal up to rounding.
+    A pack is (entropies, weights, copies), each of shape [M]: how many leaves a token stands for.
+    Tokens count by their weight in the objective (alike under token_mean). The deviation is 1 where
+    all are equal up to rounding.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=packs[0][0].device)
-    for entropy, weight in packs:
+    for entropy, weight, copies in packs:
         h, w = entropy.double(), weight.double()
-        sums += torch.stack([w.sum(), (w * h).sum(), (w * h * h).sum(), (w > 0).double().sum()])
+        sums += torch.stack([w.sum(), (w * h).sum(), (w * h * h).sum(), copies.double().sum()])
     dist.all_reduce(sums)
     total, first, second, count = sums
     mean = first / total
@@ -109,6 +128,7 @@ def means(stats: LossStats) -> dict[str, float]:
         "clip_high": share("clip_high", weight),
         "clip_dual": share("clip_dual", weight),
         "elc_weight": share("weight_elc", weight),
+        "elc_gradient": share("grad_elc", value["grad"]),
         "clip_low_inside": share("clip_low_elc", elc),
         "clip_low_outside": outside("clip_low"),
         "clip_high_inside": share("clip_high_elc", elc),

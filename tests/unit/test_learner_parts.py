@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from elpo_ray.config import OptimizerConfig, Schedule
-from elpo_ray.forest import TrainForest, demonstrations
+from elpo_ray.config import AttentionBackend, OptimizerConfig, Schedule
+from elpo_ray.forest import CostModel, Rules, TrainForest, demonstrations, plan
 from elpo_ray.learner import policy
-from elpo_ray.learner.batching import collate, plan, rows_of
+from elpo_ray.learner.batching import Form, Pack, collate
 from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
 from elpo_ray.learner.policy import LogProbHead
 from elpo_ray.learner.stats import entropy_moments
@@ -54,49 +55,68 @@ def forest(lengths: list[int]) -> TrainForest:
     return demonstrations(conversations, batch_size=len(conversations))
 
 
+COST = CostModel(token=100.0, pair=1.0, scored=10.0)
+ROWS = Form(torch.device("cpu"), None)
+
+
+def rules(**changes: Any) -> Rules:
+    base = Rules(
+        max_tokens=100,
+        world_size=1,
+        cost=COST,
+        share_gain=None,
+        padded=True,
+        needs_advantage=False,
+    )
+    return replace(base, **changes)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.integers(1, 4))
 def test_a_plan_holds_every_row_once_within_the_budget(lengths: list[int], world: int) -> None:
-    rows = rows_of(forest(lengths).minibatches[0], needs_advantage=False)
-    ranks = plan(rows, world, max_tokens=40)
+    trees = forest(lengths).minibatches[0]
+    ranks = plan(trees, rules(max_tokens=40, world_size=world)).ranks
     assert len({len(packs) for packs in ranks}) == 1
-    placed = [row for packs in ranks for pack in packs for row in pack.rows]
-    assert sorted(map(id, placed)) == sorted(map(id, rows))
+    placed = [item for packs in ranks for pack in packs for item in pack]
+    assert sorted(id(item.tree) for item in placed) == sorted(map(id, trees))
     for packs in ranks:
         for pack in packs:
-            assert len(pack.rows) * max((r.length for r in pack.rows), default=0) <= 40
-    loads = [sum(r.length for p in packs for r in p.rows) for packs in ranks]
-    assert max(loads) - min(loads) <= max(row.length for row in rows)
+            assert len(pack) * max((item.load.tokens for item in pack), default=0) <= 40
+    loads = [sum(COST(i.load) for pack in packs for i in pack) for packs in ranks]
+    assert max(loads) - min(loads) <= max(COST(item.load) for item in placed)
 
 
 def test_a_row_over_the_budget_is_named() -> None:
-    rows = rows_of(forest([30]).minibatches[0], needs_advantage=False)
+    (trees,) = forest([30]).minibatches
     with pytest.raises(ValueError, match=r"learner\.max_tokens_per_pack=20: a sequence has 2\d"):
-        plan(rows, 1, max_tokens=20)
+        plan(trees, rules(max_tokens=20))
 
 
-def test_a_pack_predicts_each_trained_token_from_the_one_before() -> None:
-    rows = rows_of(forest([6, 4]).minibatches[0], needs_advantage=False)
-    (packs,) = plan(rows, 1, max_tokens=100)
-    batch = collate(packs[0], torch.device("cpu"))
+def test_a_pack_of_rows_predicts_each_trained_token_from_the_one_before() -> None:
+    ((items,),) = plan(forest([6, 4]).minibatches[0], rules()).ranks
+    batch = collate(Pack(items), ROWS)
     # Agent tokens of the first are at 1, 2, 4, 5 and of the second at 1, 2; cut after the last.
-    assert batch.input_ids.tolist() == [[10, 11, 12, 13, 14], [10, 11, 0, 0, 0]]
-    assert batch.targets.tolist() == [11, 12, 14, 15, 11, 12]
-    assert batch.select.tolist() == [0, 1, 3, 4, 5, 6]
+    assert batch.inputs.ids.tolist() == [[10, 11, 12, 13, 14], [10, 11, 0, 0, 0]]
+    assert batch.inputs.targets.tolist() == [11, 12, 14, 15, 11, 12]
+    assert batch.inputs.select.tolist() == [0, 1, 3, 4, 5, 6]
     assert batch.weight.tolist() == pytest.approx([1 / 6] * 6)
 
 
 def test_sequences_without_advantage_are_left_out_only_where_it_matters() -> None:
     (trees,) = forest([6]).minibatches
-    assert rows_of(trees, needs_advantage=True) == []
-    assert len(rows_of(trees, needs_advantage=False)) == 1
+    neutral = plan(trees, rules(needs_advantage=True))
+    assert neutral.empty
+    assert neutral.ranks == [[]]
+    assert not plan(trees, rules()).empty
 
 
-def test_a_dummy_has_no_weight() -> None:
-    packs = plan(rows_of(forest([6]).minibatches[0], needs_advantage=False), 2, 100)
-    dummy = collate(packs[1][0], torch.device("cpu"))
+@pytest.mark.parametrize("backend", [None, AttentionBackend.blocks])
+def test_a_dummy_has_no_weight(backend: AttentionBackend | None) -> None:
+    ranks = plan(forest([6]).minibatches[0], rules(world_size=2)).ranks
+    assert ranks[1] == [[]]
+    dummy = collate(Pack(ranks[1][0]), Form(torch.device("cpu"), backend))
     assert dummy.weight.tolist() == [0]
-    assert len(dummy.select) == 1
+    assert len(dummy.inputs.select) == 1
 
 
 def test_learning_rates_by_hand() -> None:
@@ -136,12 +156,18 @@ def test_entropy_moments_over_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums.mul_(2))
     entropy = [torch.tensor([0.5, 1.0, 9.0]), torch.tensor([3.0])]
     weight = [torch.tensor([0.1, 0.1, 0.0]), torch.tensor([0.1])]
-    mean, deviation = entropy_moments(list(zip(entropy, weight, strict=True)))
+    copies = [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0])]
+    mean, deviation = entropy_moments(list(zip(entropy, weight, copies, strict=True)))
     counted = np.array([0.5, 1.0, 3.0] * 2)
     assert float(mean) == pytest.approx(counted.mean())
     assert float(deviation) == pytest.approx(counted.std(ddof=1))
-    flat = [(torch.full((4,), 0.7), torch.full((4,), 0.25))]
+    flat = [(torch.full((4,), 0.7), torch.full((4,), 0.25), torch.ones(4))]
     assert [float(x) for x in entropy_moments(flat)] == pytest.approx([0.7, 1.0])
+    # A token that two leaves share counts like two tokens.
+    shared = [(torch.tensor([0.5, 1.0]), torch.tensor([0.2, 0.1]), torch.tensor([2.0, 1.0]))]
+    apart = [(torch.tensor([0.5, 0.5, 1.0]), torch.full((3,), 0.1), torch.ones(3))]
+    same = [[float(x) for x in entropy_moments(packs)] for packs in (shared, apart)]
+    assert same[0] == pytest.approx(same[1])
 
 
 def test_signed_parts_and_shares_reach_the_pack() -> None:
@@ -152,8 +178,8 @@ def test_signed_parts_and_shares_reach_the_pack() -> None:
         blame=np.array([0.0, 2.0]),
         share=np.array([1.0, 0.25]),
     )
-    (row,) = rows_of([tree], needs_advantage=True)  # pulled both ways is not untrained
-    ((pack,),) = plan([row], 1, 100)
-    tensors = collate(pack, torch.device("cpu"))
+    # Pulled both ways is not untrained.
+    ((items,),) = plan([tree], rules(needs_advantage=True)).ranks
+    tensors = collate(Pack(items), ROWS)
     assert tensors.blame.tolist() == [2.0] * len(tensors.weight)
     assert tensors.weight.tolist() == pytest.approx([tree.leaf_weight[0] / 4] * len(tensors.weight))

@@ -7,8 +7,8 @@ by the policy) are trained; the objective of a mini-batch is
 
 with denominators over the whole mini-batch, so that it depends on no packing and no rank. A token
 shared by several leaves counts once per leaf (share = 1; credit.weighting=node divides by how many
-they are), hence the same objective over unique tokens is sum over tokens of token_weight * L_t,
-exactly. numpy only.
+they are); `terms` adds those terms up node by node, so that the sum over unique tokens is the same
+objective, exactly, also where advantages differ between the leaves of a token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ FloatArray = NDArray[np.float64]
 
 
 class NodeCredit(Protocol):
-    """What the forest reads of a credit rule's result; both indexed by node id, root included."""
+    """What the forest reads of a credit rule's result, indexed by node id, root included.
+
+    `advantage` and `blame` may also be given one a leaf and node, [L][N], leaves in the order of
+    `RolloutTree.leaves()`: trajectories that share a node then pull on it each by their own.
+    """
 
     @property
     def advantage(self) -> Sequence[float] | FloatArray: ...
@@ -59,10 +63,11 @@ class TrainTree:
     node_parent: IntArray
     """Parent node, -1 for node 0. A parent's id is smaller than its children's. Shape: [N]."""
     advantage: FloatArray
-    """Shape: [N]; 0 for the prompt."""
+    """0 for the prompt. Shape: [N], or [L, N] where it depends on the leaf."""
     blame: FloatArray
     """The negative part of the advantage, >= 0; the positive part is advantage + blame. Both are
-    above 0 where leaves that share the node pull in opposite directions. Shape: [N]."""
+    above 0 where leaves that share the node pull in opposite directions. Shape: as
+    `advantage`."""
     share: FloatArray
     """Multiplies the weight that each leaf gives to the node's tokens; 1, or less where shared
     tokens count less. Shape: [N]."""
@@ -84,14 +89,22 @@ class TrainTree:
         return np.repeat(np.arange(self.num_nodes, dtype=np.int32), np.diff(self.node_start))
 
     @cached_property
+    def on_path(self) -> NDArray[np.bool_]:
+        """Whether the node lies on the leaf's path. Shape: [L, N]."""
+        on_path = np.zeros((len(self.leaves), self.num_nodes), dtype=np.bool_)
+        for row, leaf in enumerate(self.leaves):
+            node = int(leaf)
+            while node >= 0:
+                on_path[row, node] = True
+                node = int(self.node_parent[node])
+        return on_path
+
+    @cached_property
     def token_weight(self) -> FloatArray:
         """Sum of `leaf_weight` over the leaves through an agent token, times its node's `share`;
         0 on other tokens. Shape: [T]."""
-        per_node = np.zeros(self.num_nodes)
-        np.add.at(per_node, self.leaves, self.leaf_weight)
-        for node in range(self.num_nodes - 1, 0, -1):
-            per_node[self.node_parent[node]] += per_node[node]
-        return np.where(self.agent, (per_node * self.share)[self.token_node], 0.0)
+        per_node = self.leaf_weight @ self.on_path * self.share
+        return np.where(self.agent, per_node[self.token_node], 0.0)
 
     def sequences(self) -> Iterator[IntArray]:
         """The flat view: for each leaf, the indices of its tokens from the prompt to its end."""
@@ -126,6 +139,43 @@ class TrainForest:
     def num_tokens(self) -> int:
         """Unique tokens; the flat view has more."""
         return sum(len(tree.ids) for tree in self.trees)
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What some leaves together add to the objective for each token of a node (Eq. 12).
+
+    With their weights w_i and advantages A_i, and A⁺ = max(A, 0), A⁻ = max(-A, 0), it is
+    P min(ρ, 1 + ε_high) - N max(ρ, clip_low) with P = Σ w_i A_i⁺ and N = Σ w_i A_i⁻: the sum over
+    the leaves of w_i min(ρ A_i, clip(ρ) A_i). Shapes: [N].
+    """
+
+    weight: FloatArray
+    """Σ w_i, the node's share included."""
+    advantage: FloatArray
+    """(P - N) / weight."""
+    blame: FloatArray
+    """N / weight."""
+    copies: FloatArray
+    """How many leaves with a weight there are."""
+
+
+def terms(tree: TrainTree, leaves: NDArray[np.int64]) -> Terms:
+    """The terms of the leaves at these places of `tree.leaves`."""
+    on_path = tree.on_path[leaves]
+    weight = tree.leaf_weight[leaves, None] * on_path
+    total = weight.sum(axis=0)
+
+    def mean(values: FloatArray) -> FloatArray:
+        if values.ndim == 1:
+            return values
+        # Off the path a value means nothing and may be anything.
+        added = (weight * np.where(on_path, values[leaves], 0)).sum(axis=0)
+        quotient: FloatArray = np.divide(added, total, out=np.zeros_like(total), where=total > 0)
+        return quotient
+
+    copies = (weight > 0).sum(axis=0).astype(np.float64)
+    return Terms(total * tree.share, mean(tree.advantage), mean(tree.blame), copies)
 
 
 def leaf_weights(trained: Sequence[int] | IntArray, loss: LossConfig) -> FloatArray:
@@ -245,7 +295,7 @@ def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
         node_start.append(len(ids))
     advantage = np.array(credit.advantage, dtype=np.float64)
     blame = np.array(credit.blame, dtype=np.float64)
-    advantage[0] = blame[0] = 0.0
+    advantage[..., 0] = blame[..., 0] = 0.0
     leaves = tree.leaves()
     rewards = [node.score.reward for node in leaves if node.score is not None]
     packed = TrainTree(
@@ -278,6 +328,9 @@ def _check(tree: TrainTree, task_id: str, rewards: list[float]) -> None:
             raise ValueError(f"tree {task_id}: its {name} contain NaN or infinity")
     for name in ("advantage", "blame", "share", "clip_low"):
         values = getattr(tree, name)
-        assert values.shape == (tree.num_nodes,), f"{name} needs one value per node"
+        shapes: list[tuple[int, ...]] = [(tree.num_nodes,)]
+        if name in ("advantage", "blame"):
+            shapes.append((len(tree.leaves), tree.num_nodes))
+        assert values.shape in shapes, f"{name} needs one value per node"
     if len(tree.agent) and tree.agent[0]:
         raise ValueError(f"tree {task_id}: empty prompt; the first sampled token has no context")

@@ -1,0 +1,248 @@
+"""Tree attention by scaled dot products: blocks of queries against the keys that they can see.
+
+A block is a run of queries of one tree. Whatever any of them sees is either on the path of its
+first token or in the block itself, so a block of B queries at depth d needs d + B keys: they are
+gathered, and blocks of like size share one call. Invariants: gathered keys live for one call only
+and are gathered again in the backward pass; their gradients are summed in fp32 or wider, always in
+the same order; a token's result depends on no token that it does not see, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from elpo_ray.forest import IntArray, TreeBatch
+
+BLOCK_SIZES = (32, 64, 128, 256)
+KEY_COST = 48
+"""Work of gathering one key and scattering its gradient, in (query, key) pairs; measured."""
+PADDING = (1.25, 16)
+"""A group's longest key list may exceed its shortest by this factor and addend."""
+GROUP_KEYS = 1 << 16
+"""Most gathered keys of one call."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """G blocks that one call serves: B queries and K keys each, both padded."""
+
+    keys: Tensor
+    """Places of the keys, 0 for padding. Shape: [G * K]."""
+    mask: Tensor
+    """0 where the query sees the key, else -inf. Shape: [G, 1, B, K]."""
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """keys or values [T, H, D] -> [G, H, K, D]."""
+        gathered = tokens.index_select(0, self.keys)
+        return gathered.view(len(self.mask), -1, *tokens.shape[1:]).transpose(1, 2)
+
+    def add(self, total: Tensor, grad: Tensor) -> None:
+        """Add gradients of `gather`'s result to those of its argument."""
+        total.index_add_(0, self.keys, grad.transpose(1, 2).flatten(0, 1).to(total.dtype))
+
+
+class BlockPlan:
+    """The blocks of one pack."""
+
+    def __init__(self, groups: list[_Group], places: Tensor) -> None:
+        self.groups = groups
+        self.places = places
+        """Where, in the padded blocks of all groups one after the other, each token stands.
+        Shape: [T]."""
+        self.padded = sum(len(group.mask) * group.mask.shape[2] for group in groups)
+
+    @classmethod
+    def of(cls, batch: TreeBatch, device: torch.device, dtype: torch.dtype) -> BlockPlan:
+        starts, ends = _divide(batch)
+        sizes = batch.pos[starts] + (ends - starts)
+        count = np.arange(len(batch.ids))
+        runs = np.maximum.accumulate(np.where(batch.pred == count - 1, 0, count))
+        groups: list[_Group] = []
+        places = np.empty(len(batch.ids), dtype=np.int64)
+        at = 0
+        for members in _alike(sizes):
+            width = int((ends - starts)[members].max())
+            keys = np.zeros((len(members), int(sizes[members].max())), dtype=np.int64)
+            seen = np.zeros((len(members), width, keys.shape[1]), dtype=np.bool_)
+            for i, block in enumerate(members):
+                own = np.arange(starts[block], ends[block])
+                visible = np.concatenate([_above(batch, int(own[0]), runs), own])
+                keys[i, : len(visible)] = visible
+                query = own[:, None]
+                inside = (visible <= query) & (query < batch.sub_end[visible])
+                seen[i, : len(own), : len(visible)] = inside
+                seen[i, len(own) :, 0] = True  # a softmax over nothing is not a number
+                places[own] = np.arange(at, at + len(own))
+                at += width
+            mask = torch.zeros(seen.shape, dtype=dtype)
+            mask.masked_fill_(torch.from_numpy(~seen), float("-inf"))
+            groups.append(
+                _Group(torch.from_numpy(keys.ravel()).to(device), mask[:, None].to(device))
+            )
+        return cls(groups, torch.from_numpy(places).to(device))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        out: Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
+            query, key, value, self, scale
+        )
+        return out
+
+    def blocks(self, tokens: Tensor) -> Iterator[Tensor]:
+        """tokens [T, H, D] -> each group's [G, H, B, D], zero where padded."""
+        padded = tokens.new_zeros((self.padded, *tokens.shape[1:]))
+        padded.index_copy_(0, self.places, tokens)
+        at = 0
+        for group in self.groups:
+            count, width = len(group.mask), group.mask.shape[2]
+            part = padded[at : at + count * width].view(count, width, *tokens.shape[1:])
+            yield part.transpose(1, 2)
+            at += count * width
+
+    def tokens(self, blocks: list[Tensor]) -> Tensor:
+        """Back from `blocks`."""
+        flat = [block.transpose(1, 2).flatten(0, 1) for block in blocks]
+        return torch.cat(flat).index_select(0, self.places)
+
+
+def _divide(batch: TreeBatch) -> tuple[IntArray, IntArray]:
+    """Starts and ends of the blocks: every tree in runs of nearly equal length, of the size that
+    costs least."""
+    count = len(batch.ids)
+    roots = np.append(np.flatnonzero(batch.pred < 0), count)
+    best: tuple[float, IntArray, IntArray] | None = None
+    for size in BLOCK_SIZES:
+        cuts = [
+            np.linspace(root, end, -(-(end - root) // size), endpoint=False).astype(np.int32)
+            for root, end in pairwise(roots)
+        ]
+        starts = np.concatenate(cuts)
+        ends = np.append(starts[1:], np.int32(count))
+        width = ends - starts
+        work = float(((width + KEY_COST) * (batch.pos[starts] + width).astype(np.float64)).sum())
+        if best is None or work < best[0]:
+            best = work, starts, ends
+    assert best is not None
+    return best[1], best[2]
+
+
+def _alike(sizes: IntArray) -> list[IntArray]:
+    """Blocks of like key counts. Shape: [groups][...]."""
+    groups: list[list[int]] = []
+    for block in np.argsort(sizes, kind="stable").tolist():
+        if groups:
+            least = int(sizes[groups[-1][0]])
+            fits = sizes[block] <= PADDING[0] * least + PADDING[1]
+            if fits and (len(groups[-1]) + 1) * int(sizes[block]) <= GROUP_KEYS:
+                groups[-1].append(block)
+                continue
+        groups.append([block])
+    return [np.array(group, dtype=np.int32) for group in groups]
+
+
+def _above(batch: TreeBatch, start: int, runs: IntArray) -> IntArray:
+    """The path above a token, root first. `runs` = for each token the start of the unbroken run of
+    places that ends with it. Shape: [pos[start]]."""
+    parts: list[IntArray] = []
+    place = int(batch.pred[start])
+    while place >= 0:
+        parts.append(np.arange(runs[place], place + 1, dtype=np.int32))
+        place = int(batch.pred[runs[place]])
+    return np.concatenate([np.empty(0, dtype=np.int32), *parts[::-1]])
+
+
+class _BlockAttention(torch.autograd.Function):
+    """query [T, H, D], key and value [T, H_kv, D] -> [T, H, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: BlockPlan, scale: float
+    ) -> Tensor:
+        outs: list[Tensor] = []
+        norms: list[Tensor] = []
+        for group, queries in zip(plan.groups, plan.blocks(query), strict=True):
+            keys, values = group.gather(key), group.gather(value)
+            out = torch.empty_like(queries)
+            for heads in _head_sets(query, key):
+                out[:, heads], norm = _attend(queries[:, heads], keys, values, group.mask, scale)
+                norms.append(norm)
+            outs.append(out)
+        result = plan.tokens(outs)
+        ctx.save_for_backward(query, key, value, result, *norms)
+        ctx.plan, ctx.scale = plan, scale
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, result, *norms = ctx.saved_tensors
+        plan: BlockPlan = ctx.plan
+        left = iter(norms)
+        wide = torch.promote_types(key.dtype, torch.float32)
+        key_grad = torch.zeros(key.shape, dtype=wide, device=key.device)
+        value_grad = torch.zeros_like(key_grad)
+        query_grads: list[Tensor] = []
+        blocks = zip(
+            plan.groups, plan.blocks(query), plan.blocks(result), plan.blocks(grads[0]), strict=True
+        )
+        for group, queries, outs, out_grads in blocks:
+            keys, values = group.gather(key), group.gather(value)
+            query_grad = torch.empty_like(queries)
+            for heads in _head_sets(query, key):
+                saved = (queries[:, heads], keys, values, outs[:, heads], next(left), group.mask)
+                query_grad[:, heads], of_keys, of_values = _attend_backward(
+                    out_grads[:, heads], saved, ctx.scale
+                )
+                group.add(key_grad, of_keys)
+                group.add(value_grad, of_values)
+            query_grads.append(query_grad)
+        return (
+            plan.tokens(query_grads),
+            key_grad.to(key.dtype),
+            value_grad.to(value.dtype),
+            None,
+            None,
+        )
+
+
+def _head_sets(query: Tensor, key: Tensor) -> list[slice]:
+    """Query heads in sets with one of each key head's queries, in the key heads' order."""
+    ratio = query.shape[1] // key.shape[1]
+    return [slice(first, None, ratio) for first in range(ratio)]
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The output and, on CPU, the softmax's normaliser that its backward pass takes."""
+    if query.device.type == "cpu":
+        out, norm = torch._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, attn_mask=mask, scale=scale
+        )
+        return out, norm
+    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return out, mask.new_empty(0)
+
+
+def _attend_backward(
+    grad: Tensor, saved: tuple[Tensor, ...], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    query, key, value, out, norm, mask = saved
+    grads: tuple[Tensor, Tensor, Tensor]
+    if query.device.type == "cpu":
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, query, key, value, out, norm, 0.0, False, attn_mask=mask, scale=scale
+        )
+        return grads
+    with torch.enable_grad():
+        q, k, v = (t.detach().requires_grad_() for t in (query, key, value))
+        again = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        of_query, of_key, of_value = torch.autograd.grad(again, (q, k, v), grad)
+    return of_query, of_key, of_value
