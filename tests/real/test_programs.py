@@ -56,6 +56,7 @@ async def test_standard_input_and_output(tools: SandboxTools, program: str, pass
     [
         ("def double(x): return 2 * x", 1),
         ("class Solution:\n    def double(self, x: List[int]) -> int:\n        return 2 * x", 1),
+        ("def double(x): return [4]", 0),
         ("def double(x): return '4'", 0),
         ("def triple(x): return 3 * x", 0),
         ("class Equal:\n    def __eq__(self, other): return True\n"
@@ -66,6 +67,12 @@ async def test_standard_input_and_output(tools: SandboxTools, program: str, pass
 )  # fmt: skip
 async def test_functions(tools: SandboxTools, program: str, passed: int) -> None:
     assert (await run_tests(program, DOUBLE, tools)).passed == passed
+
+
+@pytest.mark.parametrize("result", ["4", "[4]"])
+async def test_a_wrapped_result_matches_both_ways(tools: SandboxTools, result: str) -> None:
+    wrapped = Case(call="double", arguments=(2,), expected=[4], wrapped=True)
+    assert (await run_tests(f"def double(x): return {result}", [wrapped], tools)).passed == 1
 
 
 async def test_a_program_that_does_not_compile_is_no_program(tools: SandboxTools) -> None:
