@@ -1,24 +1,26 @@
-"""The supervisor's side of the spawner: start it, ask it for sessions, hear of their ends."""
+"""The supervisor's side of the spawner: start it, ask it for processes, hear of their ends."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from contextlib import ExitStack
+import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sandbox.limits import Limits
-from sandbox.process import End, SessionProcess
+from sandbox.process import End, Ends, SessionProcess, Tampered
 from sandbox.results import SandboxFailure, SandboxUnavailable
-from sandbox.workdir import remove
+from sandbox.workdir import TreeFolder, remove
 
 _SOURCE = str(Path(__file__).resolve().parent.parent)
 _START = "import sys; sys.path.append(sys.argv[1]); from sandbox.spawner import main; main()"
@@ -35,6 +37,8 @@ _START_S = 120.0
 _ANSWER_S = 30.0
 _MAX_ASKED = 8
 """Requests under way at once; the spawner serves them one by one anyway."""
+_EARLY_S, _MAX_EARLY = 60.0, 256
+"""How long, and how many, ends of processes are remembered that nobody knows yet."""
 
 
 class SpawnerClient:
@@ -50,8 +54,9 @@ class SpawnerClient:
         self._turn = asyncio.Semaphore(_MAX_ASKED)
         self._asked: dict[int, asyncio.Future[tuple[int, int]]] = {}
         self._live: dict[int, SessionProcess] = {}
-        self._early: dict[int, End] = {}
-        """Ends heard of before the session's maker went on."""
+        """By the process id that the spawner knows."""
+        self._early: dict[int, tuple[float, End]] = {}
+        """Ends, and when they were heard of, of processes that are not known yet."""
         self.alive = True
         self.isolation = ""
         """The tier in force, see `sandbox.confine.TIERS`; empty until started."""
@@ -101,52 +106,79 @@ class SpawnerClient:
             )
         return client
 
-    async def spawn(self) -> SessionProcess:
-        """A fresh, confined session process. Raises SandboxFailure."""
-        async with self._turn:
-            self._next += 1
-            session = self._next
-            with ExitStack() as ours:
-                ends, pid, pidfd = await self._ask(session, ours)
-                ours.pop_all()  # from here on they belong to the process
-        process = SessionProcess(pid, pidfd, ends, os.path.join(self._root, str(session)))
-        self._live[session] = process
-        if session in self._early or not self.alive:
-            self._on_ended(session, self._early.pop(session, End(None)))
+    async def spawn(self) -> tuple[SessionProcess, str]:
+        """The first process of a new tree and the tree's folder. Raises SandboxFailure."""
+        self._next += 1
+        session = self._next
+        tree = os.path.join(self._root, str(session))
+        try:
+            ends = Ends()
+        except OSError as error:
+            raise SandboxFailure(f"no session: {error}") from error
+        process = SessionProcess(ends, os.path.join(tree, TreeFolder.FIRST))
+        try:
+            async with self._turn:
+                inner, pidfd = await self._ask(session, ends)
+            process.identify(_ids(pidfd)[0], inner, pidfd)
+            self._follow(process)
+        except BaseException:
+            process.kill()
+            raise
         await process.started()
-        return process
+        process.pause()
+        return process, tree
 
-    async def _ask(
-        self, session: int, ours: ExitStack
-    ) -> tuple[tuple[socket.socket, int, int], int, int]:
-        """Have a process forked: our ends (closed by `ours`), its pid and pidfd."""
-        answer = self._asked[session] = self._loop.create_future()
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.enter_context(control)
-        with theirs, ExitStack() as given:
-            passed = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
-            given.callback(os.close, passed[0])
-            readers = []
-            for _ in ("stdout", "stderr"):
-                reading, writing = os.pipe()
-                ours.callback(os.close, reading)
-                given.callback(os.close, writing)
-                readers.append(reading)
-                passed.append(writing)
-            for descriptor in (control.fileno(), *readers):
-                os.set_blocking(descriptor, False)
-            try:
-                if not self.alive:
-                    raise SandboxFailure("the spawner died")
-                request = json.dumps({"open": session}).encode()
-                socket.send_fds(self._channel, [request], [*passed, theirs.fileno()])
-                async with asyncio.timeout(_ANSWER_S):
-                    pid, pidfd = await answer
-            except (OSError, TimeoutError) as error:
-                raise SandboxFailure(f"no session from the spawner: {error!r}") from error
-            finally:
-                del self._asked[session]
-        return (control, readers[0], readers[1]), pid, pidfd
+    async def adopt(self, branch: SessionProcess, first: SessionProcess) -> None:
+        """Identify the branch that a process of `first`'s tree forked, by its greeting.
+
+        Raises SandboxFailure, Tampered if whoever greeted cannot be that.
+        """
+        pid = await branch.greeter()
+        while self._on_message():  # an end that frees a process id, above all
+            pass
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            raise SandboxFailure(f"a branch died at once: {error}") from error
+        here, inner = _ids(pidfd)
+        if here != pid or os.getsid(pid) != first.pid or inner in self._live:
+            os.close(pidfd)
+            raise Tampered("somebody else greeted for a branch")
+        branch.identify(pid, inner, pidfd)
+        self._follow(branch)
+        await branch.started()
+
+    def kill_tree(self, first: SessionProcess) -> None:
+        """Have every process of a tree killed, named by its first one."""
+        if self.alive and first.inner_pid > 0:
+            with suppress(OSError):  # then it is going to die with all its trees
+                self._channel.send(json.dumps({"kill": first.inner_pid}).encode())
+
+    def _follow(self, process: SessionProcess) -> None:
+        heard, end = self._early.pop(process.inner_pid, (-math.inf, End(None)))
+        self._live[process.inner_pid] = process
+        if not self.alive or time.monotonic() - heard < _EARLY_S:
+            self._on_ended(process.inner_pid, end)
+
+    async def _ask(self, session: int, ends: Ends) -> tuple[int, int]:
+        """Have a process forked: the id that the spawner has for it, and its pidfd."""
+        answer: asyncio.Future[tuple[int, int]] = self._loop.create_future()
+        self._asked[session] = answer
+        stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if not self.alive:
+                raise SandboxFailure("the spawner died")
+            request = json.dumps({"open": session}).encode()
+            control, *pipes = ends.given
+            socket.send_fds(self._channel, [request], [stdin, *pipes, control])
+            async with asyncio.timeout(_ANSWER_S):
+                return await answer
+        except (OSError, TimeoutError) as error:
+            raise SandboxFailure(f"no session from the spawner: {error!r}") from error
+        finally:
+            os.close(stdin)
+            ends.sent()
+            del self._asked[session]
 
     async def close(self) -> None:
         """End the spawner, and with it all its sessions, and wait until both are gone."""
@@ -170,27 +202,31 @@ class SpawnerClient:
         for future in waiting:
             if not future.done():
                 future.set_exception(SandboxFailure(why))
-        for session in list(self._live):
-            self._on_ended(session, End(None))
+        for inner in list(self._live):
+            self._on_ended(inner, End(None))
 
-    def _on_ended(self, session: int, end: End) -> None:
-        process = self._live.pop(session, None)
+    def _on_ended(self, inner: int, end: End) -> None:
+        process = self._live.pop(inner, None)
         if process is None:
-            if session in self._asked:
-                self._early[session] = end
+            while len(self._early) >= _MAX_EARLY:
+                del self._early[next(iter(self._early))]
+            self._early[inner] = (time.monotonic(), end)
         elif not process.end.done():
             process.end.set_result(end)
 
-    def _on_message(self) -> None:
+    def _on_message(self) -> bool:
+        """Take one message; whether there was one."""
+        if not self.alive:
+            return False
         try:
             data, pidfds, _, _ = socket.recv_fds(self._channel, _MAX_MESSAGE_BYTES, 1)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data, pidfds = b"", []
         if not data:
             self._lose("the spawner died")
-            return
+            return False
         message = json.loads(data)
         if "ready" in message:
             self._ready.set_result(message)
@@ -201,20 +237,23 @@ class SpawnerClient:
             if waiting is not None and not waiting.done():
                 waiting.set_exception(SandboxFailure(f"no session: {message['why']}"))
         else:
-            self._on_opened(message["opened"], pidfds[0])
+            self._on_opened(message["opened"], message["pid"], pidfds[0])
+        return True
 
-    def _on_opened(self, session: int, pidfd: int) -> None:
+    def _on_opened(self, session: int, pid: int, pidfd: int) -> None:
         waiting = self._asked.get(session)
         if waiting is not None and not waiting.done():
-            waiting.set_result((_pid_of(pidfd), pidfd))
+            waiting.set_result((pid, pidfd))
         else:  # nobody waits any longer: its control channel hung up, so it ends by itself
             os.close(pidfd)
 
 
-def _pid_of(pidfd: int) -> int:
-    """The process id here, whatever namespace the process is in; -1 once it was reaped."""
+def _ids(pidfd: int) -> tuple[int, int]:
+    """A process's id here and in the innermost namespace it is in; -1 once it was reaped."""
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+        fields = dict(line.split(":", 1) for line in file)
+    here = int(fields["Pid"])
+    return here, int(fields.get("NSpid", fields["Pid"]).split()[-1])
 
 
 def _execute(channel: socket.socket) -> subprocess.Popen[bytes]:

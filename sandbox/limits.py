@@ -18,15 +18,17 @@ class Limits:
     wall_s: float = 10.0
     cpu_s: float = 10.0
     memory_mib: int = 2048
-    """Address space of the session's only process (RLIMIT_AS)."""
+    """Address space of one process (RLIMIT_AS)."""
     output_kib: int = 64
     """Kept of each of stdout, stderr, value and traceback: half head, half tail."""
     file_mib: int = 16
-    """Size of one file, and of all files of a session together."""
+    """Size of one file, and of all files of a state together."""
     files: int = 64
-    """Files and folders in a session's working directory."""
+    """Files and folders in a working directory."""
     open_files: int = 64
     threads: int = 64
+    snapshots: int = 128
+    """Kept states of one tree; above that the least recently used ones are given up."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -22,9 +22,15 @@ class Metrics:
     calls: Counter[Kind] = field(default_factory=Counter)
     opened: int = 0
     """Sessions opened."""
+    forks: int = 0
+    """Branches forked from a snapshot, one a call."""
     replays: int = 0
-    """Processes brought to a state by replay."""
+    """States rebuilt by replay, because no snapshot of them was there."""
     replayed_calls: int = 0
+    diverged: int = 0
+    """Replays that came to another result than when the call was recorded."""
+    rebased: int = 0
+    """States rebuilt because their process had too many ancestors."""
     failures: int = 0
     """Opens and calls that the sandbox lost."""
     _durations: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -44,8 +50,11 @@ class Metrics:
             "calls": self.calls.total(),
             **{f"calls_{kind.value}": self.calls[kind] for kind in Kind},
             "opened": self.opened,
+            "forks": self.forks,
             "replays": self.replays,
             "replayed_calls": self.replayed_calls,
+            "diverged": self.diverged,
+            "rebased": self.rebased,
             "failures": self.failures,
             "call_p50_s": _percentile(durations, 0.5),
             "call_p99_s": _percentile(durations, 0.99),

@@ -1,17 +1,20 @@
-"""One session's process, seen from the supervisor, which trusts no byte of it.
+"""One process of a session, seen from the supervisor, which trusts no byte of it.
 
-Invariants: the process is stopped (SIGSTOP) except while a call runs, so nothing it left behind
-runs between calls; every wait has an end; whatever goes wrong ends in SIGKILL through a pidfd,
-which cannot hit another process.
+Invariants: the process is stopped (SIGSTOP) except while a call runs or a branch is being forked,
+so nothing it left behind runs between calls; every wait has an end; whatever goes wrong ends in
+SIGKILL through a pidfd, which cannot hit another process. Who a process is, the kernel says: the
+spawner for the first of a tree, the credentials on its greeting for a forked one.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import os
 import secrets
 import signal
 import socket
+import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,15 +23,17 @@ from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
 from sandbox.streams import HeadTail
 from sandbox.wire import (
+    LISTENER_MARK,
     NONCE_BYTES,
     OUT_OF_MEMORY_STATUS,
     START_NONCE,
     Breach,
     Reply,
     pack_cell,
+    pack_fork,
     unpack_reply,
 )
-from sandbox.workdir import over_quota, remove
+from sandbox.workdir import remove, usage
 
 _TICK_S = 0.25
 """Between looks at CPU time and files while a call runs."""
@@ -36,7 +41,10 @@ _GRACE_S = 0.25
 """For a process that closed its control channel to end by itself."""
 _PATIENCE_S = 30.0
 """For the spawner and the kernel; whoever takes longer is broken."""
+_FORK_PATIENCE_S = 5.0
+"""For a process, possibly hostile, to fork."""
 _CHUNK = 1 << 16
+_CREDENTIALS = struct.Struct("3i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +65,63 @@ class _Stop:
     why: str
 
 
-class SessionProcess:
-    """The supervisor's ends of one session's pipes. Belongs to one event loop."""
+class Tampered(SandboxFailure):
+    """A process, or something in its place, did not fork as an honest one does."""
 
-    def __init__(self, pid: int, pidfd: int, ends: tuple[socket.socket, int, int], folder: str):
-        """`ends`: the control socket and the read ends of stdout and stderr."""
+
+class Ends:
+    """The supervisor's ends of one process's channels, and those to hand to the process."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._given: list[socket.socket | int] = [theirs]
+        self.pipes: list[int] = []
+        try:
+            for _ in ("stdout", "stderr"):
+                reading, writing = os.pipe()
+                self.pipes.append(reading)
+                self._given.append(writing)
+        except OSError:
+            self.close()
+            raise
+        for descriptor in (self.control.fileno(), *self.pipes):
+            os.set_blocking(descriptor, False)
+
+    @property
+    def given(self) -> list[int]:
+        """Control, stdout and stderr of the process."""
+        return [end if isinstance(end, int) else end.fileno() for end in self._given]
+
+    def sent(self) -> None:
+        """The process has its ends: close our copies."""
+        for end in self._given:
+            os.close(end) if isinstance(end, int) else end.close()
+        self._given.clear()
+
+    def close(self) -> None:
+        """Close everything."""
+        self.sent()
+        self.control.close()
+        while self.pipes:
+            os.close(self.pipes.pop())
+
+
+class SessionProcess:
+    """The supervisor's side of one process. Belongs to one event loop."""
+
+    def __init__(self, ends: Ends, folder: str) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pid, self._pidfd, self._folder = pid, pidfd, folder
-        self._control, *self._pipes = ends
+        self._ends, self.folder = ends, folder
+        self.pid = self.inner_pid = self._pidfd = -1
+        self.listener = -1
+        """Decides about the forks of this process's tree; -1 where there is no such thing."""
         self.end: asyncio.Future[End] = self._loop.create_future()
         """Set by the spawner's report."""
         self.end.add_done_callback(lambda _: self._on_end())
+        self._greeter: asyncio.Future[int] = self._loop.create_future()
+        """The process id that the kernel attached to its first words."""
         self._nonce = START_NONCE
         self._verdict: asyncio.Future[Reply | _Stop] | None = self._loop.create_future()
         """What the running call (at first, the start) is waiting for."""
@@ -75,9 +129,22 @@ class SessionProcess:
         self._unsent = memoryview(b"")
         self._max_reply = OUTPUT_KILL_BYTES
         self._streams = [HeadTail(0), HeadTail(0)]
-        self._loop.add_reader(self._control, self._on_control)
-        for index, pipe in enumerate(self._pipes):
+        self._closing: asyncio.Task[None] | None = None
+        self._loop.add_reader(ends.control, self._on_control)
+        for index, pipe in enumerate(ends.pipes):
             self._loop.add_reader(pipe, self._on_print, index)
+
+    def identify(self, pid: int, inner_pid: int, pidfd: int) -> None:
+        """Who it is, here and to the spawner; `pidfd` belongs to this object from here on."""
+        self.pid, self.inner_pid, self._pidfd = pid, inner_pid, pidfd
+
+    async def greeter(self) -> int:
+        """The process id of who greeted. Raises SandboxFailure if nobody does."""
+        try:
+            async with asyncio.timeout(_FORK_PATIENCE_S):
+                return await self._greeter
+        except TimeoutError:
+            raise Tampered("a snapshot did not fork in time") from None
 
     async def started(self) -> None:
         """Wait until the process is confined. Raises SandboxFailure, then closed."""
@@ -92,21 +159,28 @@ class SessionProcess:
             raise
         self._verdict = None
         if isinstance(verdict, Reply) and verdict.kind is Kind.OK:
-            self._signal(signal.SIGSTOP)
             return
         await self.close()
         why = verdict.why if isinstance(verdict, _Stop) else verdict.traceback
         raise SandboxFailure(f"session not started: {why}")
+
+    def order_fork(self, branch: Ends, folder: str) -> None:
+        """Have it fork a branch that works in `folder`. Raises OSError."""
+        self.resume()
+        message = pack_fork(folder)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", branch.given))]
+        if self._ends.control.sendmsg([message], rights) != len(message):
+            raise OSError("the control channel is full")
 
     async def run(self, code: bytes, index: int, limits: Limits) -> CallResult:
         """Run one cell. A result without `state_kept` means that the process is closed."""
         assert self._verdict is None, "one call at a time"
         self._verdict = self._loop.create_future()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
-        self._streams = [HeadTail(limits.output_kib << 10) for _ in self._pipes]
+        self._streams = [HeadTail(limits.output_kib << 10) for _ in self._ends.pipes]
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
-        cpu_before, start = self._cpu_s(), time.monotonic()
-        self._signal(signal.SIGCONT)
+        cpu_before, start = self.cpu_s(), time.monotonic()
+        self.resume()
         self._unsent = memoryview(
             pack_cell(self._nonce, index, max(1, round(limits.cpu_s) + 1), code)
         )
@@ -115,40 +189,68 @@ class SessionProcess:
         try:
             verdict = await self._verdict
             duration = time.monotonic() - start
-            self._signal(signal.SIGSTOP)
+            self.pause()
         except asyncio.CancelledError:
             await self.close()
             raise
         finally:
             watch.cancel()
             self._verdict = None
-        for stream in range(len(self._pipes)):
+        for stream in range(len(self._ends.pipes)):
             self._drain(stream)
         if isinstance(verdict, Reply):
             verdict = self._second_look(verdict, limits)
+        cpu_s = self.cpu_s() - cpu_before
         if isinstance(verdict, Reply):
-            return self._honest(verdict, duration, self._cpu_s() - cpu_before)
-        return await self._ended(verdict, duration, cpu_before)
+            return self._honest(verdict, duration, cpu_s)
+        return await self._ended(verdict, duration, cpu_s, cpu_before)
+
+    def retire(self) -> None:
+        """It will print no more, only be forked: give up what printing needs."""
+        for index, pipe in enumerate(self._ends.pipes):
+            self._loop.remove_reader(pipe)
+            os.close(pipe)
+            self._ends.pipes[index] = -1
+        self._ends.pipes.clear()
+
+    def kill(self) -> asyncio.Task[None]:
+        """Kill the process; the task ends when it is gone, with its folder. Idempotent."""
+        if self._closing is None:
+            for reader in (self._ends.control.fileno(), *self._ends.pipes):
+                self._loop.remove_reader(reader)
+            self._loop.remove_writer(self._ends.control)
+            self._signal(signal.SIGKILL)
+            pidfd, self._pidfd = self._pidfd, -1
+            self._closing = self._loop.create_task(self._vanish(pidfd))
+        return self._closing
 
     async def close(self) -> None:
-        """Kill the process, wait until it is gone, remove its folder."""
-        if self._pidfd < 0:
-            return
-        for reader in (self._control.fileno(), *self._pipes):
-            self._loop.remove_reader(reader)
-        self._loop.remove_writer(self._control)
-        self._signal(signal.SIGKILL)
-        pidfd, self._pidfd = self._pidfd, -1
-        try:
+        """`kill`, and wait for it."""
+        await asyncio.shield(self.kill())
+
+    async def _vanish(self, pidfd: int) -> None:
+        if pidfd >= 0:
             await asyncio.wait({self.end}, timeout=_PATIENCE_S)
-        finally:
-            self._control.close()
-            for descriptor in (pidfd, *self._pipes):
-                os.close(descriptor)
+            os.close(pidfd)
+        self._ends.close()
         try:
-            os.rmdir(self._folder)
+            os.rmdir(self.folder)
         except OSError:
-            await asyncio.to_thread(remove, self._folder)
+            await asyncio.to_thread(remove, self.folder)
+
+    @property
+    def alive(self) -> bool:
+        return self._closing is None and not self.end.done()
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def accuse(self, why: str) -> None:
+        """It was seen to do what no honest code does: end its call."""
+        self._settle(_Stop(Kind.KILLED, why))
 
     # --- what the process does, as events ---------------------------------------------------------
 
@@ -156,22 +258,42 @@ class SessionProcess:
         if self._verdict is not None and not self._verdict.done():
             self._verdict.set_result(verdict)
 
+    def _receive(self) -> bytes:
+        """What it wrote, b"" at the end. Raises BlockingIOError."""
+        control = self._ends.control
+        if self._greeter.done():
+            return control.recv(_CHUNK)
+        room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4)
+        data, ancillary, _, _ = control.recvmsg(_CHUNK, room)
+        for _, kind, content in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                self.listener = int.from_bytes(content[:4], "little", signed=True)
+                assert data == LISTENER_MARK, "the filter lets no session send descriptors"
+                return self._receive()
+            pid = _CREDENTIALS.unpack(content)[0]
+            self._greeter.set_result(pid)
+            control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        return data
+
     def _on_control(self) -> bool:
         """Read what is there; whether there may be more."""
         try:
-            data = self._control.recv(_CHUNK)
+            data = self._receive()
         except BlockingIOError:
             return False
         except OSError:
             data = b""
         if not data:
-            self._loop.remove_reader(self._control)
+            self._loop.remove_reader(self._ends.control)
+            if not self._greeter.done():
+                self._greeter.set_exception(SandboxFailure("a snapshot could not fork"))
+                self._greeter.exception()  # seen, should nobody wait for it
             gone = _Stop(Kind.KILLED, "the control channel was closed")
             self._loop.call_later(_GRACE_S, self._settle, gone)
             return False
         self._said += data
         if len(self._said) > self._max_reply:
-            self._loop.remove_reader(self._control)
+            self._loop.remove_reader(self._ends.control)
         try:
             reply = unpack_reply(self._said, self._nonce, self._max_reply)
         except Breach as breach:
@@ -185,25 +307,25 @@ class SessionProcess:
 
     def _on_writable(self) -> None:
         try:
-            sent = self._control.send(self._unsent)
+            sent = self._ends.control.send(self._unsent)
         except BlockingIOError:
             sent = 0
         except OSError:  # it hung up: the reader sees that too
             sent = len(self._unsent)
         self._unsent = self._unsent[sent:]
         if self._unsent:
-            self._loop.add_writer(self._control, self._on_writable)
+            self._loop.add_writer(self._ends.control, self._on_writable)
         else:
-            self._loop.remove_writer(self._control)
+            self._loop.remove_writer(self._ends.control)
 
     def _on_print(self, stream: int) -> bool:
         """Read what is there; whether there may be more."""
         try:
-            data = os.read(self._pipes[stream], _CHUNK)
+            data = os.read(self._ends.pipes[stream], _CHUNK)
         except BlockingIOError:
             return False
         if not data:
-            self._loop.remove_reader(self._pipes[stream])
+            self._loop.remove_reader(self._ends.pipes[stream])
             return False
         self._streams[stream].add(data)
         if self._flooded():
@@ -211,7 +333,7 @@ class SessionProcess:
         return True
 
     def _on_end(self) -> None:
-        if self._pidfd < 0:
+        if self._closing is not None:
             return
         while self._on_control():  # its last words, if they were complete, come first
             pass
@@ -220,9 +342,9 @@ class SessionProcess:
     async def _watch(self, start: float, cpu_before: float, limits: Limits) -> None:
         while (left := start + limits.wall_s - time.monotonic()) > 0:
             await asyncio.sleep(min(left, _TICK_S))
-            if self._cpu_s() - cpu_before > limits.cpu_s:
+            if self.cpu_s() - cpu_before > limits.cpu_s:
                 self._settle(_Stop(Kind.TIMEOUT, f"used {limits.cpu_s:g} s of CPU"))
-            if over_quota(self._folder, limits):
+            if usage(self.folder, limits) is None:
                 self._settle(_over_quota(limits))
         self._settle(_Stop(Kind.TIMEOUT, f"ran for {limits.wall_s:g} s"))
 
@@ -241,54 +363,55 @@ class SessionProcess:
             return _Stop(Kind.KILLED, "the process ended")
         if self._flooded():
             return _Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
-        if over_quota(self._folder, limits):
+        if usage(self.folder, limits) is None:
             return _over_quota(limits)
         return reply
 
-    def _printed(self) -> tuple[str, str, bool]:
+    def _honest(self, reply: Reply, duration: float, cpu_s: float) -> CallResult:
         out, err = self._streams
-        return out.text(), err.text(), out.truncated or err.truncated
-
-    def _honest(self, reply: Reply, duration: float, cpu: float) -> CallResult:
-        stdout, stderr, truncated = self._printed()
         return CallResult(
             kind=reply.kind,
-            stdout=stdout,
-            stderr=stderr,
+            stdout=out.text(),
+            stderr=err.text(),
             value=reply.value,
             error_type=reply.error_type,
             traceback=reply.traceback,
-            truncated=truncated or reply.truncated,
+            truncated=(*self._cut(), *reply.truncated),
             duration_s=duration,
-            cpu_s=cpu,
+            cpu_s=cpu_s,
+            snapshot="descriptors" if reply.descriptors else "",
         )
 
-    async def _ended(self, stop: _Stop, duration: float, cpu_before: float) -> CallResult:
+    def _cut(self) -> list[str]:
+        named = zip(("stdout", "stderr"), self._streams, strict=True)
+        return [name for name, stream in named if stream.truncated]
+
+    async def _ended(
+        self, stop: _Stop, duration: float, cpu_s: float, cpu_before: float
+    ) -> CallResult:
         """Close the process and tell, by its end, whose doing it was."""
-        killed_by_us = not self.end.done()
-        await self.close()
-        kind, why, cpu = stop.kind, stop.why, 0.0
+        kind, why = stop.kind, stop.why
         if self.end.done():
             end = self.end.result()
-            cpu = max(0.0, end.cpu_s - cpu_before)
-            if not killed_by_us:
-                kind, why = _verdict_of(end)
-        stdout, stderr, truncated = self._printed()
+            kind, why = _verdict_of(end)
+            cpu_s = max(0.0, end.cpu_s - cpu_before)
+        self.kill()
+        out, err = self._streams
         return CallResult(
             kind=kind,
-            stdout=stdout,
-            stderr=stderr,
+            stdout=out.text(),
+            stderr=err.text(),
             traceback=why,
-            truncated=truncated,
+            truncated=tuple(self._cut()),
             duration_s=duration,
-            cpu_s=cpu,
+            cpu_s=cpu_s,
             state_kept=False,
         )
 
-    def _cpu_s(self) -> float:
+    def cpu_s(self) -> float:
         """CPU time of all its threads, by the kernel's clock for that process; 0 once gone."""
         try:
-            return time.clock_gettime((~self._pid << 3) | 2)
+            return time.clock_gettime((~self.pid << 3) | 2)
         except OSError:
             return 0.0
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-_ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}/\d+")
-"""Memory addresses and session folders: never the same twice. Linear in hostile text."""
+_ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}/\d+(?:/\w{1,32})?")
+"""Memory addresses and work folders: never the same twice. Linear in hostile text."""
+
+KEPT = "kept"
+"""`CallResult.snapshot` of a process from which branches can be forked."""
 
 
 class Kind(StrEnum):
@@ -40,6 +43,12 @@ class SandboxFailure(Exception):
     """The sandbox, not the code in it, failed. Worth a retry in another session."""
 
 
+class ReplayDiverged(SandboxFailure):
+    """A state could not be rebuilt: a call came to another result than when it was recorded.
+
+    Another host would diverge as well."""
+
+
 class SandboxUnavailable(Exception):
     """This machine cannot enforce a mandatory layer: names primitive, errno and remedy."""
 
@@ -59,8 +68,8 @@ class CallResult:
     traceback: str = ""
     """The exception as Python prints it, with the caller's own frames only; of a process that
     was lost, why."""
-    truncated: bool = False
-    """Some of stdout, stderr, value or traceback was left out."""
+    truncated: tuple[str, ...] = ()
+    """Which of stdout, stderr, value and traceback lack their middle."""
     duration_s: float = 0.0
     """Wall clock from the start of the execution."""
     cpu_s: float = 0.0
@@ -68,11 +77,17 @@ class CallResult:
     queue_s: float = 0.0
     """Waiting for a free session and a free processor, not part of `duration_s`."""
     restored_by: str = "fresh"
-    """How the process came to its state: "fresh" or "replay"."""
+    """How the state before this call came about: "fresh" (by the session's own calls), "fork" (of
+    a snapshot that another session, or this one before it lost a call, had left) or "replay"."""
     isolation: str = ""
     """The tier that the code ran in, see `docs/isolation.md`; empty if it did not run."""
     state_kept: bool = True
     """False if the process was lost: the next call continues from the state before this one."""
+    snapshot: str = ""
+    """`KEPT`, or why branches from here must be replayed: "threads", "descriptors", "unsupported",
+    "stateless"; empty if the process was lost."""
+    node: str = ""
+    """Names the state after this call, the same in every process that is in it; empty if lost."""
 
     def digest(self) -> str:
         """Fingerprint of what a repetition must reproduce; no clock, address, folder."""
@@ -89,18 +104,30 @@ class Entry:
     digest: str
     lost: bool
     """The call killed its process and so left no effect: a replay passes over it."""
+    node: str = ""
+    """`CallResult.node`: where a snapshot of the state after the call is looked up."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """Everything a session ran so far: enough to rebuild it anywhere, and to tell if that fails."""
+    """Everything a session ran so far: enough to find its snapshot on the host that has it, to
+    rebuild it anywhere else, and to tell if that fails."""
 
     setup: str = ""
     entries: tuple[Entry, ...] = ()
+    tree: str = ""
+    """The tree whose snapshots hold this state, as long as it lives."""
+    host: str = ""
+    """`Sandbox.id` of where that is."""
 
     def after(self, code: str, result: CallResult) -> SessionState:
         """The state once `code` came to `result`; unchanged if the sandbox failed."""
         if result.kind is Kind.SANDBOX_FAILURE:
             return self
-        entry = Entry(code, result.digest(), not result.state_kept)
-        return SessionState(self.setup, (*self.entries, entry))
+        entry = Entry(code, result.digest(), not result.state_kept, result.node)
+        return replace(self, entries=(*self.entries, entry))
+
+    @property
+    def effective(self) -> tuple[Entry, ...]:
+        """The entries that left an effect."""
+        return tuple(entry for entry in self.entries if not entry.lost)

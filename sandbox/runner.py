@@ -1,7 +1,11 @@
-"""The loop inside a session's process: read a cell, run it, say how it ended.
+"""The loop inside a session's process: read a cell and run it, or fork a branch that will.
 
 This code shares its process with hostile code and so guards nothing: it only tries to report well
 when the code is honest. All enforcement is outside (kernel layers, supervisor).
+
+A branch is forked by a bare system call, while this process is alone in itself (the supervisor saw
+to that): no at-fork hook runs, so the state of `random` goes on in every branch and code cannot
+hang a fork.
 """
 
 from __future__ import annotations
@@ -14,28 +18,34 @@ import mmap
 import os
 import random
 import resource
+import select
+import socket
 import sys
 import time
 import traceback
 import types
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import CodeType
 from typing import Any
 
+from sandbox import branch
 from sandbox.results import Kind
 from sandbox.wire import (
     CELL_HEADER_BYTES,
+    CONTROL_FD,
+    FORK_NONCE,
     OUT_OF_MEMORY_STATUS,
     START_NONCE,
+    WORK_FD,
     Reply,
     pack_reply,
     unpack_cell_header,
 )
 
-CONTROL_FD = 3
 _BROKEN_RUNNER_STATUS = 70
 _NAME_CHARS = 200
+_MAX_GIVEN = 3
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
 
@@ -94,6 +104,9 @@ class Runner:
             sys.modules["numpy"].random.seed(0)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         self._open_streams()
+        self._beyond = select.poll()
+        for descriptor in range(WORK_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+            self._beyond.register(descriptor)
 
     def _open_streams(self) -> None:
         for number, name in ((1, "stdout"), (2, "stderr")):
@@ -103,6 +116,16 @@ class Runner:
             )
             setattr(sys, name, stream)
         self._streams = (sys.stdout, sys.stderr)
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Some memory for the block, whatever the code has kept."""
+        self._ballast.close()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # the code may have kept all there is
+                self._ballast = mmap.mmap(-1, _BALLAST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def run(self, code: str, index: int) -> Reply:
         """Run one cell to its end, whatever it raises."""
@@ -119,10 +142,8 @@ class Runner:
         except SystemExit as error:
             reply = self._reply(Kind.EXITED, error=error)
         except MemoryError as error:
-            self._ballast.close()  # room to say so
-            reply = self._reply(Kind.MEMORY, error=error)
-            with suppress(OSError):  # the code may have kept all there is
-                self._ballast = mmap.mmap(-1, _BALLAST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with self.room():
+                reply = self._reply(Kind.MEMORY, error=error)
         except BaseException as error:
             reply = self._reply(Kind.ERROR, error=error)
         for stream in self._streams:
@@ -135,9 +156,14 @@ class Runner:
     ) -> Reply:
         text, text_cut = _cut("" if error is None else _describe(error), self._keep)
         shown, value_cut = _cut(value or "", self._keep)
-        error_type = None if error is None else type(error).__name__[:_NAME_CHARS]
+        cut = [name for name, is_cut in (("value", value_cut), ("traceback", text_cut)) if is_cut]
         return Reply(
-            kind, None if value is None else shown, error_type, text, value_cut or text_cut
+            kind,
+            value=None if value is None else shown,
+            error_type=None if error is None else type(error).__name__[:_NAME_CHARS],
+            traceback=text,
+            truncated=tuple(cut),
+            descriptors=any(event != select.POLLNVAL for _, event in self._beyond.poll(0)),
         )
 
 
@@ -159,10 +185,23 @@ def _write(data: bytes) -> None:
         view = view[os.write(CONTROL_FD, view) :]
 
 
+def _read_header(control: socket.socket) -> tuple[bytes, list[int]]:
+    """The next header of the supervisor's, and the descriptors that came with it."""
+    header, descriptors = b"", list[int]()
+    while len(header) < CELL_HEADER_BYTES:
+        missing = CELL_HEADER_BYTES - len(header)
+        part, given, _, _ = socket.recv_fds(control, missing, _MAX_GIVEN)
+        if not part:
+            os._exit(0)
+        header += part
+        descriptors += given
+    return header, descriptors
+
+
 def say_start(problem: str | None) -> None:
     """Report that this process is confined, or why it could not be."""
     kind = Kind.OK if problem is None else Kind.SANDBOX_FAILURE
-    _write(pack_reply(START_NONCE, Reply(kind, None, None, problem or "", False)))
+    _write(pack_reply(START_NONCE, Reply(kind, None, None, problem or "", ())))
 
 
 def _limit_cpu(seconds: int, now: Callable[[], float] = time.process_time) -> None:
@@ -174,15 +213,27 @@ def _limit_cpu(seconds: int, now: Callable[[], float] = time.process_time) -> No
 
 
 def serve(keep_chars: int) -> None:
-    """Run cells until the supervisor hangs up. Never returns."""
+    """Run cells and fork branches until the supervisor hangs up. Never returns."""
     try:
-        runner = Runner(keep_chars)
+        runner, place, spawner = Runner(keep_chars), branch.Place(), os.getppid()
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, CONTROL_FD)
         say_start(None)
         while True:
-            nonce, index, cpu_s, length = unpack_cell_header(_read(CELL_HEADER_BYTES))
-            code = _read(length).decode("utf-8", "surrogatepass")
-            _limit_cpu(cpu_s)
-            _write(pack_reply(nonce, runner.run(code, index)))
+            header, descriptors = _read_header(control)
+            nonce, index, cpu_s, length = unpack_cell_header(header)
+            payload = _read(length)
+            if nonce != FORK_NONCE:
+                _limit_cpu(cpu_s)
+                code = payload.decode("utf-8", "surrogatepass")
+                _write(pack_reply(nonce, runner.run(code, index)))
+                continue
+            with runner.room():
+                if branch.fork() == 0:
+                    branch.take_over(descriptors, spawner)
+                    place.move(os.fsdecode(payload))
+                    say_start(None)
+                for descriptor in descriptors:
+                    os.close(descriptor)
     except MemoryError:  # none left, not even to say so
         os._exit(OUT_OF_MEMORY_STATUS)
     except BaseException:  # the code took the runner with it: it ended its own process

@@ -32,9 +32,11 @@ from sandbox.confine import (
 )
 from sandbox.limits import Limits
 from sandbox.probe import OPTIONAL_WHEN_DEGRADED, probe, wall_off
+from sandbox.wire import CONTROL_FD, LISTENER_MARK, WORK_FD
+from sandbox.workdir import TreeFolder
 
 SUPERVISOR_FD = 3
-"""Fixed, so that no descriptor received later collides with a session's numbers 0 to 3."""
+"""Fixed, so that no descriptor received later collides with a session's numbers 0 to 4."""
 
 MAX_MESSAGE_BYTES = 1 << 16
 _COMMON_IMPORTS = (
@@ -44,34 +46,44 @@ _COMMON_IMPORTS = (
 """Cheap and often used, so no session pays for them."""
 _RECOUNT_S = 5.0
 _REFUSED_STATUS = 71
+_TASKS_OF_OTHER_TREES = 1024
+"""Allowance where all trees share one user."""
 
 
 class Spawner:
-    """Forks sessions on request and reports their ends."""
+    """Forks the first process of each tree on request; reports the end of every process.
+
+    Those that a tree forks later are children of this process too (CLONE_PARENT)."""
 
     def __init__(self, supervisor: socket.socket, confinement: Confinement, root: str) -> None:
         self._supervisor = supervisor
         self._confinement = confinement
         self._root = root
-        self._poll = select.poll()
-        self._sessions: dict[int, tuple[int, int]] = {}
-        """Session number and pidfd by process id, of those not reaped yet."""
+        self._sessions: dict[int, int] = {}
+        """Number by process id of the first processes that are not reaped yet: each leads the
+        process group of its tree, and keeps the group's number from being used again."""
         self._tasks = (0, float("-inf"))
 
     def serve(self) -> None:
         """Until the supervisor hangs up."""
-        self._poll.register(self._supervisor, select.POLLIN)
+        poll = select.poll()
+        reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for descriptor in (SUPERVISOR_FD, reading):
+            poll.register(descriptor, select.POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in self._poll.poll()}
-            if ready - {SUPERVISOR_FD}:
+            ready = {descriptor for descriptor, _ in poll.poll()}
+            if reading in ready:
+                os.read(reading, MAX_MESSAGE_BYTES)
                 self._reap()
             if SUPERVISOR_FD in ready and not self._answer():
                 return
 
     def end_all(self) -> None:
         """Kill and reap every session, remove their folders."""
-        for pid in self._sessions:
-            os.kill(pid, signal.SIGKILL)
+        for pid in list(self._sessions):
+            self._kill(pid)
         while self._sessions:
             self._reap(block=True)
         workdir.remove(self._root)
@@ -91,31 +103,40 @@ class Spawner:
             return False
         if not data:
             return False
-        session = json.loads(data)["open"]
+        message = json.loads(data)
+        if "kill" in message:
+            self._kill(message["kill"])
+            return True
+        session = message["open"]
         try:
-            pidfd = self._open(session, descriptors)
+            pid, pidfd = self._open(session, descriptors)
         except (OSError, LayerError) as error:
             self.say(refused=session, why=str(error))
         else:
-            self.say(pidfd, opened=session)
+            self.say(pidfd, opened=session, pid=pid)
+            os.close(pidfd)
         for descriptor in descriptors:
             os.close(descriptor)
         return True
 
-    def _open(self, session: int, descriptors: list[int]) -> int:
-        """Fork a session; `descriptors` are its stdin, stdout, stderr and control channel.
+    def _open(self, session: int, descriptors: list[int]) -> tuple[int, int]:
+        """Fork the first process of a tree; `descriptors` are its stdin, stdout, stderr and
+        control channel.
 
-        Its pidfd: process ids mean nothing to the supervisor, outside the namespaces.
+        Its process id as it is seen here, and its pidfd, which means the same everywhere.
         """
         uid = self._confinement.uid(session)
-        folder = os.path.join(self._root, str(session))
+        tree = os.path.join(self._root, str(session))
+        folder = os.path.join(tree, TreeFolder.FIRST)
+        os.mkdir(tree, 0o711)
         os.mkdir(folder, 0o700)
         if uid != os.getuid():
             os.chown(folder, uid, uid)
-        ruleset = self._confinement.ruleset(folder)
+        working = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        ruleset = self._confinement.ruleset(tree)
         berth = Berth(
             folder=folder,
-            descriptors=tuple(descriptors),
+            descriptors=(*descriptors, working),
             uid=uid,
             tasks=self._allowed_tasks(uid),
             ruleset=ruleset,
@@ -125,28 +146,32 @@ class Spawner:
             if pid == 0:
                 _become_session(self._confinement, berth)
         finally:
+            os.close(working)
             if ruleset is not None:
                 os.close(ruleset)
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            raise
-        self._sessions[pid] = (session, pidfd)
-        self._poll.register(pidfd, select.POLLIN)
-        return pidfd
+        self._sessions[pid] = session
+        return pid, os.pidfd_open(pid)
 
     def _allowed_tasks(self, uid: int) -> int:
         """RLIMIT_NPROC counts all of a user's threads: those of others on top of our own."""
+        limits = self._confinement.limits
+        own = limits.threads + limits.snapshots
         if self._confinement.plan.own_uid or self._confinement.plan.own_user_namespace:
-            return self._confinement.limits.threads
+            return own
         now = time.monotonic()
         if now - self._tasks[1] > _RECOUNT_S:
             self._tasks = (tasks_of(uid), now)
-        return self._tasks[0] + self._confinement.limits.threads
+        return self._tasks[0] + own + _TASKS_OF_OTHER_TREES
+
+    def _kill(self, pid: int) -> None:
+        """End a whole tree, named by its first process."""
+        if pid in self._sessions:
+            with suppress(ProcessLookupError):  # it does not lead a group yet
+                os.killpg(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
     def _reap(self, block: bool = False) -> None:
-        """Collect the dead, killing first whatever their process group still holds."""
+        """Collect the dead; with the first process of a tree dies the rest of it."""
         while True:
             flags = os.WEXITED | os.WNOWAIT | (0 if block else os.WNOHANG)
             try:
@@ -156,45 +181,50 @@ class Spawner:
             if dead is None:
                 return
             pid, block = dead.si_pid, False
-            known = self._sessions.pop(pid, None)
-            if known:
-                with suppress(ProcessLookupError):  # died before it led a group
-                    os.killpg(pid, signal.SIGKILL)
+            self._kill(pid)
+            first = self._sessions.pop(pid, None) is not None
             _, status, usage = os.wait4(pid, 0)
-            if known:
-                session, pidfd = known
-                self._poll.unregister(pidfd)
-                os.close(pidfd)
+            if first:
                 self._sweep()
-                self.say(ended=session, status=status, cpu_s=usage.ru_utime + usage.ru_stime)
+            cpu_s = usage.ru_utime + usage.ru_stime
+            self.say(ended=pid, status=status, cpu_s=cpu_s)
 
     def _sweep(self) -> None:
-        """Kill orphans that came to us, the subreaper: children that are no session."""
+        """Kill orphans that came to us, the subreaper, out of every group that we know."""
         me = os.getpid()
+        known = {*self._sessions, os.getpgid(0)}
         try:
             with open(f"/proc/{me}/task/{me}/children", encoding="ascii") as file:
                 children = [int(word) for word in file.read().split()]
         except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
             return
         for pid in children:
-            if pid not in self._sessions:
+            if os.getpgid(pid) not in known:
                 os.kill(pid, signal.SIGKILL)
 
 
 def _become_session(confinement: Confinement, berth: Berth) -> None:
     """The forked side: confine, then serve cells. Never returns."""
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
         try:
-            confinement.enter(berth)
+            confinement.enter(berth, announce=_hand_over)
         except LayerError as failed:
-            os.dup2(berth.descriptors[runner.CONTROL_FD], runner.CONTROL_FD)
+            os.dup2(berth.descriptors[CONTROL_FD], CONTROL_FD)
             runner.say_start(str(failed))
             os._exit(_REFUSED_STATUS)
         gc.enable()
         runner.serve(confinement.limits.output_kib << 10)
     finally:
         os._exit(_REFUSED_STATUS)
+
+
+def _hand_over(listener: int) -> None:
+    """Leave the decision about step forks to the supervisor."""
+    with socket.socket(fileno=os.dup(CONTROL_FD)) as control:
+        socket.send_fds(control, [LISTENER_MARK], [listener])
 
 
 def _import(names: list[str]) -> None:
@@ -211,6 +241,7 @@ def main() -> None:
     os.dup2(int(sys.argv[2]), SUPERVISOR_FD, inheritable=False)
     if int(sys.argv[2]) != SUPERVISOR_FD:
         os.close(int(sys.argv[2]))
+    os.dup2(0, WORK_FD, inheritable=False)  # keeps the number from being given to anything else
     sys.argv[:] = [""]
     supervisor = socket.socket(fileno=SUPERVISOR_FD)
     job = json.loads(supervisor.recv(MAX_MESSAGE_BYTES))

@@ -1,14 +1,16 @@
 """Sessions of one host: a bounded number of confined processes and the states they stand for.
 
-Invariants: the log of a session never contains a call whose outcome is unknown; a session's
-process, if it has one, is in the state that the log describes; every process is gone when its
-session is closed. Nothing here blocks the event loop.
+Invariants: the log of a session never contains a call whose outcome is unknown; a session is only a
+place in its tree, so that opening one at a kept state costs nothing; every process is gone when its
+tree is. Nothing here blocks the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,21 +19,33 @@ from sandbox.confine import TIERS
 from sandbox.launch import SpawnerClient
 from sandbox.limits import MAX_CODE_BYTES, Limits
 from sandbox.metrics import Metrics
-from sandbox.process import SessionProcess
 from sandbox.results import CallResult, Kind, SandboxFailure, SessionState
+from sandbox.snapshots import Shelf
+from sandbox.tree import Means, Tree
 
-_REPLAY_PATIENCE = 2.0
-"""A replayed call may take this many times the wall-clock limit: it did end once."""
+PRELOADS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "math": ("numpy", "sympy"),
+    "sci": ("numpy", "sympy", "scipy", "pandas"),
+}
+"""What sessions find imported, by name; what is not installed is left out."""
+_MEMORY_SHARE = 4
+"""Snapshots may take one part in so many of this host's memory, unless told otherwise."""
+_DESCRIPTORS_EACH, _DESCRIPTORS_OTHER = 3, 256
+"""What a snapshot, and everything else, needs of this process."""
 
 
 class Session:
     """A stateful interpreter. Opened by `Sandbox.open`; calls run one after the other."""
 
-    def __init__(self, sandbox: Sandbox, state: SessionState, waited_s: float) -> None:
+    def __init__(
+        self, sandbox: Sandbox, tree: Tree, state: SessionState, *, keep: bool, waited_s: float
+    ) -> None:
         self._sandbox = sandbox
-        self._state = state
-        self._process: SessionProcess | None = None
-        self._restored_by = "fresh"
+        self._tree = tree
+        self._state = replace(state, tree=tree.key, host=sandbox.id)
+        self._keep = keep
+        self._restored_by = "fork" if state.entries else "fresh"
         self._waited_s = waited_s
         """Wait for a free session, told with the first call."""
         self._one_at_a_time = asyncio.Lock()
@@ -56,86 +70,44 @@ class Session:
                 result = CallResult(
                     kind=Kind.SANDBOX_FAILURE, traceback=str(failure), state_kept=False
                 )
-            result = replace(result, queue_s=result.queue_s + self._waited_s)
+            result = replace(
+                result,
+                queue_s=result.queue_s + self._waited_s,
+                restored_by=self._restored_by,
+                isolation=self._sandbox.isolation,
+            )
             self._waited_s = 0.0
-            self._state = self._state.after(code, result)
+            if self._keep:
+                self._state = self._state.after(code, result)
+            if not result.state_kept and self._restored_by == "fresh":
+                self._restored_by = "fork"
             self._sandbox.metrics.count(result)
             return result
 
     async def close(self) -> None:
-        """End the process and free its place. May be called again."""
+        """Free the session's place; without a lasting tree its snapshots go too. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        await self._drop()
-        self._sandbox.release(self)
+        self._tree.sessions -= 1
+        try:
+            await self._sandbox.leave(self._tree)
+        finally:
+            self._sandbox.free(self)
 
     async def restore(self) -> None:
-        """Bring a fresh process to `state`, checking every replayed result.
-
-        Raises SandboxFailure; the session is then without a process.
-        """
-        await self._drop()
-        self._process = await self._sandbox.spawn()
-        try:
-            if self._state.setup:
-                result = await self._execute(self._state.setup, 0, 1.0)
-                if result.kind is not Kind.OK:
-                    said = result.traceback or result.kind.value
-                    raise SandboxFailure(f"the setup code failed: {said}")
-            for index, entry in enumerate(self._state.entries, 1):
-                if entry.lost:
-                    continue
-                result = await self._execute(entry.code, index, _REPLAY_PATIENCE)
-                if result.digest() != entry.digest:
-                    raise SandboxFailure(
-                        f"replay diverged: call {index} of {len(self._state.entries)} came to "
-                        f"{result.kind.value}, with another result than when it was recorded"
-                    )
-                self._sandbox.metrics.replayed_calls += 1
-        except BaseException:
-            await self._drop()
-            raise
-        if self._state.entries:
+        """Have a process in `state`, by replay if there is no snapshot. Raises SandboxFailure."""
+        if await self._tree.ensure(self._state):
             self._restored_by = "replay"
-            self._sandbox.metrics.replays += 1
 
     async def _call(self, code: str) -> CallResult:
         if len(code.encode("utf-8", "surrogatepass")) > MAX_CODE_BYTES:
             said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB"
             return CallResult(kind=Kind.ERROR, error_type="ValueError", traceback=said)
-        if self._process is None or self._process.end.done():
-            await self.restore()
-        return await self._execute(code, len(self._state.entries) + 1, 1.0)
-
-    async def _execute(self, code: str, index: int, patience: float) -> CallResult:
-        """One run in the live process, once a processor is free."""
-        assert self._process is not None
-        limits = self._sandbox.limits
-        if patience != 1.0:
-            limits = replace(limits, wall_s=limits.wall_s * patience)
-        asked = time.monotonic()
-        async with self._sandbox.running:
-            queue_s = time.monotonic() - asked
-            try:
-                data = code.encode("utf-8", "surrogatepass")
-                result = await self._process.run(data, index, limits)
-            except asyncio.CancelledError:
-                self._process = None  # it was closed: its state is unknown
-                raise
-        if not result.state_kept:
-            self._process = None
-        return replace(
-            result,
-            queue_s=queue_s,
-            restored_by=self._restored_by,
-            isolation=self._sandbox.isolation,
-        )
-
-    async def _drop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            await process.close()
+        result, replayed = await self._tree.call(self._state, code, keep=self._keep)
+        if replayed:
+            self._restored_by = "replay"
+        return result
 
 
 class Sandbox:
@@ -147,27 +119,43 @@ class Sandbox:
         *,
         sessions: int = 64,
         running: int | None = None,
+        snapshots: int = 1024,
+        snapshot_mib: int | None = None,
         preload: Sequence[str] = (),
         isolation: str = "standard",
         allow_degraded: bool = False,
     ) -> None:
-        """`sessions` bounds the live processes: `open` waits for a free place, so who holds a
+        """`sessions` bounds those open at once: `open` waits for a free place, so who holds a
         session must not need a second one to go on. `running` bounds the calls that execute at
         the same time (default: processors of this host); others wait, outside their time limit.
-        `preload` names modules that every session finds imported. `isolation` is the least tier
-        to accept, "strong" or "standard"; the best that works here is taken. `allow_degraded`
-        runs with less where this machine lacks layers: for code you trust.
+        `snapshots` and `snapshot_mib` (default: a quarter of this host's memory) bound the kept
+        states; beyond them the least recently used are given up, to be rebuilt by replay. The
+        open files that this process may have bound them too. `preload` names modules that every
+        session finds imported, see `PRELOADS`. `isolation` is the least tier to accept, "strong"
+        or "standard"; the best that works here is taken. `allow_degraded` runs with less where
+        this machine lacks layers: for code you trust.
         """
-        for name, value in (("sessions", sessions), ("running", running)):
+        for name, value in (
+            ("sessions", sessions),
+            ("running", running),
+            ("snapshots", snapshots),
+            ("snapshot_mib", snapshot_mib),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value!r}: use 1 or more")
         if isolation not in TIERS[:2]:
             raise ValueError(
                 f'isolation={isolation!r}: use "strong" or "standard"; for less, allow_degraded'
             )
+        self.id = secrets.token_hex(8)
+        """Names this sandbox in the states that it hands out."""
         self.limits = limits or Limits()
         self.metrics = Metrics()
-        self.running = asyncio.Semaphore(running or len(os.sched_getaffinity(0)))
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        max_bytes = memory // _MEMORY_SHARE if snapshot_mib is None else snapshot_mib << 20
+        self._shelf = Shelf(max_bytes, min(snapshots, _descriptors_for()))
+        running_now = asyncio.Semaphore(running or len(os.sched_getaffinity(0)))
+        self._means = Means(self.limits, running_now, self._shelf, self.metrics, self._client)
         self._places = asyncio.Semaphore(sessions)
         self._preload = tuple(preload)
         self._required = isolation
@@ -175,6 +163,7 @@ class Sandbox:
         self._spawner: SpawnerClient | None = None
         self._starting = asyncio.Lock()
         self._sessions: set[Session] = set()
+        self._trees: dict[str, Tree] = {}
         self._closed = False
 
     async def __aenter__(self) -> Sandbox:
@@ -193,8 +182,20 @@ class Sandbox:
         """Kernel layers in force; empty before the first session."""
         return self._spawner.layers if self._spawner else ()
 
-    async def open(self, setup: str = "", at: SessionState | None = None) -> Session:
+    async def open(
+        self,
+        setup: str = "",
+        at: SessionState | None = None,
+        *,
+        tree: str | None = None,
+        stateless: bool = False,
+    ) -> Session:
         """A session that ran `setup`, or stands where `at` does.
+
+        Sessions of one `tree` share its snapshots, and so branch from each other's states without
+        a replay; the tree lasts until `release`. Without a name it is that of `at`, if it still
+        exists here, or one of its own that ends with its last session. `stateless`: every call
+        starts from where the session was opened, and nothing is kept.
 
         Raises SandboxFailure (also when a replay diverges or the setup fails),
         SandboxUnavailable when this machine cannot isolate, ValueError when closed.
@@ -204,7 +205,11 @@ class Sandbox:
         self._check_open()
         asked = time.monotonic()
         await self._places.acquire()
-        session = Session(self, at or SessionState(setup), time.monotonic() - asked)
+        waited_s = time.monotonic() - asked
+        state = at or SessionState(setup)
+        place = self._tree(state.tree if tree is None else tree, lasting=tree is not None)
+        place.sessions += 1
+        session = Session(self, place, state, keep=not stateless, waited_s=waited_s)
         self._sessions.add(session)
         try:
             await session.restore()
@@ -215,21 +220,58 @@ class Sandbox:
         self.metrics.opened += 1
         return session
 
+    async def release(self, tree: str) -> None:
+        """The tree of this name is done: give up its snapshots, once its sessions are closed.
+
+        Its states can still be opened, by replay. An unknown name has been released already."""
+        found = self._trees.get(tree)
+        if found is not None:
+            found.lasting = False
+            await self.leave(found)
+
     async def close(self) -> None:
         """Close every session and end the spawner; no process is left. May be called again."""
         self._closed = True
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
+        await asyncio.gather(*(self.release(key) for key in list(self._trees)))
         async with self._starting:
             if self._spawner is not None:
                 await self._spawner.close()
                 self._spawner = None
 
     def snapshot(self) -> dict[str, float]:
-        """The metrics, with the number of live sessions."""
-        return {**self.metrics.snapshot(), "live_sessions": len(self._sessions)}
+        """The metrics, with what is alive at the moment."""
+        return {
+            **self.metrics.snapshot(),
+            "live_sessions": len(self._sessions),
+            "live_trees": len(self._trees),
+            "live_snapshots": len(self._shelf),
+            "snapshot_bytes": self._shelf.bytes,
+            "evicted": self._shelf.evicted,
+        }
 
-    async def spawn(self) -> SessionProcess:
-        """A confined process, from a new spawner if the last one died. Raises as `open`."""
+    async def leave(self, tree: Tree) -> None:
+        """Close a tree that nobody needs any longer."""
+        if tree.sessions == 0 and not tree.lasting:
+            if self._trees.get(tree.key) is tree:
+                del self._trees[tree.key]
+            await tree.close()
+
+    def free(self, session: Session) -> None:
+        """A session is closed: its place is free."""
+        self._sessions.discard(session)
+        self._places.release()
+
+    def _tree(self, key: str, *, lasting: bool) -> Tree:
+        found = self._trees.get(key)
+        if found is None:
+            key = key if lasting else secrets.token_hex(8)
+            found = self._trees[key] = Tree(self._means, key, lasting=lasting)
+        found.lasting |= lasting
+        return found
+
+    async def _client(self) -> SpawnerClient:
+        """The spawner, a new one if the last one died. Raises as `open`."""
         self._check_open()
         async with self._starting:
             if self._spawner is not None and not self._spawner.alive:
@@ -242,14 +284,14 @@ class Sandbox:
                     isolation=self._required,
                     allow_degraded=self._allow_degraded,
                 )
-            spawner = self._spawner
-        return await spawner.spawn()
-
-    def release(self, session: Session) -> None:
-        """A session is closed: its place is free."""
-        self._sessions.discard(session)
-        self._places.release()
+            return self._spawner
 
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the sandbox is closed: make a new one")
+
+
+def _descriptors_for() -> int:
+    """How many snapshots this process has open files for."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(1, (soft - _DESCRIPTORS_OTHER) // _DESCRIPTORS_EACH)

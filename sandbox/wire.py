@@ -2,11 +2,13 @@
 
 Cells go in and results come out on one stream socket, fixed headers before raw bytes, so that
 nothing the child writes is ever parsed by more than a length check. Each cell carries a nonce that
-its result must repeat: an answer written ahead of time is a breach.
+its result must repeat: an answer written ahead of time is a breach. The order to fork carries the
+branch's own control socket, stdout and stderr as descriptors; the branch greets on its own socket.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 
@@ -18,9 +20,17 @@ _RESULT = struct.Struct(f"!{NONCE_BYTES}sBBIII")
 _WORDS = (Kind.OK, Kind.ERROR, Kind.MEMORY, Kind.EXITED, Kind.SANDBOX_FAILURE)
 """What a child may say of itself; its place is the byte on the wire."""
 
+_CUTTABLE = ("value", "traceback")
 CELL_HEADER_BYTES = _CELL.size
 START_NONCE = b"\0" * NONCE_BYTES
-"""Of the first message: OK once confined, or SANDBOX_FAILURE and why in `traceback`."""
+"""Of a process's first message: OK once it is confined (or forked from one that is), or
+SANDBOX_FAILURE and why in `traceback`."""
+FORK_NONCE = b"\xff" * NONCE_BYTES
+"""Of the order to fork; no cell has it. Its payload is the path of the branch's folder."""
+LISTENER_MARK = b"L"
+"""Comes before the first process's greeting, with the descriptor that decides about its forks."""
+CONTROL_FD, WORK_FD = 3, 4
+"""A session's control socket and its open work folder; 0 to 2 are as usual."""
 
 OUT_OF_MEMORY_STATUS = 72
 """Exit status of a child that has no memory left to write a reply."""
@@ -38,12 +48,20 @@ class Reply:
     value: str | None
     error_type: str | None
     traceback: str
-    truncated: bool
+    truncated: tuple[str, ...]
+    """Of `_CUTTABLE`."""
+    descriptors: bool = False
+    """More descriptors are open than the session was given."""
 
 
 def pack_cell(nonce: bytes, index: int, cpu_s: int, code: bytes) -> bytes:
     """`index` numbers the cell in tracebacks (0 = the setup); `cpu_s` is its soft CPU limit."""
     return _CELL.pack(nonce, index, cpu_s, len(code)) + code
+
+
+def pack_fork(folder: str) -> bytes:
+    """To be sent with the branch's control socket, stdout and stderr."""
+    return pack_cell(FORK_NONCE, 0, 0, os.fsencode(folder))
 
 
 def unpack_cell_header(header: bytes) -> tuple[bytes, int, int, int]:
@@ -57,7 +75,9 @@ def pack_reply(nonce: bytes, reply: Reply) -> bytes:
         (text or "").encode("utf-8", "backslashreplace")
         for text in (reply.value, reply.error_type, reply.traceback)
     )
-    flags = (reply.value is not None) | (reply.error_type is not None) << 1 | reply.truncated << 2
+    flags = (reply.value is not None) | (reply.error_type is not None) << 1
+    flags |= sum(4 << at for at, name in enumerate(_CUTTABLE) if name in reply.truncated)
+    flags |= reply.descriptors << 4
     sizes = len(value), len(error_type), len(traceback)
     header = _RESULT.pack(nonce, _WORDS.index(reply.kind), flags, *sizes)
     return header + value + error_type + traceback
@@ -86,5 +106,6 @@ def unpack_reply(data: bytes | bytearray, nonce: bytes, max_bytes: int) -> Reply
         value=texts[0] if flags & 1 else None,
         error_type=texts[1] if flags & 2 else None,
         traceback=texts[2],
-        truncated=bool(flags & 4),
+        truncated=tuple(name for at, name in enumerate(_CUTTABLE) if flags & 4 << at),
+        descriptors=bool(flags & 16),
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 
 from sandbox.limits import Limits
-from sandbox.results import Entry, Kind, SandboxFailure, SessionState
+from sandbox.results import Entry, Kind, ReplayDiverged, SandboxFailure, SessionState
 from sandbox.supervisor import Sandbox, Session
 
 pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="module")]
@@ -36,6 +37,11 @@ async def session(sandbox: Sandbox) -> AsyncIterator[Session]:
     made = await sandbox.open()
     yield made
     await made.close()
+
+
+def travelled(state: SessionState) -> SessionState:
+    """The state as another host gets it: nothing there knows its tree."""
+    return replace(state, tree="elsewhere", host="elsewhere")
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -105,10 +111,10 @@ async def test_a_megabyte_of_code_runs_and_too_much_is_refused(session: Session)
 
 async def test_much_output_is_kept_head_and_tail_and_never_times_out(session: Session) -> None:
     result = await session.call("print('head' + 'x' * 150_000 + 'tail')")
-    assert (result.kind, result.truncated) == (Kind.OK, True)
+    assert (result.kind, result.truncated) == (Kind.OK, ("stdout",))
     assert result.stdout.startswith("head") and result.stdout.endswith("tail\n")
     assert "bytes left out" in result.stdout and len(result.stdout) < 70_000
-    assert (await session.call("'v' * 200_000")).truncated
+    assert (await session.call("'v' * 200_000")).truncated == ("value",)
 
 
 async def test_printing_survives_descriptors_being_closed(session: Session) -> None:
@@ -154,7 +160,7 @@ async def test_a_killed_call_leaves_the_session_where_it_was(
     assert result.traceback
     assert result.duration_s < HASTY.wall_s + 1
     after = await session.call("x + 1")
-    assert (after.value, after.restored_by) == ("42", "replay")
+    assert (after.value, after.restored_by) == ("42", "fork")
     await session.close()
 
 
@@ -209,7 +215,7 @@ async def test_branches_continue_from_any_state(sandbox: Sandbox, session: Sessi
     await session.call("x.append(2)")
     branch = await sandbox.open(at=early)
     result = await branch.call("x.append(3)\nx")
-    assert (result.value, result.restored_by) == ("[1, 3]", "replay")
+    assert (result.value, result.restored_by) == ("[1, 3]", "fork")
     assert (await session.call("x")).value == "[1, 2]"
     assert branch.state.entries[:1] == early.entries
     await branch.close()
@@ -231,11 +237,13 @@ async def test_setup_runs_first_and_again_in_every_branch(sandbox: Sandbox) -> N
 async def test_chance_and_order_repeat_exactly(sandbox: Sandbox, session: Session) -> None:
     await session.call("import random\n[random.random() for _ in range(3)]")
     await session.call("list({'b', 'a', 'c', 'd', 'e'}), object(), __import__('os').getcwd()")
-    branch = await sandbox.open(at=session.state)
-    assert (await branch.call("random.random()")).value == (
-        await session.call("random.random()")
-    ).value
-    await branch.close()
+    state = session.state
+    expected = (await session.call("random.random()")).value
+    for at, how in ((state, "fork"), (travelled(state), "replay")):
+        branch = await sandbox.open(at=at)
+        result = await branch.call("random.random()")
+        assert (result.value, result.restored_by) == (expected, how)
+        await branch.close()
 
 
 @pytest.mark.parametrize("code", ["import os\nos.urandom(8)", "import time\nprint(time.time())"])
@@ -243,13 +251,13 @@ async def test_a_replay_that_diverges_is_a_failure(
     sandbox: Sandbox, session: Session, code: str
 ) -> None:
     assert (await session.call(code)).kind is Kind.OK
-    with pytest.raises(SandboxFailure, match="replay diverged: call 1 of 1"):
-        await sandbox.open(at=session.state)
-    await session.call("os_exit = 1\nimport os\nos._exit(1)")
-    state = session.state
-    result = await session.call("1")
-    assert result.kind is Kind.SANDBOX_FAILURE and "diverged" in result.traceback
-    assert session.state == state
+    with pytest.raises(ReplayDiverged, match="replay diverged: call 1 of 1"):
+        await sandbox.open(at=travelled(session.state))
+    before = sandbox.snapshot()["diverged"]
+    branch = await sandbox.open(at=session.state)  # here its snapshot is kept
+    assert (await branch.call("1")).kind is Kind.OK
+    assert sandbox.snapshot()["diverged"] == before
+    await branch.close()
 
 
 async def test_killed_calls_are_logged_but_not_repeated(sandbox: Sandbox, session: Session) -> None:

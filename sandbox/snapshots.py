@@ -1,0 +1,186 @@
+"""The kept states of a host: which there are, what they cost, which are given up first.
+
+A snapshot is a stopped process. Invariants: one that is in use is never given up; the bytes are
+measured from outside, by what the kernel says of a process to everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandbox.lineage import Lineage
+from sandbox.process import SessionProcess
+from sandbox.results import KEPT
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_GIVEN_DESCRIPTORS = 5
+_PAGE_TABLES = 256 << 10
+"""Of one forked process, roughly; the kernel tells only with its other memory."""
+_MINOR_FAULTS, _THREADS = 10 - 3, 20 - 3
+"""Fields of /proc/PID/stat, counted from behind the command's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the kernel tells of a process. Raises OSError where it does not."""
+
+    anonymous: int
+    """Bytes, those shared with its ancestors included."""
+    faulted: int
+    """Bytes of the pages that it copied or touched first."""
+    threads: int
+
+    @classmethod
+    def of(cls, pid: int) -> Footprint:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            _, resident, shared, *_ = map(int, file.read().split())
+        faulted = int(fields[_MINOR_FAULTS]) * _PAGE
+        return cls((resident - shared) * _PAGE, faulted, int(fields[_THREADS]))
+
+    def private(self, inherited: int) -> int:
+        """Bytes that end with the process, estimated from above; it was forked with `inherited`
+        anonymous ones. A fault copies one page, or brings any number that were not there before."""
+        return min(max(self.faulted, self.anonymous - inherited), self.anonymous) + _PAGE_TABLES
+
+
+def private_bytes(pid: int) -> int | None:
+    """Memory that ends with the process, exactly; None where only its owner may know."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file.read().splitlines()[1:])
+    except OSError:
+        return None
+    kib = sum(int(lines[name].split()[0]) for name in ("Private_Dirty", "Private_Clean", "Swap"))
+    return (kib << 10) + _PAGE_TABLES
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Snapshot:
+    """One kept state and the process that is in it."""
+
+    node: str
+    process: SessionProcess
+    lineage: Lineage
+    generation: int
+    """Forks since the first process of its lineage."""
+    cost_s: float
+    """What it took to come here, hence what a replay takes at least."""
+    status: str
+    """As `CallResult.snapshot`."""
+    inherited: int
+    """Bytes of anonymous memory that its process began with."""
+    anonymous: int
+    size: int
+    """Bytes of memory and files that giving it up frees."""
+    exact: bool = False
+    """Whether `size` was measured exactly."""
+    users: int = 0
+    """Who must not lose it now."""
+    spent: bool = False
+    """Its process went on itself."""
+    forking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def forkable(self) -> bool:
+        """Otherwise its process can only go on itself, and the state is lost to all others."""
+        return self.status == KEPT
+
+    @property
+    def there(self) -> bool:
+        return self.process.alive and not self.spent
+
+    @classmethod
+    def of(
+        cls, process: SessionProcess, lineage: Lineage, inherited: int, files: int, **facts: Any
+    ) -> Snapshot:
+        """Look at a stopped process. `facts`: node, generation, cost_s and `status`, what speaks
+        against forking it as far as is known."""
+        status = facts.pop("status")
+        try:
+            footprint = Footprint.of(process.pid)
+        except OSError:
+            footprint, status = Footprint(inherited, 0, 1), status or "unsupported"
+        if not lineage.forks:
+            status = "unsupported"
+        elif footprint.threads > 1:
+            status = "threads"
+        elif _open_descriptors(process.pid) > _GIVEN_DESCRIPTORS:
+            status = "descriptors"
+        return cls(
+            process=process,
+            lineage=lineage,
+            inherited=inherited,
+            anonymous=footprint.anonymous,
+            size=files + footprint.private(inherited),
+            status=status or KEPT,
+            **facts,
+        )
+
+
+def _open_descriptors(pid: int) -> int:
+    """As the kernel tells root; for others the process's own word has to do: 0."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
+class Shelf:
+    """All snapshots of a host, the least recently used first."""
+
+    def __init__(self, max_bytes: int, max_count: int) -> None:
+        self._max_bytes, self._max_count = max_bytes, max_count
+        self._kept: dict[Snapshot, None] = {}
+        self.bytes = 0
+        self.evicted = 0
+        """Given up for want of room since the start."""
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Take it in, or note that it was used."""
+        if snapshot in self._kept:
+            del self._kept[snapshot]
+        else:
+            self.bytes += snapshot.size
+        self._kept[snapshot] = None
+
+    def forget(self, snapshot: Snapshot) -> None:
+        """It is gone; it may have been forgotten before."""
+        if snapshot in self._kept:
+            del self._kept[snapshot]
+            self.bytes -= snapshot.size
+
+    def surplus(self) -> list[Snapshot]:
+        """What is to be given up now. Estimates are made exact first, where the kernel tells."""
+        chosen = list[Snapshot]()
+        left, count = self.bytes, len(self._kept)
+        for snapshot in list(self._kept):
+            if left <= self._max_bytes and count <= self._max_count:
+                break
+            if snapshot.users:
+                continue
+            if left > self._max_bytes and not snapshot.exact:
+                left += self._measure(snapshot)
+            if left > self._max_bytes or count > self._max_count:
+                chosen.append(snapshot)
+                left, count = left - snapshot.size, count - 1
+        self.evicted += len(chosen)
+        return chosen
+
+    def _measure(self, snapshot: Snapshot) -> int:
+        """By how much the exact size differs."""
+        snapshot.exact = True
+        exact = private_bytes(snapshot.process.pid)
+        if exact is None:
+            return 0
+        change = exact - snapshot.size
+        snapshot.size = exact
+        self.bytes += change
+        return change

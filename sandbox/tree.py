@@ -1,0 +1,328 @@
+"""The states of one tree: which are kept as snapshots, how the others are rebuilt.
+
+Invariants: a node names one state, in whatever process; a process stands for at most one node; a
+state is rebuilt only by calls whose outcome is known, and believed only if all come out the same.
+A process that cannot be forked (it has threads, or more descriptors than it was given) belongs to
+the first session that goes on from it; whoever else wants its state has it rebuilt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from sandbox.launch import SpawnerClient
+from sandbox.limits import Limits
+from sandbox.lineage import Lineage
+from sandbox.metrics import Metrics
+from sandbox.process import SessionProcess
+from sandbox.results import CallResult, Kind, ReplayDiverged, SandboxFailure, SessionState
+from sandbox.snapshots import Shelf, Snapshot
+from sandbox.workdir import usage
+
+_REPLAY_PATIENCE = 2.0
+"""A replayed call may take this many times the wall-clock limit: it did end once."""
+_MAX_GENERATIONS = 30
+"""A fork takes the longer the more ancestors a process has: then it is rebuilt near the root."""
+_REBASE_S = 1.0
+"""Only if all its calls took no longer than this together."""
+_START = "="
+"""Names the state before any code; with the setup behind it, the state after that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the trees of one sandbox share."""
+
+    limits: Limits
+    running: asyncio.Semaphore
+    shelf: Shelf
+    metrics: Metrics
+    spawner: Callable[[], Awaitable[SpawnerClient]]
+
+
+class Tree:
+    """All states that were reached under one name. Belongs to one event loop."""
+
+    def __init__(self, means: Means, key: str, *, lasting: bool) -> None:
+        """`lasting`: kept until it is released, not only while a session is open."""
+        self.key, self.lasting = key, lasting
+        self.sessions = 0
+        """Open ones."""
+        self._means = means
+        self._nodes: dict[str, Snapshot] = {}
+        """The least recently used first."""
+        self._lineages: set[Lineage] = set()
+        self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def snapshots(self) -> int:
+        """Kept states, the one before any code included."""
+        return len(self._nodes)
+
+    async def ensure(self, state: SessionState) -> bool:
+        """Have a process in `state`; whether it had to be rebuilt by a replay.
+
+        Raises SandboxFailure, ReplayDiverged.
+        """
+        held, replayed = await self._reach(state)
+        self._release(held)
+        return replayed
+
+    async def call(self, state: SessionState, code: str, *, keep: bool) -> tuple[CallResult, bool]:
+        """Run one cell in `state` and `keep` the state after it; whether a replay came before.
+
+        Raises SandboxFailure, ReplayDiverged.
+        """
+        for anew in (False, True):
+            held, replayed = await self._reach(state, anew=anew)
+            try:
+                if held.generation >= _MAX_GENERATIONS and held.cost_s < _REBASE_S:
+                    held = await self._rebased(state, held)
+                asked = time.monotonic()
+                async with self._means.running:
+                    queue_s = time.monotonic() - asked
+                    try:
+                        process = await self._process(held)
+                    except SandboxFailure:
+                        if anew:
+                            raise
+                        held.process.kill()  # whatever is wrong with it, a replay may do
+                        continue
+                    index = len(state.entries) + 1
+                    result = await self._run(process, code, index, self._means.limits)
+                    if result.state_kept:
+                        after = self._kept if keep else self._passed
+                        result = after(held, process, result)
+                    return replace(result, queue_s=queue_s), replayed
+            finally:
+                self._release(held)
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        """Give everything up; ends when no process and no folder is left."""
+        for snapshot in self._nodes.values():
+            self._means.shelf.forget(snapshot)
+        self._nodes.clear()
+        await asyncio.gather(*(lineage.close() for lineage in list(self._lineages)))
+
+    # --- getting hold of a state ------------------------------------------------------------------
+
+    async def _reach(self, state: SessionState, *, anew: bool = False) -> tuple[Snapshot, bool]:
+        """The snapshot of `state`, held, and whether cells were replayed for it.
+
+        `anew`: in a process that runs all cells itself, from the beginning, and is not forked.
+        """
+        entries = state.effective
+        node = entries[-1].node if entries else _START + state.setup
+        if node == _START:
+            return await self._start(), False
+        async with self._building[node]:
+            held = None if anew else self._take(node)
+            if held is not None:
+                return held, False
+            held = await self._build(state, node, anew=anew)
+        if anew:
+            held.status = "rebuilt"
+        else:
+            self._put(held)
+        return held, bool(entries)
+
+    def _take(self, node: str) -> Snapshot | None:
+        """Hold a kept snapshot; one that cannot be forked leaves the table with it."""
+        found = self._nodes.get(node)
+        if found is None or not found.there:
+            return None
+        found.users += 1
+        if found.forkable:
+            self._put(found)
+        else:
+            del self._nodes[node]
+        return found
+
+    def _put(self, snapshot: Snapshot) -> None:
+        """Into the table, as the most recently used; older ones make room."""
+        self._nodes.pop(snapshot.node, None)
+        self._nodes[snapshot.node] = snapshot
+        if snapshot.forkable:
+            snapshot.process.retire()
+        if snapshot.node == _START:
+            return
+        self._means.shelf.keep(snapshot)
+        surplus = self._means.shelf.surplus()
+        too_many = len(self._nodes) - self._means.limits.snapshots
+        own = [s for s in self._nodes.values() if not s.users and s.node != _START]
+        for old in {*surplus, *own[: max(0, too_many)]}:
+            self._means.shelf.forget(old)
+            old.process.kill()
+
+    def _release(self, held: Snapshot) -> None:
+        """The end of `_take` or `_reach`."""
+        held.users -= 1
+        if not held.there or held.users:
+            return
+        if held.node not in self._nodes and held.lineage in self._lineages:
+            self._put(held)
+        elif self._nodes.get(held.node) is not held:  # another process took its place
+            held.process.kill()
+
+    async def _start(self) -> Snapshot:
+        """The state before any code, held."""
+        async with self._building[_START]:
+            held = self._take(_START)
+            if held is not None:
+                return held
+            lineage = await Lineage.begin(await self._means.spawner())
+            self._lineages.add(lineage)
+            lineage.first.end.add_done_callback(lambda _: self._lineages.discard(lineage))
+            held = self._look(
+                lineage.first,
+                lineage,
+                node=_START,
+                generation=0,
+                cost_s=0.0,
+                status="",
+                inherited=0,
+            )
+            if held.forkable:
+                self._put(held)
+            return held
+
+    def _look(
+        self, process: SessionProcess, lineage: Lineage, *, inherited: int, **facts: object
+    ) -> Snapshot:
+        """A stopped process as a snapshot, held, not in the table yet."""
+        files = usage(process.folder, self._means.limits) or 0
+        snapshot = Snapshot.of(process, lineage, inherited, files, **facts)
+        snapshot.users = 1
+        process.end.add_done_callback(lambda _: self._forget(snapshot))
+        return snapshot
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        """Its process ended."""
+        self._means.shelf.forget(snapshot)
+        if self._nodes.get(snapshot.node) is snapshot:
+            del self._nodes[snapshot.node]
+
+    # --- going on ---------------------------------------------------------------------------------
+
+    async def _process(self, held: Snapshot) -> SessionProcess:
+        """A process in the state of `held`, to run a cell in. Raises SandboxFailure."""
+        if not held.forkable:
+            held.spent = True
+            return held.process
+        async with held.forking:
+            self._means.metrics.forks += 1
+            return await held.lineage.fork(held.process)
+
+    async def _run(
+        self, process: SessionProcess, code: str, index: int, limits: Limits
+    ) -> CallResult:
+        return await process.run(code.encode("utf-8", "surrogatepass"), index, limits)
+
+    def _kept(self, held: Snapshot, process: SessionProcess, result: CallResult) -> CallResult:
+        """Keep the state that a cell left behind in `process`, which came from `held`."""
+        after = self._after(held, process, secrets.token_hex(16), result.duration_s, result)
+        self._put(after)
+        self._release(after)
+        return replace(result, node=after.node, snapshot=after.status)
+
+    def _passed(self, held: Snapshot, process: SessionProcess, result: CallResult) -> CallResult:
+        """Give up the state that a cell left behind."""
+        process.kill()
+        return replace(result, snapshot="stateless")
+
+    def _after(
+        self, held: Snapshot, process: SessionProcess, node: str, took_s: float, result: CallResult
+    ) -> Snapshot:
+        forked = process is not held.process
+        return self._look(
+            process,
+            held.lineage,
+            node=node,
+            generation=held.generation + forked,
+            cost_s=held.cost_s + took_s,
+            status=result.snapshot,
+            inherited=held.anonymous if forked else held.inherited,
+        )
+
+    async def _rebased(self, state: SessionState, held: Snapshot) -> Snapshot:
+        """A snapshot of the same state with fewer ancestors; the same one if that fails."""
+        node = held.node
+        try:
+            rebuilt = await self._build(state, node, anew=True)
+        except SandboxFailure:  # it cannot be repeated: live with the ancestors
+            held.generation -= _MAX_GENERATIONS
+            return held
+        self._means.metrics.rebased += 1
+        self._put(rebuilt)
+        self._release(held)
+        return rebuilt
+
+    async def _build(self, state: SessionState, node: str, *, anew: bool) -> Snapshot:
+        """A new process in `state`, held: forked from the nearest kept state before it (`anew`:
+        from the beginning), in which the missing cells run again."""
+        base, missing = await self._nearest(state, anew=anew)
+        started, result = time.monotonic(), CallResult(kind=Kind.OK)
+        try:
+            async with self._means.running:
+                process = await self._process(base)
+                try:
+                    for index in missing:
+                        result = await self._repeat(process, state, index)
+                except BaseException:
+                    process.kill()
+                    raise
+        finally:
+            self._release(base)
+        replayed = len(missing) - (missing[0] == 0)
+        self._means.metrics.replays += bool(replayed)
+        self._means.metrics.replayed_calls += replayed
+        return self._after(base, process, node, time.monotonic() - started, result)
+
+    async def _nearest(self, state: SessionState, *, anew: bool) -> tuple[Snapshot, list[int]]:
+        """The nearest kept state before `state`, held, and the cells that are missing from there:
+        0 is the setup, k the k-th entry."""
+        missing = list[int]()
+        for index in range(len(state.entries), 0, -1):
+            entry = state.entries[index - 1]
+            if entry.lost:
+                continue
+            found = self._nodes.get(entry.node)
+            if not anew and missing and found is not None and found.forkable:
+                held = self._take(entry.node)
+                if held is not None:
+                    return held, missing
+            missing.insert(0, index)
+        if state.setup:
+            held = None if anew or not missing else self._take(_START + state.setup)
+            if held is not None:
+                return held, missing
+            missing.insert(0, 0)
+        return await self._start(), missing
+
+    async def _repeat(self, process: SessionProcess, state: SessionState, index: int) -> CallResult:
+        """Run the setup or an entry again. Raises SandboxFailure, ReplayDiverged."""
+        limits = self._means.limits
+        if index == 0:
+            result = await self._run(process, state.setup, 0, limits)
+            if result.kind is not Kind.OK:
+                said = result.traceback or result.kind.value
+                raise SandboxFailure(f"the setup code failed: {said}")
+            return result
+        entry = state.entries[index - 1]
+        patient = replace(limits, wall_s=limits.wall_s * _REPLAY_PATIENCE)
+        result = await self._run(process, entry.code, index, patient)
+        if result.kind is Kind.SANDBOX_FAILURE:
+            raise SandboxFailure(result.traceback)
+        if result.digest() != entry.digest:
+            self._means.metrics.diverged += 1
+            raise ReplayDiverged(
+                f"replay diverged: call {index} of {len(state.entries)} came to "
+                f"{result.kind.value}, with another result than when it was recorded"
+            )
+        return result
