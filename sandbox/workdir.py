@@ -45,6 +45,7 @@ def remove(path: str) -> None:
     token = secrets.token_hex(8)
     free_names = (os.path.join(path, f"{token}-{number}") for number in itertools.count())
     with suppress(OSError):  # it is gone already, or a mount point that its outer process removes
+        os.chmod(path, 0o700)
         while folders := _remove_files(path):
             for folder in folders:
                 os.chmod(folder, 0o700)
