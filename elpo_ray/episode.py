@@ -21,6 +21,7 @@ from elpo_ray.types import (
     Step,
     ToolKind,
     ToolResult,
+    ToolsLost,
 )
 
 CUT = "...(truncated)..."
@@ -48,6 +49,8 @@ class Start:
     """Prompt and prefix; the next turn begins right after them."""
     steps: Sequence[Step] = ()
     """The prefix; its last step has an observation."""
+    tree: str | None = None
+    """Of the tool states that the episode continues from, or leaves to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ async def run_episode(
             f"{len(context)} tokens of prompt; raise it or shorten the problem"
         )
     state = start.steps[-1].state if start.steps else None
-    session = await agent.tools.open(setup=problem.setup, at=state)
+    session = await agent.tools.open(setup=problem.setup, at=state, tree=start.tree)
     try:
         steps: list[Step] = []
         while True:
@@ -115,7 +118,10 @@ async def _step(
     if last:
         return step, EndReason.MAX_TURNS
     if parsed.call is not None:
-        result = await session.call(parsed.call)
+        try:
+            result = await session.call(parsed.call)
+        except ToolsLost:
+            return step, EndReason.SANDBOX
         cost.tool_seconds += result.duration_s
     else:
         result = ToolResult(ToolKind.MALFORMED, f"Malformed tool call: {parsed.error}")

@@ -56,7 +56,8 @@ class ToolSession(Protocol):
         ...
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """Run one call. Raises InfrastructureError if the sandbox, not the code, failed."""
+        """Run one call. Raises InfrastructureError if the sandbox, not the code, failed, ToolsLost
+        if it did for good."""
         ...
 
     async def close(self) -> None: ...
@@ -65,8 +66,18 @@ class ToolSession(Protocol):
 class Tools(Protocol):
     """Opens tool sessions, fresh ones or at the state that a prefix left behind."""
 
-    async def open(self, *, setup: str = "", at: ToolState | None = None) -> ToolSession:
-        """A session that ran `setup`, or continues from `at`. Raises InfrastructureError."""
+    async def open(
+        self, *, setup: str = "", at: ToolState | None = None, tree: str | None = None
+    ) -> ToolSession:
+        """A session that ran `setup`, or continues from `at`. Raises InfrastructureError.
+
+        What sessions of one `tree` leave behind is kept until its `release`, so that others of
+        the tree continue from there at once; without a tree, only while the session is open.
+        """
+        ...
+
+    async def release(self, tree: str) -> None:
+        """Nobody will continue from a state of `tree` any longer."""
         ...
 
 

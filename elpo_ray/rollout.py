@@ -2,13 +2,16 @@
 
 A plain class on one event loop; callers await many `grow` at once. Invariants: a tree holds only
 completed trajectories; each is one spend of its ledger; an attempt that the infrastructure
-destroyed is repeated with the same seed and never shows in the tree. `localization_accuracy`
+destroyed is repeated with the same seed and never shows in the tree; a trajectory whose sandbox
+failed for good is kept without a verdict. `localization_accuracy`
 compares what the searches found with the task's oracle.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from random import Random
@@ -20,7 +23,16 @@ from elpo_ray.growth.budget import Cost, Ledger
 from elpo_ray.interfaces import Chat, Policy, Task, Tools
 from elpo_ray.samples import Sample
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import InfrastructureError, Problem, Sampling, Score, Step
+from elpo_ray.types import (
+    UNGRADED,
+    EndReason,
+    InfrastructureError,
+    Problem,
+    Sampling,
+    Score,
+    Step,
+    ToolsLost,
+)
 
 
 class RolloutWorker:
@@ -49,7 +61,10 @@ class RolloutWorker:
         completion was lost `sandbox.retries` + 1 times, ValueError if the prompt does not fit.
         """
         rollout = TreeRollout(self, problem, step)
-        await growth.grow(rollout, self.config.algorithm.growth)
+        try:
+            await growth.grow(rollout, self.config.algorithm.growth)
+        finally:
+            await rollout.close()
         tree, ledger = rollout.tree, rollout.ledger
         assert ledger.spent == ledger.n_total == len(tree.leaves()), "spends and leaves differ"
         tree.ledger = ledger.entries
@@ -89,8 +104,11 @@ class RolloutWorker:
             cost = Cost()
             try:
                 episode = await run_episode(agent, problem, sampling, start, cost)
-                steps = [*start.steps, *episode.steps]
-                score = await self.task.score(problem, steps, agent.tools)
+                score = UNGRADED
+                if episode.end is not EndReason.SANDBOX:
+                    steps = [*start.steps, *episode.steps]
+                    with suppress(ToolsLost):
+                        score = await self.task.score(problem, steps, agent.tools)
             except InfrastructureError:
                 on_lost(cost)
                 attempts_left -= 1
@@ -118,6 +136,8 @@ class TreeRollout:
         self._problem = problem
         self._step = step
         self._indices = count()
+        self._states = uuid.uuid4().hex
+        """Names the tool states of this tree."""
 
     @property
     def remaining(self) -> int:
@@ -133,13 +153,17 @@ class TreeRollout:
         drawn = worker.sampling(
             worker.config.sampling, "grow", problem.id, self._step, next(self._indices)
         )
-        start = Start(self.tree.prefix_ids(at), self.tree.steps(at))
+        start = Start(self.tree.prefix_ids(at), self.tree.steps(at), self._states)
         with self.ledger.reserve(anchor) as reservation:
             episode, score, reservation.cost = await worker.attempt(
                 self._agent, problem, drawn, start, lambda cost: self.ledger.lost(anchor, cost)
             )
             reservation.leaf = self.tree.add_trajectory(at, episode.steps, score, episode.end)
         return reservation.leaf
+
+    async def close(self) -> None:
+        """Give up the tool states of the tree; it can still be completed, at the cost of replays."""
+        await self._agent.tools.release(self._states)
 
 
 def localization_accuracy(

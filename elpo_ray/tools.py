@@ -1,84 +1,40 @@
 """The code interpreter as a tool: calls of the policy in, observations out.
 
 Invariants: what the policy sees was caused by its code, never by a failing sandbox (that is
-retried, counted, and at last raised as `InfrastructureError`); a session's state is held here, so
-the loss of a host loses nothing but time. No Ray: remote hosts arrive as objects with async
-methods, and their faults as exception types.
+retried on another host, counted, and at last raised as `ToolsLost`); a session's log is held here,
+so the loss of a host loses nothing but time. A tree keeps to the host that holds its snapshots. No
+Ray: remote hosts arrive as objects with async methods, and their faults as exception types.
 """
 
 from __future__ import annotations
 
-import uuid
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from elpo_ray.config import SandboxConfig
-from elpo_ray.tasks.code_interpreter import NAME
-from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult
-from sandbox.limits import Limits
-from sandbox.results import CallResult, Kind, SandboxFailure, SessionState
-from sandbox.supervisor import Sandbox, Session
+from elpo_ray.config import LastLine, SandboxConfig
+from elpo_ray.sandbox_host import Opened
+from elpo_ray.tasks.code_interpreter import NAME, printing_last_line
+from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult, ToolsLost
+from sandbox.results import CallResult, Kind, ReplayDiverged, SandboxFailure, SessionState
 
 _MIN_CALLS = 100
 """Calls before a share of lost ones means anything."""
 
 
-def limits_of(config: SandboxConfig) -> Limits:
-    """The sandbox's limits, from the configuration."""
-    return Limits(
-        wall_s=config.wall_s,
-        cpu_s=config.cpu_s,
-        memory_mib=config.memory_mib,
-        output_kib=config.output_kib,
-    )
-
-
-class SandboxHost:
-    """A pool of sessions by name: what one actor of a cluster holds."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
-        self._sessions: dict[str, Session] = {}
-
-    async def open(self, setup: str = "", at: SessionState | None = None) -> str:
-        """A new session's id. Raises SandboxFailure, SandboxUnavailable."""
-        session = await self._sandbox.open(setup, at)
-        name = uuid.uuid4().hex
-        self._sessions[name] = session
-        return name
-
-    async def call(self, session_id: str, code: str) -> CallResult:
-        """Run one cell. Raises SandboxFailure for a session of an earlier life of this host."""
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise SandboxFailure(f"no session {session_id}: the host was restarted")
-        return await session.call(code)
-
-    async def close(self, session_id: str) -> None:
-        """End a session; unknown ones have ended already."""
-        session = self._sessions.pop(session_id, None)
-        if session is not None:
-            await session.close()
-
-    async def shutdown(self) -> None:
-        """End everything."""
-        self._sessions.clear()
-        await self._sandbox.close()
-
-    def metrics(self) -> dict[str, float]:
-        """See `sandbox.supervisor.Sandbox.snapshot`."""
-        return self._sandbox.snapshot()
-
-
 class HostHandle(Protocol):
     """A `SandboxHost`, here or elsewhere."""
 
-    async def open(self, setup: str = "", at: SessionState | None = None) -> str: ...
+    async def open(
+        self, setup: str, at: SessionState | None, tree: str | None, stateless: bool
+    ) -> Opened: ...
 
     async def call(self, session_id: str, code: str) -> CallResult: ...
 
     async def close(self, session_id: str) -> None: ...
+
+    async def release(self, tree: str) -> None: ...
 
 
 def observation(result: CallResult) -> str:
@@ -104,7 +60,7 @@ def _malformed(call: ToolCall) -> str | None:
     return None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Load:
     """A host and the sessions it holds for us."""
 
@@ -113,7 +69,7 @@ class _Load:
 
 
 class PooledTools:
-    """Sessions over several hosts, each pinned to the least loaded one at its opening."""
+    """Sessions over several hosts."""
 
     def __init__(
         self,
@@ -126,49 +82,76 @@ class PooledTools:
         if not hosts:
             raise ValueError("hosts=[]: name at least one sandbox host")
         self._hosts = [_Load(host) for host in hosts]
-        self._max_failure_rate = config.max_failure_rate
-        self.retries = config.retries
+        self._homes: defaultdict[str, list[_Load]] = defaultdict(list)
+        """The hosts of each unreleased tree, the one to prefer last."""
+        self._named: dict[str, _Load] = {}
+        """Hosts by the name that they write into states."""
+        self.config = config
         self.faults: tuple[type[Exception], ...] = (SandboxFailure, *faults)
         self.calls = 0
-        """Attempts to run a cell or to open a session."""
+        """Calls that were asked for."""
         self.failures = 0
-        """Attempts that the sandbox lost, those that a retry made good included."""
+        """Attempts at them that the sandbox lost, those that a retry made good included."""
+        self.lost = 0
+        """Calls that the sandbox lost for good."""
 
-    async def open(self, *, setup: str = "", at: SessionState | None = None) -> PooledSession:
-        """A session that ran `setup`, or stands where `at` does.
+    async def open(
+        self, *, setup: str = "", at: SessionState | None = None, tree: str | None = None
+    ) -> PooledSession:
+        """A session that ran `setup`, or stands where `at` does, among those of `tree`.
 
-        Raises InfrastructureError once the retries are used up, SandboxUnavailable where a host
-        cannot isolate.
+        A host is asked for it at the first call: an episode without a call needs none.
         """
-        session = PooledSession(self, at or SessionState(setup))
-        await session.attempt(None)
-        return session
+        return PooledSession(self, at or SessionState(setup), tree)
+
+    async def release(self, tree: str) -> None:
+        """Nobody will continue from a state of `tree` any longer."""
+        for host in self._homes.pop(tree, []):
+            try:
+                await host.handle.release(tree)
+            except self.faults:
+                continue  # gone, and the snapshots with it
 
     @property
     def failure_rate(self) -> float:
-        """Share of attempts that the sandbox lost."""
-        return self.failures / self.calls if self.calls else 0.0
+        """Share of calls that the sandbox lost for good."""
+        return self.lost / self.calls if self.calls else 0.0
 
     def check(self) -> None:
         """Raise InfrastructureError if too many calls are lost to go on."""
-        if self.calls >= _MIN_CALLS and self.failure_rate > self._max_failure_rate:
+        if self.calls >= _MIN_CALLS and self.failure_rate > self.config.max_failure_rate:
             raise InfrastructureError(
-                f"the sandbox lost {self.failures} of {self.calls} calls, more than "
-                f"sandbox.max_failure_rate={self._max_failure_rate}: look at its hosts"
+                f"the sandbox lost {self.lost} of {self.calls} calls for good, more than "
+                f"sandbox.max_failure_rate={self.config.max_failure_rate}: look at its hosts"
             )
 
-    def least_loaded(self, avoid: _Load | None) -> _Load:
-        """Where the next session goes; not to `avoid`, if there is another."""
+    def host_for(self, state: SessionState, tree: str | None, avoid: _Load | None) -> _Load:
+        """Where a session goes: to the snapshots of its tree, else to the least loaded host; not to
+        `avoid`, if there is another."""
+        homes = self._homes[tree] if tree is not None else []
+        for home in (*reversed(homes), self._named.get(state.host)):
+            if home is not None and home is not avoid:
+                return home
         others = [host for host in self._hosts if host is not avoid]
         return min(others or self._hosts, key=lambda host: host.sessions)
+
+    def settle(self, host: _Load, name: str, tree: str | None) -> None:
+        """Remember that a session of `tree` was opened on `host`, which calls itself `name`."""
+        self._named[name] = host
+        if tree is not None:
+            homes = self._homes[tree]
+            if host in homes:
+                homes.remove(host)
+            homes.append(host)
 
 
 class PooledSession:
     """One trajectory's interpreter, on whatever host holds it at the moment."""
 
-    def __init__(self, tools: PooledTools, state: SessionState) -> None:
+    def __init__(self, tools: PooledTools, state: SessionState, tree: str | None) -> None:
         self._tools = tools
         self._state = state
+        self._tree = tree
         self._host: _Load | None = None
         self._id: str | None = None
         self._closed = False
@@ -178,9 +161,8 @@ class PooledSession:
         return self._state
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """Run one call. Raises InfrastructureError once the retries are used up.
-
-        Raises ValueError when closed.
+        """Run one call. Raises ToolsLost once the retries are used up, SandboxUnavailable where a
+        host cannot isolate, ValueError when closed.
         """
         if self._closed:
             raise ValueError("the session is closed: open a new one, at its state if need be")
@@ -188,14 +170,17 @@ class PooledSession:
         if wrong is not None:
             return ToolResult(ToolKind.MALFORMED, wrong)
         code: str = call.arguments["code"]
-        result = await self.attempt(code)
-        assert result is not None
-        self._state = self._state.after(code, result)
+        if self._tools.config.last_line is LastLine.printed:
+            code = printing_last_line(code)
+        result = await self._attempt(code)
+        if not self._tools.config.stateless:
+            self._state = self._state.after(code, result)
         return ToolResult(
             ToolKind(result.kind.value),
             observation(result),
             duration_s=result.duration_s,
             queue_s=result.queue_s,
+            restored_by=result.restored_by,
         )
 
     async def close(self) -> None:
@@ -216,40 +201,37 @@ class PooledSession:
             except self._tools.faults:
                 return
 
-    async def attempt(self, code: str | None) -> CallResult | None:
-        """Run `code` (None: only open), each retry in a new session at the same state."""
-        failed: _Load | None = None
-        why = ""
-        for _ in range(1 + self._tools.retries):
-            self._tools.calls += 1
+    async def _attempt(self, code: str) -> CallResult:
+        """Run `code`, each retry in a new session at the same state, elsewhere if possible."""
+        tools, avoid, why, attempts = self._tools, None, "", 0
+        tools.calls += 1
+        hopeless = False
+        while attempts <= tools.config.retries and not hopeless:
+            attempts += 1
             try:
                 if self._id is None:
-                    await self._open(avoid=failed)
-                if code is None:
-                    return None
+                    await self._open(avoid)
                 assert self._host is not None and self._id is not None
                 result = await self._host.handle.call(self._id, code)
                 if result.kind is not Kind.SANDBOX_FAILURE:
                     return result
-                why = result.traceback
-            except self._tools.faults as fault:
+                why, hopeless = result.traceback, result.error_type == ReplayDiverged.__name__
+            except tools.faults as fault:
                 why = f"{type(fault).__name__}: {fault}"
-            self._tools.failures += 1
-            failed = self._host
+                hopeless = isinstance(fault, ReplayDiverged)  # as it would be on any host
+            tools.failures += 1
+            avoid = self._host
             await self._leave()
-        raise InfrastructureError(f"the sandbox failed {1 + self._tools.retries} times: {why}")
+        tools.lost += 1
+        raise ToolsLost(f"the sandbox failed {attempts} times: {why}")
 
     async def _open(self, avoid: _Load | None) -> None:
-        self._host = self._tools.least_loaded(avoid)
+        self._host = self._tools.host_for(self._state, self._tree, avoid)
         self._host.sessions += 1
-        fresh = not self._state.entries
-        self._id = await self._host.handle.open(
-            self._state.setup if fresh else "", None if fresh else self._state
-        )
-
-
-class SandboxTools(PooledTools):
-    """Sessions of one sandbox in this process."""
-
-    def __init__(self, sandbox: Sandbox, config: SandboxConfig) -> None:
-        super().__init__([SandboxHost(sandbox)], config)
+        at = self._state if self._state.entries else None
+        setup = "" if at else self._state.setup
+        stateless = self._tools.config.stateless
+        opened = await self._host.handle.open(setup, at, self._tree, stateless)
+        self._id = opened.session
+        self._tools.settle(self._host, opened.host, self._tree)
+        self._state = replace(self._state, tree=opened.tree, host=opened.host)

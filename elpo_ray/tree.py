@@ -249,6 +249,8 @@ def _step_record(step: Step) -> dict[str, Any]:
             "tool_kind": result.kind.value,
             "tool_seconds": result.duration_s,
         }
+        if result.restored_by:
+            record["restored_by"] = result.restored_by
     return record
 
 

@@ -24,7 +24,7 @@ class FinishReason(StrEnum):
 
 
 class EndReason(StrEnum):
-    """Why an episode ended. Every value but ANSWER is an ordinary model failure, never a fault."""
+    """Why an episode ended. All but ANSWER and SANDBOX are ordinary model failures, no faults."""
 
     ANSWER = "answer"
     """A turn without a tool call: the answer."""
@@ -34,6 +34,9 @@ class EndReason(StrEnum):
     """A turn hit its token limit before its end-of-turn token."""
     CONTEXT = "context"
     """No room for another turn in the context window."""
+    SANDBOX = "sandbox"
+    """The sandbox, not the code, failed on the last turn's call, also when asked again elsewhere:
+    the trajectory is masked (`UNGRADED`)."""
 
 
 class ToolKind(StrEnum):
@@ -52,6 +55,11 @@ class ToolKind(StrEnum):
 
 class InfrastructureError(Exception):
     """An engine or a sandbox failed, not the model. Retried, counted, never scored."""
+
+
+class ToolsLost(InfrastructureError):
+    """A tool call failed for good, after the retries that its sandbox is given. The trajectory that
+    made it is masked; repeating it would meet the same fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +116,8 @@ class ToolResult:
     duration_s: float = 0.0
     """Seconds of execution; queueing is apart, in `queue_s`."""
     queue_s: float = 0.0
+    restored_by: str = ""
+    """How the state before the call came about: "fresh", "fork" or "replay"; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,4 +168,4 @@ class Score:
 
 
 UNGRADED = Score(reward=0.0, success=False, graded=False)
-"""The grader timed out or crashed on this answer, also when asked again."""
+"""The grader, or the sandbox, timed out or crashed on this answer, also when asked again."""

@@ -26,7 +26,9 @@ from elpo_ray.config import (
 )
 from elpo_ray.interfaces import Tools
 from elpo_ray.rollout import RolloutWorker
+from elpo_ray.sandbox_host import SandboxHost
 from elpo_ray.tasks import code_interpreter
+from elpo_ray.tools import PooledTools
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import (
     FinishReason,
@@ -42,6 +44,7 @@ from elpo_ray.types import (
     ToolResult,
     Turn,
 )
+from sandbox.supervisor import Sandbox
 
 Word = str | tuple[str, float]
 """A scripted turn, optionally with the entropy of its tokens (0 otherwise), in nats."""
@@ -169,12 +172,28 @@ class FakeTools:
         self.faults = faults or Faults()
         self.live = 0
         self.opened_at: list[tuple[str, ...] | None] = []
+        self.trees: set[str] = set()
+        """Used and not yet released."""
 
-    async def open(self, *, setup: str = "", at: tuple[str, ...] | None = None) -> FakeSession:
+    async def open(
+        self, *, setup: str = "", at: tuple[str, ...] | None = None, tree: str | None = None
+    ) -> FakeSession:
         self.faults.strike()
         self.live += 1
         self.opened_at.append(at)
+        if tree is not None:
+            self.trees.add(tree)
         return FakeSession(self, at or ())
+
+    async def release(self, tree: str) -> None:
+        self.trees.discard(tree)
+
+
+def local_tools(
+    sandbox: Sandbox, config: SandboxConfig, *, faults: tuple[type[Exception], ...] = ()
+) -> PooledTools:
+    """The tools over one real sandbox of this process."""
+    return PooledTools([SandboxHost(sandbox)], config, faults=faults)
 
 
 class FakeTask:

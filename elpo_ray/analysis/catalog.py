@@ -28,4 +28,7 @@ async def examine(worker: RolloutWorker, problem: Problem, config: AnalyzeConfig
     grows = config.analysis is AnalysisName.ranking
     budget = config.algorithm.growth.n_total if grows else config.rollouts
     rollout = TreeRollout(worker, problem, 0, budget)
-    return await EXAMINE[config.analysis](rollout, worker.task, problem, config)
+    try:
+        return await EXAMINE[config.analysis](rollout, worker.task, problem, config)
+    finally:
+        await rollout.close()

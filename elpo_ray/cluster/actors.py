@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -114,26 +115,31 @@ class RemoteEngines:
 
 
 class SandboxActor:
-    """A sandbox host's process."""
+    """A sandbox host's process. Ray makes it anew, empty, when it dies."""
 
-    async def start(self, config: Config) -> None:
+    def __init__(self, config: Config) -> None:
+        from elpo_ray.sandbox_host import SandboxHost, sandbox_of
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each snapshot takes some
+        self.host = SandboxHost(sandbox_of(config.sandbox, config.cluster))
+
+    async def start(self) -> None:
         """Raises SandboxUnavailable where the machine cannot isolate."""
-        from elpo_ray.tools import SandboxHost, limits_of
-        from sandbox.supervisor import Sandbox
+        opened = await self.host.open()
+        await self.host.close(opened.session)
 
-        sandbox = Sandbox(limits_of(config.sandbox), sessions=config.cluster.sandbox_sessions)
-        probe = await sandbox.open()
-        await probe.close()
-        self.host = SandboxHost(sandbox)
-
-    async def open(self, setup: str, at: Any) -> str:
-        return await self.host.open(setup, at)
+    async def open(self, setup: str, at: Any, tree: str | None, stateless: bool) -> Any:
+        return await self.host.open(setup, at, tree, stateless)
 
     async def call(self, session_id: str, code: str) -> Any:
         return await self.host.call(session_id, code)
 
     async def close(self, session_id: str) -> None:
         await self.host.close(session_id)
+
+    async def release(self, tree: str) -> None:
+        await self.host.release(tree)
 
     async def metrics(self) -> Values:
         return self.host.metrics()
@@ -148,14 +154,17 @@ class RemoteHost:
     def __init__(self, actor: ActorHandle[Any]) -> None:
         self._actor = actor
 
-    async def open(self, setup: str = "", at: Any = None) -> str:
-        return str(await self._actor.open.remote(setup, at))
+    async def open(self, setup: str, at: Any, tree: str | None, stateless: bool) -> Any:
+        return await self._actor.open.remote(setup, at, tree, stateless)
 
     async def call(self, session_id: str, code: str) -> Any:
         return await self._actor.call.remote(session_id, code)
 
     async def close(self, session_id: str) -> None:
         await self._actor.close.remote(session_id)
+
+    async def release(self, tree: str) -> None:
+        await self._actor.release.remote(tree)
 
 
 class RolloutActor:

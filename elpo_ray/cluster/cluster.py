@@ -84,10 +84,7 @@ class Cluster:
     def rollouts(self, folder: Path) -> RolloutGroup:
         """All rollout workers, their engines serving `folder` as version 0, and the sandboxes."""
         config, cluster = self.config, self.config.cluster
-        sandboxes = self._actor_group(
-            "sandbox", SandboxActor, cluster.sandbox_actors, gpus=0.0, concurrency=1000
-        )
-        self._get([actor.start.remote(config) for actor in sandboxes], "start", "a sandbox")
+        sandboxes = self._sandboxes()
         tensor = float(config.engine.tensor_parallel_size)
         workers = self._actor_group(
             "rollout", RolloutActor, cluster.rollout_workers, gpus=tensor, concurrency=1000
@@ -95,6 +92,18 @@ class Cluster:
         starts = [actor.start.remote(config, str(folder), sandboxes) for actor in workers]
         self._get(starts, "start", "a rollout worker")
         return RolloutGroup(workers, sandboxes, config)
+
+    def _sandboxes(self) -> list[ActorHandle[Any]]:
+        """The sandbox actors. One that dies comes back empty: its sessions are replayed."""
+        remote: Any = ray.remote(SandboxActor)
+        options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1}
+        actors: list[ActorHandle[Any]] = [
+            remote.options(name=f"sandbox-{i}", **options).remote(self.config)
+            for i in range(self.config.cluster.sandbox_actors)
+        ]
+        self._actors += actors
+        self._get([actor.start.remote() for actor in actors], "start", "a sandbox")
+        return actors
 
     def _actor_group(
         self, title: str, kind: type, count: int, *, gpus: float, concurrency: int

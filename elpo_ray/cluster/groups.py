@@ -17,6 +17,7 @@ from elpo_ray.metrics import Values
 from elpo_ray.samples import Sample
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import InfrastructureError, Problem
+from sandbox.metrics import merged
 
 Advance = Callable[[int], None]
 Job = tuple[str, Problem, tuple[Any, ...]]
@@ -103,6 +104,12 @@ class RolloutGroup:
         seeds fixed."""
         jobs = [("evaluate", problem, (i, None)) for problem in problems for i in range(samples)]
         return self._pull(jobs, self._config.engine.max_num_seqs, advance, "evaluating")
+
+    def sandbox_metrics(self) -> dict[str, float]:
+        """Calls by kind, latencies, live snapshots and their bytes, … of all sandbox actors."""
+        refs = [actor.metrics.remote() for actor in self.sandboxes]
+        timeout_s = self._config.cluster.call_timeout_s
+        return merged(wait_for(refs, timeout_s, "metrics of the sandboxes"))
 
     def use(self, config: Config) -> None:
         """Work on `config.task` from now on, with the same model. ValueError as at the start."""

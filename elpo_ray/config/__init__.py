@@ -40,7 +40,14 @@ from elpo_ray.config.learner import (
     Schedule,
 )
 from elpo_ray.config.model import ModelConfig, Precision, TinyModelConfig
-from elpo_ray.config.rollout import EngineConfig, SamplingConfig, SandboxConfig
+from elpo_ray.config.rollout import (
+    EngineConfig,
+    Isolation,
+    LastLine,
+    Preload,
+    SamplingConfig,
+    SandboxConfig,
+)
 from elpo_ray.config.rules import require
 from elpo_ray.config.run import ClusterConfig, LoggingConfig, TrainerConfig, WandbMode
 from elpo_ray.config.task import (
@@ -72,6 +79,8 @@ __all__ = [
     "EntropyBranchConfig",
     "GrowthConfig",
     "GrowthRule",
+    "Isolation",
+    "LastLine",
     "LearnerConfig",
     "LoggingConfig",
     "LossConfig",
@@ -79,6 +88,7 @@ __all__ = [
     "OptimizerConfig",
     "Packing",
     "Precision",
+    "Preload",
     "RandomBranchConfig",
     "RewardConfig",
     "RewardName",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from elpo_ray.config.rules import require
 
@@ -51,23 +52,66 @@ class EngineConfig:
         )
 
 
+class Preload(Enum):
+    """What sessions find imported, as far as it is installed (`sandbox.supervisor.PRELOADS`)."""
+
+    none = "none"
+    math = "math"
+    """numpy and sympy."""
+    sci = "sci"
+    """scipy and pandas too; each call costs some milliseconds more."""
+
+
+class Isolation(Enum):
+    """The least tier that an actor starts with, see `docs/isolation.md`."""
+
+    strong = "strong"
+    standard = "standard"
+
+
+class LastLine(Enum):
+    """How the policy comes to see what a cell's last line is worth."""
+
+    value = "value"
+    """The last expression's `repr`, as in a notebook."""
+    printed = "printed"
+    """The last line's text in `print(...)`, as the original recipe does with any line that does
+    not begin with "print": an assignment or a block there is a syntax error."""
+
+
 @dataclass(kw_only=True)
 class SandboxConfig:
-    """Limits of the code interpreter, each per call."""
+    """The code interpreter. Limits are per call."""
 
     wall_s: float = 10.0
     cpu_s: float = 10.0
     memory_mib: int = 2048
+    """Address space of a process."""
     output_kib: int = 64
     """Kept per stream; the process is killed at 1 MiB."""
+    preload: Preload = Preload.math
+    isolation: Isolation = Isolation.standard
+    allow_degraded: bool = False
+    """Start with less where the machine lacks layers: for code you trust."""
+    stateless: bool = False
+    """Every call starts from the setup: nothing is kept from call to call."""
+    last_line: LastLine = LastLine.value
+    snapshot_mib: int | None = None
+    """Memory per sandbox actor for kept states; null = its share of a quarter of the host's."""
     retries: int = 2
     """Attempts on another session after the sandbox itself failed."""
     max_failure_rate: float = 0.01
-    """Share of calls lost to the sandbox above which a step stops loudly."""
+    """Share of calls lost to the sandbox for good above which a step stops loudly."""
 
     def __post_init__(self) -> None:
         for key in ("wall_s", "cpu_s", "memory_mib", "output_kib"):
             require(getattr(self, key) > 0, f"sandbox.{key}", getattr(self, key), "use above 0")
+        require(
+            self.snapshot_mib is None or self.snapshot_mib > 0,
+            "sandbox.snapshot_mib",
+            self.snapshot_mib,
+            "use above 0, or null for a share of the host's memory",
+        )
         require(self.retries >= 0, "sandbox.retries", self.retries, "use 0 or more")
         require(
             0 <= self.max_failure_rate <= 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from elpo_ray.types import ToolCall
@@ -29,3 +30,17 @@ def code_of(call: ToolCall | None) -> str | None:
         return None
     code = call.arguments.get("code")
     return code if isinstance(code, str) else None
+
+
+_FENCED = re.compile(r"```python(.*?)```", re.DOTALL)
+
+
+def printing_last_line(code: str) -> str:
+    """The code as the recipes over SandboxFusion run it: taken out of its Markdown fence, the last
+    line that is not empty wrapped in `print(...)` unless it begins with "print". By text."""
+    fenced = _FENCED.search(code)
+    lines = (fenced[1].strip() if fenced else code).split("\n")
+    last = next((at for at in range(len(lines) - 1, -1, -1) if lines[at]), None)
+    if last is not None and not lines[last].startswith("print"):
+        lines[last] = f"print({lines[last]})"
+    return "\n".join(lines)

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from fakes import local_tools
 
 from elpo_ray.config import SandboxConfig
 from elpo_ray.grading.programs import Test as Case
 from elpo_ray.grading.programs import run_tests
-from elpo_ray.tools import SandboxTools, limits_of
+from elpo_ray.sandbox_host import limits_of
+from elpo_ray.tools import PooledTools
 from sandbox.supervisor import Sandbox
 
 pytestmark = pytest.mark.real
@@ -19,10 +21,10 @@ DOUBLE = [Case(call="double", arguments=(2,), expected=4)]
 
 
 @pytest_asyncio.fixture
-async def tools() -> AsyncIterator[SandboxTools]:
+async def tools() -> AsyncIterator[PooledTools]:
     config = SandboxConfig(wall_s=3, cpu_s=3)
     async with Sandbox(limits_of(config), sessions=4) as sandbox:
-        yield SandboxTools(sandbox, config)
+        yield local_tools(sandbox, config)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ async def tools() -> AsyncIterator[SandboxTools]:
         ("x = []\nwhile True: x.append('x' * 10**7)", 0),
     ],
 )  # fmt: skip
-async def test_standard_input_and_output(tools: SandboxTools, program: str, passed: int) -> None:
+async def test_standard_input_and_output(tools: PooledTools, program: str, passed: int) -> None:
     report = await run_tests(program, SUM, tools)
     assert (report.passed, report.total, report.compiles) == (passed, 2, True)
 
@@ -65,27 +67,27 @@ async def test_standard_input_and_output(tools: SandboxTools, program: str, pass
          "def double(x): return 5", 0),
     ],
 )  # fmt: skip
-async def test_functions(tools: SandboxTools, program: str, passed: int) -> None:
+async def test_functions(tools: PooledTools, program: str, passed: int) -> None:
     assert (await run_tests(program, DOUBLE, tools)).passed == passed
 
 
 @pytest.mark.parametrize("result", ["4", "[4]"])
-async def test_a_wrapped_result_matches_both_ways(tools: SandboxTools, result: str) -> None:
+async def test_a_wrapped_result_matches_both_ways(tools: PooledTools, result: str) -> None:
     wrapped = Case(call="double", arguments=(2,), expected=[4], wrapped=True)
     assert (await run_tests(f"def double(x): return {result}", [wrapped], tools)).passed == 1
 
 
-async def test_a_program_that_does_not_compile_is_no_program(tools: SandboxTools) -> None:
+async def test_a_program_that_does_not_compile_is_no_program(tools: PooledTools) -> None:
     assert not (await run_tests("def f(:", SUM, tools)).compiles
 
 
-async def test_endless_programs_are_given_up_after_a_few_tests(tools: SandboxTools) -> None:
+async def test_endless_programs_are_given_up_after_a_few_tests(tools: PooledTools) -> None:
     many = [Case(input=f"{i} 1", expected=str(i + 1)) for i in range(40)]
     report = await run_tests("while True: pass", many, tools)
     assert (report.passed, report.total) == (0, 40)
 
 
-async def test_megabytes_in_and_out(tools: SandboxTools) -> None:
+async def test_megabytes_in_and_out(tools: PooledTools) -> None:
     lines = "\n".join(f"{i} é\\n" for i in range(300_000))
     echo = "import sys\nsys.stdout.write(sys.stdin.read())"
     assert len(json.dumps(lines)) > 4_000_000
@@ -93,7 +95,7 @@ async def test_megabytes_in_and_out(tools: SandboxTools) -> None:
     assert (await run_tests(echo, [good, bad], tools)).passed == 1
 
 
-async def test_code_that_checks_runs_after_the_program(tools: SandboxTools) -> None:
+async def test_code_that_checks_runs_after_the_program(tools: PooledTools) -> None:
     check = Case(check="def check(f):\n    assert abs(f(2) - 4) < 1e-6\ncheck(double)")
     assert (await run_tests("def double(x): return x + x", [check], tools)).passed == 1
     assert (await run_tests("def double(x): return x", [check], tools)).passed == 0

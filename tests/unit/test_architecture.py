@@ -36,6 +36,7 @@ LAYERS = [
         "nccl_transfer",
         "learner",
         "tools",
+        "sandbox_host",
         "metrics",
         "runs",
         "report",
