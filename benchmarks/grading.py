@@ -1,6 +1,6 @@
 r"""What the grader of mathematical answers gets right, what it survives and how fast it is.
 
-    python benchmarks/grading.py FILE.jsonl [FILE.jsonl …] [--wall-s 1] [--processes 2]
+    python benchmarks/grading.py FILE.jsonl [FILE.jsonl …] [--cpu-s 2] [--processes 2]
 
 Every line of a file has an `answer` (AIME, MATH500, GSM8K, …). Prints JSON: for every gold answer
 itself and at least six equivalent forms, all of which should be equal; wrong variants, none of
@@ -42,6 +42,7 @@ def equivalents(gold: str) -> list[str]:
         rf"\,{gold}\;",
         f"{gold}.",
         re.sub(r"(?<![{\d_,\\!])([-+=])(?!\s*[\d.]*})", r" \1 ", gold).strip(),
+        rf"\({gold}\)",
         gold.replace(r"\frac", r"\dfrac").replace(r"\left", "").replace(r"\right", ""),
     ]
     number = gold.replace(",\\! ", "").replace(",\\!", "").replace(r"\$", "")
@@ -135,7 +136,7 @@ def hostile_answers(count: int, rng: random.Random) -> list[str]:
         r"\prod_{k=1}^{10^9} (1+\frac{1}{k^2})", r"\sqrt{2}^{\sqrt{2}^{\sqrt{2}^{10^{9}}}}",
         r"x^{99999}-x^{99998}+\sin(x)^{77777}", "7" * 300 + "^{" + "7" * 30 + "}",
     ]  # fmt: skip
-    # One in fifty is endless: each of those costs the whole wall.
+    # One in fifty is endless: each of those costs all the time it is given.
     return [endless[n // 50 % len(endless)] if n % 50 == 0 else makers[n % len(makers)](n)
             for n in range(count)]  # fmt: skip
 
@@ -148,10 +149,10 @@ async def judge(grader: MathGrader, pairs: list[tuple[str, str]]) -> tuple[list[
     return verdicts, time.perf_counter() - start
 
 
-async def measure(files: list[str], processes: int, wall_s: float) -> dict[str, object]:
+async def measure(files: list[str], processes: int, cpu_s: float) -> dict[str, object]:
     lines = [line for name in files for line in Path(name).read_text("utf-8").splitlines()]
     golds = [json.loads(line)["answer"] for line in lines]
-    grader = MathGrader(processes, wall_s)
+    grader = MathGrader(processes, cpu_s)
     await judge(grader, [("1", "2")] * processes)  # starts the processes
     report: dict[str, object] = {"gold answers": len(golds)}
     forms = [(gold, form) for gold in golds for form in {gold, *equivalents(gold)}]
@@ -183,10 +184,10 @@ async def measure(files: list[str], processes: int, wall_s: float) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+")
-    parser.add_argument("--wall-s", type=float, default=5.0)
+    parser.add_argument("--cpu-s", type=float, default=5.0)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    report = asyncio.run(measure(args.files, args.processes, args.wall_s))
+    report = asyncio.run(measure(args.files, args.processes, args.cpu_s))
     print(json.dumps(report, indent=1, ensure_ascii=False))
 
 

@@ -91,8 +91,9 @@ class RewardConfig:
     name: RewardName = RewardName.verify
     function: str | None = None
     """`package.module:name` of `(problem, steps) -> Score`, plain or async (docs/tasks.md)."""
-    wall_s: float = 5.0
-    """Seconds that the comparison of one answer may take in its own process."""
+    grader_cpu_s: float = 5.0
+    """Seconds of processor time that the comparison of one answer may take in its own process; ten
+    times that by the clock."""
     graders: int = 2
     """Processes a rollout worker that compare answers; started when first needed."""
     overlong_buffer: int = 0
@@ -109,7 +110,7 @@ class RewardConfig:
     """Added to a success that used a tool (ARPO's is 0.1)."""
 
     def __post_init__(self) -> None:
-        require(self.wall_s > 0, "task.reward.wall_s", self.wall_s, "use above 0")
+        require(self.grader_cpu_s > 0, "task.reward.grader_cpu_s", self.grader_cpu_s, "use above 0")
         require(self.graders >= 1, "task.reward.graders", self.graders, "use 1 or more")
         for key in ("format_penalty", "tool_error_penalty", "tool_bonus", "overlong_factor"):
             value = getattr(self, key)

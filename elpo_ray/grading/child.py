@@ -1,8 +1,8 @@
-"""`python -m elpo_ray.grading.child WALL_S MEMORY_MIB`: a grader process, one comparison a line.
+"""`python -m elpo_ray.grading.child CPU_S MEMORY_MIB`: a grader process, one comparison a line.
 
 Reads `{"gold": …, "answer": …}`, replies `true`, `false` or `null` (no verdict, and the process
-ends). Ends itself with its standard input, and by a signal shortly after its wall, so that none
-outlives its parent at work.
+ends). Ends itself with its standard input, and by a signal when a comparison has used up its
+processor time, so that none outlives its parent at work.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import resource
 import signal
 import sys
 
-GRACE_S = 1.0
-"""The parent kills at the wall; the process's own alarm only serves where the parent is gone."""
 NEARLY = 0.8
 """Share of the memory limit at which a "different" is not believed: math-verify reads a
 MemoryError as inequality."""
 
 
 def main() -> None:
-    wall_s, memory_mib = float(sys.argv[1]), int(sys.argv[2])
+    cpu_s, memory_mib = float(sys.argv[1]), int(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints is no reply
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     from elpo_ray.grading.equality import equal  # before the limit: imports need address space
 
     equal("x^2+1/2", "2")  # the first comparison loads grammars and modules
@@ -35,13 +33,13 @@ def main() -> None:
     replies.flush()
     for line in sys.stdin:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, wall_s + GRACE_S)
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
         verdict: bool | None
         try:
             verdict = equal(request["gold"], request["answer"])
         except (MemoryError, RecursionError):
             verdict = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         if verdict is False and peak > NEARLY * limit:
             verdict = None

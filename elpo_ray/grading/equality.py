@@ -18,8 +18,6 @@ MAX_CHARS = 1000
 MAX_DEPTH = 12
 """So is one with deeper brackets (or 8 deeper than those of the gold answer): reading LaTeX takes
 time exponential in the depth."""
-POINTS = (0.7390851, 1.3247179, 2.0945514)
-"""Where expressions are evaluated to tell them apart quickly."""
 FAR = 1e-4
 """Relative distance of values beyond any rounding that counts as equal."""
 UNICODE = str.maketrans({"−": "-", "–": "-", "°": r"^\circ ", "π": r"\pi ", "∞": r"\infty ",
@@ -62,23 +60,23 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _far_apart(a: object, b: object) -> bool:
-    """Whether two expressions in the same unknowns clearly differ in value somewhere. Spares most
-    wrong answers a symbolic simplification."""
+    """Whether two expressions in the same unknowns clearly differ in value at some point. Spares
+    most wrong answers a symbolic simplification."""
     if not isinstance(a, Expr) or not isinstance(b, Expr):
         return False
     if a.has(UnevaluatedExpr) or b.has(UnevaluatedExpr):  # percentages: 9 % may stand for 9
         return False
-    names = sorted({str(symbol) for symbol in a.free_symbols})
-    if names != sorted({str(symbol) for symbol in b.free_symbols}):
+    unknowns = [{str(symbol) for symbol in side.free_symbols} for side in (a, b)]
+    if unknowns[0] and unknowns[0] != unknowns[1]:  # the same unknowns may be spelt differently
         return False
-    value = dict(zip(names, POINTS, strict=False))
+    value = {name: 0.5 + 0.618034 * i % 1 for i, name in enumerate(sorted(unknowns[1]))}
     try:
         x, y = (
             complex(side.subs({s: value[str(s)] for s in side.free_symbols}).evalf())
             for side in (a, b)
         )
-    except (TypeError, ValueError, KeyError, ArithmeticError, AttributeError):
-        return False  # not a number there, or more unknowns than points
+    except (TypeError, ValueError, ArithmeticError, AttributeError):
+        return False  # not a number there
     return abs(x - y) > FAR * max(abs(x), abs(y), FAR)
 
 

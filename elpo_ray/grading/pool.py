@@ -1,9 +1,10 @@
 """Comparison of answers in a few persistent processes that can be killed.
 
-Plain pipes rather than a pool of `multiprocessing`: its children import the parent's main module,
-which in a rollout worker means the engine. Invariants: a process works for one comparison at a
-time; one that overran its wall, or died, is replaced and never asked again; no child outlives this
-process (its standard input ends). Belongs to no event loop.
+Plain pipes rather than a pool of `multiprocessing`, whose children import the parent's main module:
+in a rollout worker that means the engine. Invariants: a process works for one comparison at a time;
+what bounds it is its processor time, the clock is a backstop (a busy machine must not make an easy
+answer undecided); one that overran, or died, is replaced; no child outlives this process, since its
+standard input ends. Belongs to no event loop.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import queue
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ from enum import StrEnum
 
 START_S = 120.0
 """For a process to import its libraries, on a busy machine."""
+WALLS = 10
+"""A comparison may take so many times its processor time by the clock."""
 MEMORY_MIB = 2048
 """Address space of a grader process."""
 
@@ -36,11 +40,11 @@ class Verdict(StrEnum):
 
 
 class MathGrader:
-    """`processes` graders; comparisons beyond that wait, outside their wall."""
+    """`processes` graders; comparisons beyond that wait, outside their time."""
 
-    def __init__(self, processes: int, wall_s: float) -> None:
+    def __init__(self, processes: int, cpu_s: float) -> None:
         """Nothing is started before the first comparison."""
-        self._wall_s = wall_s
+        self._cpu_s = cpu_s
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="grader")
         self._free: queue.SimpleQueue[_Child | None] = queue.SimpleQueue()
         for _ in range(processes):
@@ -59,7 +63,7 @@ class MathGrader:
         child = self._free.get()
         try:
             for _ in range(2):
-                child = child or _Child(self._wall_s)
+                child = child or _Child(self._cpu_s)
                 verdict = child.ask(gold, answer)
                 if verdict is not Verdict.UNDECIDED:
                     break
@@ -76,15 +80,15 @@ class MathGrader:
 class _Child:
     """One grader process, from the thread that holds it."""
 
-    def __init__(self, wall_s: float) -> None:
+    def __init__(self, cpu_s: float) -> None:
         """Raises RuntimeError if the process cannot start: a broken installation."""
-        self._wall_s = wall_s
+        self._cpu_s = cpu_s
         self._asked = 0
         self.worth_another = False
-        """The last comparison may have failed without its own doing: it got little of the
-        processor, or earlier ones had filled the memory."""
+        """The last comparison may have failed without its own doing: it hardly got the processor,
+        or earlier ones had filled the memory."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "elpo_ray.grading.child", str(wall_s), str(MEMORY_MIB)],
+            [sys.executable, "-m", "elpo_ray.grading.child", str(cpu_s), str(MEMORY_MIB)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -98,7 +102,6 @@ class _Child:
     def ask(self, gold: str, answer: str) -> Verdict:
         """Compare; after UNDECIDED the process is of no more use."""
         request = json.dumps({"gold": gold, "answer": answer}).encode() + b"\n"
-        before = self._cpu_s()
         self._asked += 1
         self.worth_another = self._asked > 1
         assert self._process.stdin is not None
@@ -107,9 +110,11 @@ class _Child:
             self._process.stdin.flush()
         except BrokenPipeError:
             return Verdict.UNDECIDED
-        reply = self._reply(self._wall_s)
+        reply = self._reply(WALLS * self._cpu_s)
         if reply is None:
-            self.worth_another = self._cpu_s() - before < self._wall_s / 2
+            self.worth_another = True
+        elif not reply:
+            self.worth_another &= self._process.wait() != -signal.SIGPROF
         verdicts = {b"true\n": Verdict.EQUAL, b"false\n": Verdict.DIFFERENT}
         return verdicts.get(reply or b"", Verdict.UNDECIDED)
 
@@ -139,13 +144,6 @@ class _Child:
                 break
             said += part
         return said
-
-    def _cpu_s(self) -> float:
-        """CPU time of the process by the kernel's clock for it; 0 once gone."""
-        try:
-            return time.clock_gettime((~self._process.pid << 3) | 2)
-        except OSError:
-            return 0.0
 
 
 def _close(threads: ThreadPoolExecutor, free: queue.SimpleQueue[_Child | None]) -> None:

@@ -70,7 +70,7 @@ class Reward:
         """ValueError if `task.reward.function` cannot be used."""
         self._config = config
         self._function = None if config.function is None else load_function(config.function)
-        self._grader = MathGrader(config.graders, config.wall_s)
+        self._grader = MathGrader(config.graders, config.grader_cpu_s)
 
     async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
         """See `interfaces.Task.score`."""

@@ -2,6 +2,8 @@ r"""Answers: what a turn is read as, what counts as equal, and a grader that can
 
 import asyncio
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -83,7 +85,7 @@ def test_another_answer(gold: str, answer: str) -> None:
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[MathGrader]:
-    yield MathGrader(1, wall_s=1.0)
+    yield MathGrader(1, cpu_s=1.0)
 
 
 def compare(grader: MathGrader, *pairs: tuple[str, str]) -> list[Verdict]:
@@ -112,8 +114,22 @@ def test_a_killed_grader_is_replaced(grader: MathGrader) -> None:
     assert compare(grader, ("1/2", "0.5"), ("1/2", "0.6")) == [Verdict.EQUAL, Verdict.DIFFERENT]
 
 
+def test_a_machine_without_time_is_waited_for(grader: MathGrader) -> None:
+    assert compare(grader, ("1/2", "0.5")) == [Verdict.EQUAL]
+    child = grader._free.get()
+    assert child is not None
+    grader._free.put(child)
+    os.kill(child._process.pid, signal.SIGSTOP)
+    go_on = threading.Timer(2.5, os.kill, (child._process.pid, signal.SIGCONT))
+    go_on.start()
+    assert compare(grader, ("1/4", "0.25")) == [Verdict.EQUAL]
+    go_on.join()
+    assert grader._free.get() is child
+    grader._free.put(child)
+
+
 def test_graders_end_with_their_owner() -> None:
-    grader = MathGrader(1, wall_s=1.0)
+    grader = MathGrader(1, cpu_s=1.0)
     compare(grader, ("1/2", "0.5"))
     child = grader._free.get()
     assert child is not None

@@ -258,7 +258,7 @@ def test_a_users_reward_that_cannot_be_loaded_is_named(own: str, path: str, mess
     [
         ({"name": RewardName.function}, "function=None"),
         ({"function": "a:b"}, "function='a:b'"),
-        ({"wall_s": 0}, "wall_s=0"),
+        ({"grader_cpu_s": 0}, "grader_cpu_s=0"),
         ({"overlong_buffer": 30000}, "overlong_buffer=30000"),
         ({"tool_bonus": -1.0}, "tool_bonus=-1.0"),
         ({"graders": 0}, "graders=0"),
