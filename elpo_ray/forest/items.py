@@ -174,7 +174,7 @@ class Item:
         """How many of each node's first tokens are forwarded. Shape: [N]."""
         tree, shape = self.tree, self.shape
         take = np.zeros(tree.num_nodes, dtype=np.int32)
-        inside = tree.on_path[self.leaves].any(axis=0)
+        inside: BoolArray = np.asarray(tree.on_path[self.leaves].any(axis=0))
         below = np.zeros(tree.num_nodes, dtype=np.bool_)
         for node in range(tree.num_nodes - 1, -1, -1):
             if not inside[node]:

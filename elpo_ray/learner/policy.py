@@ -23,8 +23,9 @@ from elpo_ray.forest import CostModel
 from elpo_ray.learner.attention import IMPLEMENTATION, why_not
 from elpo_ray.learner.batching import Inputs
 
-CHUNK_ELEMENTS = 1 << 23
-"""Most logits alive at once: 32 MiB in fp32, times the three or so copies of one chunk."""
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 24}
+"""Most logits of one chunk, of which two or three copies are alive in fp32. A GPU needs more rows
+at once to be busy."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +42,17 @@ class _TargetLogProbs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scale: float
     ) -> tuple[Tensor, Tensor]:
         """hidden [M, H], weight [V, H], bias [V] or None, targets [M] -> two [M], fp32 or wider."""
-        logp: list[Tensor] = []
-        entropy: list[Tensor] = []
-        for rows in _chunks(len(targets), len(weight)):
+        # Written in place: small results kept between large temporaries would fragment the heap.
+        logp = hidden.new_empty(len(targets), dtype=_wide(weight.dtype))
+        entropy = torch.empty_like(logp)
+        for rows in _chunks(len(targets), len(weight), weight.device):
             log_probs = _log_probs(hidden[rows], weight, bias, scale)
-            logp.append(log_probs.gather(1, targets[rows, None]).squeeze(1))
-            entropy.append(-(log_probs.exp() * log_probs).sum(1))
+            logp[rows] = log_probs.gather(1, targets[rows, None]).squeeze(1)
+            entropy[rows] = -log_probs.exp().mul_(log_probs).sum(1)
         ctx.save_for_backward(hidden, weight, targets, *(() if bias is None else (bias,)))
         ctx.scale = scale
-        entropies = torch.cat(entropy)
-        ctx.mark_non_differentiable(entropies)
-        return torch.cat(logp), entropies
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,16 +63,19 @@ class _TargetLogProbs(torch.autograd.Function):
             weight.shape, dtype=_wide(weight.dtype), device=weight.device
         )  # fp32 sum over chunks
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(bias.dtype))
-        for rows in _chunks(len(targets), len(weight)):
+        for rows in _chunks(len(targets), len(weight), weight.device):
             # d logp / d logits = scale * (onehot - p)
-            grad = -_log_probs(hidden[rows], weight, bias, ctx.scale).exp_()
+            grad = _log_probs(hidden[rows], weight, bias, ctx.scale).exp_().neg_()
             grad.scatter_add_(1, targets[rows, None], torch.ones_like(grad[:, :1]))
             grad.mul_(grads[0][rows, None] * ctx.scale)
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             grad = grad.to(weight.dtype)
             grad_hidden[rows] = grad @ weight
-            grad_weight += grad.T @ hidden[rows]
+            if grad_weight.dtype == grad.dtype:
+                grad_weight.addmm_(grad.T, hidden[rows])
+            else:
+                grad_weight += grad.T @ hidden[rows]
         grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
         return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None
 
@@ -80,15 +84,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _chunks(rows: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
+def _chunks(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    size = max(1, CHUNK_ELEMENTS[device.type] // vocabulary)
     for start in range(0, max(rows, 1), size):
         yield slice(start, start + size)
 
 
 def _log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     logits = nn.functional.linear(hidden, weight, bias)
-    return torch.log_softmax(logits.to(_wide(logits.dtype)) * scale, dim=-1)
+    return torch.log_softmax(logits.to(_wide(logits.dtype)).mul_(scale), dim=-1)
 
 
 class LogProbHead(nn.Module):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import resource
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +29,7 @@ from elpo_ray.learner.stats import entropy_moments
 def test_chunked_head_equals_full_logits(
     monkeypatch: pytest.MonkeyPatch, bias: bool, rows: int
 ) -> None:
-    monkeypatch.setattr(policy, "CHUNK_ELEMENTS", 3 * 11)  # 3 rows a chunk
+    monkeypatch.setitem(policy.CHUNK_ELEMENTS, "cpu", 3 * 11)  # 3 rows a chunk
     torch.manual_seed(0)
     linear = nn.Linear(5, 11, bias=bias).double()
     hidden = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True)
@@ -53,6 +55,28 @@ def forest(lengths: list[int]) -> TrainForest:
         (list(range(10, 10 + n)), [False] + [i % 3 != 0 for i in range(1, n)]) for n in lengths
     ]
     return demonstrations(conversations, batch_size=len(conversations))
+
+
+def head_peak(rows: int) -> int:
+    """Bytes that a head of 150k entries adds to this process's peak, forward and backward."""
+    head = LogProbHead(nn.Linear(64, 150_000, bias=False))
+    hidden = torch.randn(rows, 64, requires_grad=True)
+    targets = torch.randint(150_000, (rows,))
+    head.weight.grad = torch.zeros_like(head.weight)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    head(hidden, targets, 1.0)[0].sum().backward()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def test_the_head_of_a_large_vocabulary_takes_little_memory() -> None:
+    """All logits of these rows would be 614 MB, and their gradient as much again."""
+    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: sender.send(head_peak(rows=1024))
+    )
+    process.start()
+    process.join()
+    assert 0 < receiver.recv() < 300e6
 
 
 COST = CostModel(token=100.0, pair=1.0, scored=10.0)

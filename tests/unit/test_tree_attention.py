@@ -176,7 +176,7 @@ def test_trees_under_a_stock_attention_are_refused() -> None:
         (Qwen2Config(use_sliding_window=True, max_window_layers=1), "sliding_attention layers"),
         (MistralConfig(sliding_window=4096), "slides over 4096 tokens"),
         (BloomConfig(), "attention cannot be replaced"),
-        (MambaConfig(), "attention cannot be replaced"),
+        (MambaConfig(), "linear_attention layers"),
         (
             Qwen2Config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
             "longest sequence",
