@@ -92,6 +92,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the trainer, which may still want verdicts
         )
         if self._reply(START_S) != b"ready\n":
             self.kill()
