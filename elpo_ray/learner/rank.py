@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -20,14 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from elpo_ray.config import (
-    ClipConfig,
-    LearnerConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Packing,
-)
+from elpo_ray.config import OptimizerConfig, Packing
 from elpo_ray.forest import Plan, Rules, TrainForest, plan
 from elpo_ray.learner import checkpoint, export, speed
 from elpo_ray.learner.attention import choose_backend
@@ -41,29 +33,9 @@ from elpo_ray.learner.backend import (
 from elpo_ray.learner.batching import Form, Pack, collate
 from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
 from elpo_ray.learner.policy import DTYPES, PolicyModule, model_folder
+from elpo_ray.learner.settings import LearnerSettings, Objective
 from elpo_ray.learner.stats import UpdateStats, all_reduce, entropy_moments, means
 from elpo_ray.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
-
-
-class Objective(Enum):
-    """What an update optimises."""
-
-    surrogate = "surrogate"
-    """The clipped policy-gradient objective."""
-    nll = "nll"
-    """Negative log-likelihood of the agent tokens: the cold start."""
-
-
-@dataclass(kw_only=True)
-class LearnerSettings:
-    """The parts of the configuration that the learner reads."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    learner: LearnerConfig = field(default_factory=LearnerConfig)
-    clip: ClipConfig = field(default_factory=ClipConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    temperature: float = 1.0
-    """Of the rollouts: the surrogate's policy is the distribution that was sampled from."""
 
 
 class LearnerRank:

@@ -2,20 +2,22 @@
 
 A block is a run of queries of one tree. Whatever any of them sees is either on the path of its
 first token or in the block itself, so a block of B queries at depth d needs d + B keys: they are
-gathered, and blocks of like size share one call. Invariants: gathered keys live for one call only
-and are gathered again in the backward pass; their gradients are summed in fp32 or wider, always in
-the same order; a token's result depends on no token that it does not see, to the last bit.
+gathered, and blocks of like size share one call. The run with which a tree begins (prompt and first
+trajectory, or a whole flat sequence) is one block under plain causal masking. Invariants: gathered
+keys live for one call only and are gathered again in the backward pass; their gradients are summed
+in fp32 or wider, always in the same order; a token's result depends on no token that it does not
+see, to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -34,15 +36,19 @@ GROUP_KEYS = 1 << 16
 class _Group:
     """G blocks that one call serves: B queries and K keys each, both padded."""
 
+    count: int
+    """G."""
+    width: int
+    """B."""
     keys: Tensor
     """Places of the keys, 0 for padding. Shape: [G * K]."""
-    mask: Tensor
-    """0 where the query sees the key, else -inf. Shape: [G, 1, B, K]."""
+    mask: Tensor | None
+    """0 where the query sees the key, else -inf, [G, 1, B, K]; None = causal, K = B."""
 
     def gather(self, tokens: Tensor) -> Tensor:
         """keys or values [T, H, D] -> [G, H, K, D]."""
         gathered = tokens.index_select(0, self.keys)
-        return gathered.view(len(self.mask), -1, *tokens.shape[1:]).transpose(1, 2)
+        return gathered.view(self.count, -1, *tokens.shape[1:]).transpose(1, 2)
 
     def add(self, total: Tensor, grad: Tensor) -> None:
         """Add gradients of `gather`'s result to those of its argument."""
@@ -57,36 +63,36 @@ class BlockPlan:
         self.places = places
         """Where, in the padded blocks of all groups one after the other, each token stands.
         Shape: [T]."""
-        self.padded = sum(len(group.mask) * group.mask.shape[2] for group in groups)
+        self.padded = sum(group.count * group.width for group in groups)
 
     @classmethod
     def of(cls, batch: TreeBatch, device: torch.device, dtype: torch.dtype) -> BlockPlan:
-        starts, ends = _divide(batch)
+        starts, ends, causal = _divide(batch)
         sizes = batch.pos[starts] + (ends - starts)
         count = np.arange(len(batch.ids))
         runs = np.maximum.accumulate(np.where(batch.pred == count - 1, 0, count))
         groups: list[_Group] = []
         places = np.empty(len(batch.ids), dtype=np.int64)
         at = 0
-        for members in _alike(sizes):
+        for members in (*_alike(sizes, causal), *_alike(sizes, ~causal)):
             width = int((ends - starts)[members].max())
             keys = np.zeros((len(members), int(sizes[members].max())), dtype=np.int64)
-            seen = np.zeros((len(members), width, keys.shape[1]), dtype=np.bool_)
+            plain = bool(causal[members[0]])
+            seen = np.zeros((len(members), 0 if plain else width, keys.shape[1]), dtype=np.bool_)
             for i, block in enumerate(members):
                 own = np.arange(starts[block], ends[block])
                 visible = np.concatenate([_above(batch, int(own[0]), runs), own])
                 keys[i, : len(visible)] = visible
-                query = own[:, None]
-                inside = (visible <= query) & (query < batch.sub_end[visible])
-                seen[i, : len(own), : len(visible)] = inside
-                seen[i, len(own) :, 0] = True  # a softmax over nothing is not a number
                 places[own] = np.arange(at, at + len(own))
                 at += width
-            mask = torch.zeros(seen.shape, dtype=dtype)
-            mask.masked_fill_(torch.from_numpy(~seen), float("-inf"))
-            groups.append(
-                _Group(torch.from_numpy(keys.ravel()).to(device), mask[:, None].to(device))
-            )
+                if not plain:
+                    query = own[:, None]
+                    inside = (visible <= query) & (query < batch.sub_end[visible])
+                    seen[i, : len(own), : len(visible)] = inside
+                    seen[i, len(own) :, 0] = True  # a softmax over nothing is not a number
+            mask = None if plain else _additive(seen, dtype).to(device)
+            where = torch.from_numpy(keys.ravel()).to(device)
+            groups.append(_Group(len(members), width, where, mask))
         return cls(groups, torch.from_numpy(places).to(device))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -101,10 +107,10 @@ class BlockPlan:
         padded.index_copy_(0, self.places, tokens)
         at = 0
         for group in self.groups:
-            count, width = len(group.mask), group.mask.shape[2]
-            part = padded[at : at + count * width].view(count, width, *tokens.shape[1:])
+            size = group.count * group.width
+            part = padded[at : at + size].view(group.count, group.width, *tokens.shape[1:])
             yield part.transpose(1, 2)
-            at += count * width
+            at += size
 
     def tokens(self, blocks: list[Tensor]) -> Tensor:
         """Back from `blocks`."""
@@ -112,31 +118,41 @@ class BlockPlan:
         return torch.cat(flat).index_select(0, self.places)
 
 
-def _divide(batch: TreeBatch) -> tuple[IntArray, IntArray]:
-    """Starts and ends of the blocks: every tree in runs of nearly equal length, of the size that
-    costs least."""
-    count = len(batch.ids)
-    roots = np.append(np.flatnonzero(batch.pred < 0), count)
-    best: tuple[float, IntArray, IntArray] | None = None
+def _additive(seen: NDArray[np.bool_], dtype: torch.dtype) -> Tensor:
+    """[G, B, K] -> [G, 1, B, K]."""
+    mask = torch.zeros(seen.shape, dtype=dtype)
+    return mask.masked_fill_(torch.from_numpy(~seen), float("-inf"))[:, None]
+
+
+def _divide(batch: TreeBatch) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
+    """Starts and ends of the blocks, and which are causal: the first run of every tree, then its
+    other tokens in blocks of nearly equal length, of the size that costs least."""
+    count = np.int32(len(batch.ids))
+    breaks = np.append(np.flatnonzero(batch.pred != np.arange(-1, count - 1)), count)
+    roots = np.flatnonzero(batch.pred < 0)
+    after = breaks[np.searchsorted(breaks, roots, side="right")]  # where each first run ends
+    rest = list(zip(after, np.append(roots[1:], count), strict=True))
+    best: tuple[float, IntArray] | None = None
     for size in BLOCK_SIZES:
         cuts = [
-            np.linspace(root, end, -(-(end - root) // size), endpoint=False).astype(np.int32)
-            for root, end in pairwise(roots)
+            np.linspace(start, end, -(-(end - start) // size), endpoint=False).astype(np.int32)
+            for start, end in rest
         ]
-        starts = np.concatenate(cuts)
-        ends = np.append(starts[1:], np.int32(count))
-        width = ends - starts
-        work = float(((width + KEY_COST) * (batch.pos[starts] + width).astype(np.float64)).sum())
+        starts = np.sort(np.concatenate([roots, *cuts])).astype(np.int32)
+        width = np.append(starts[1:], count) - starts
+        work = ((width + KEY_COST) * (batch.pos[starts] + width).astype(np.float64)).sum()
         if best is None or work < best[0]:
-            best = work, starts, ends
+            best = float(work), starts
     assert best is not None
-    return best[1], best[2]
+    return best[1], np.append(best[1][1:], count), batch.pred[best[1]] < 0
 
 
-def _alike(sizes: IntArray) -> list[IntArray]:
-    """Blocks of like key counts. Shape: [groups][...]."""
+def _alike(sizes: IntArray, chosen: NDArray[np.bool_]) -> list[IntArray]:
+    """The chosen blocks in groups of like key counts. Shape: [groups][...]."""
     groups: list[list[int]] = []
     for block in np.argsort(sizes, kind="stable").tolist():
+        if not chosen[block]:
+            continue
         if groups:
             least = int(sizes[groups[-1][0]])
             fits = sizes[block] <= PADDING[0] * least + PADDING[1]
@@ -195,9 +211,9 @@ class _BlockAttention(torch.autograd.Function):
             keys, values = group.gather(key), group.gather(value)
             query_grad = torch.empty_like(queries)
             for heads in _head_sets(query, key):
-                saved = (queries[:, heads], keys, values, outs[:, heads], next(left), group.mask)
+                saved = (queries[:, heads], keys, values, outs[:, heads], next(left))
                 query_grad[:, heads], of_keys, of_values = _attend_backward(
-                    out_grads[:, heads], saved, ctx.scale
+                    out_grads[:, heads], saved, group.mask, ctx.scale
                 )
                 group.add(key_grad, of_keys)
                 group.add(value_grad, of_values)
@@ -218,31 +234,35 @@ def _head_sets(query: Tensor, key: Tensor) -> list[slice]:
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The output and, on CPU, the softmax's normaliser that its backward pass takes."""
     if query.device.type == "cpu":
         out, norm = torch._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=mask, scale=scale
+            query, key, value, 0.0, mask is None, attn_mask=mask, scale=scale
         )
         return out, norm
-    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    return out, mask.new_empty(0)
+    out = scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+    )
+    return out, query.new_empty(0)
 
 
 def _attend_backward(
-    grad: Tensor, saved: tuple[Tensor, ...], scale: float
+    grad: Tensor, saved: tuple[Tensor, ...], mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value."""
-    query, key, value, out, norm, mask = saved
+    query, key, value, out, norm = saved
     grads: tuple[Tensor, Tensor, Tensor]
     if query.device.type == "cpu":
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, query, key, value, out, norm, 0.0, False, attn_mask=mask, scale=scale
+            grad, query, key, value, out, norm, 0.0, mask is None, attn_mask=mask, scale=scale
         )
         return grads
     with torch.enable_grad():
         q, k, v = (t.detach().requires_grad_() for t in (query, key, value))
-        again = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        again = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale
+        )
         of_query, of_key, of_value = torch.autograd.grad(again, (q, k, v), grad)
     return of_query, of_key, of_value
