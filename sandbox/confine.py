@@ -13,7 +13,7 @@ import signal
 import struct
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -158,13 +158,14 @@ class Grants:
             if os.path.exists(path)
         ]
 
-    def with_workdir(self, path: str) -> int:
+    def with_workdirs(self, paths: Sequence[str]) -> int:
         """A Landlock ruleset's descriptor. Raises OSError."""
-        workdir = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        opened = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths]
         try:
-            return landlock.create([*self.rules, (workdir, landlock.WORK)])
+            return landlock.create([*self.rules, *((each, landlock.WORK) for each in opened)])
         finally:
-            os.close(workdir)
+            for descriptor in opened:
+                os.close(descriptor)
 
 
 class LayerError(Exception):
@@ -218,7 +219,7 @@ class Confinement:
             return os.getuid()
         return _OWN_UIDS[(self.crowd * 61 + session) % len(_OWN_UIDS)]
 
-    def ruleset(self, workdir: str) -> int | None:
+    def ruleset(self, workdirs: Sequence[str]) -> int | None:
         """Descriptor of a session's file rules; None where that layer is missing.
 
         Raises LayerError.
@@ -226,7 +227,7 @@ class Confinement:
         if "landlock" in self.plan.missing:
             return None
         with _layer("landlock"):
-            return self.grants.with_workdir(workdir)
+            return self.grants.with_workdirs(workdirs)
 
     def enter(self, berth: Berth, announce: Callable[[int], None] | None = None) -> None:
         """Confine this process for good. Raises LayerError.

@@ -41,6 +41,10 @@ _EARLY_S, _MAX_EARLY = 60.0, 256
 """How long, and how many, ends of processes are remembered that nobody knows yet."""
 
 
+Opened = tuple[int, list[str], int]
+"""Of a tree: the spawner's process id of the first process, its work folders, the pidfd."""
+
+
 class SpawnerClient:
     """A running spawner process. Made by `start`; belongs to one event loop."""
 
@@ -52,7 +56,7 @@ class SpawnerClient:
         self._next = 0
         self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._turn = asyncio.Semaphore(_MAX_ASKED)
-        self._asked: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._asked: dict[int, asyncio.Future[Opened]] = {}
         self._live: dict[int, SessionProcess] = {}
         """By the process id that the spawner knows."""
         self._early: dict[int, tuple[float, End]] = {}
@@ -106,8 +110,11 @@ class SpawnerClient:
             )
         return client
 
-    async def spawn(self) -> tuple[SessionProcess, str]:
-        """The first process of a new tree and the tree's folder. Raises SandboxFailure."""
+    async def spawn(self, folders: int) -> tuple[SessionProcess, TreeFolder]:
+        """The first process of a new tree and the tree's folder, with so many work folders in it.
+
+        Raises SandboxFailure.
+        """
         self._next += 1
         session = self._next
         tree = os.path.join(self._root, str(session))
@@ -115,18 +122,19 @@ class SpawnerClient:
             ends = Ends()
         except OSError as error:
             raise SandboxFailure(f"no session: {error}") from error
-        process = SessionProcess(ends, os.path.join(tree, TreeFolder.FIRST))
+        process = SessionProcess(ends, tree)
         try:
             async with self._turn:
-                inner, pidfd = await self._ask(session, ends)
+                inner, names, pidfd = await self._ask(session, folders, ends)
             process.identify(_ids(pidfd)[0], inner, pidfd)
+            process.folder = os.path.join(tree, names[0])
             self._follow(process)
         except BaseException:
             process.kill()
             raise
         await process.started()
         process.pause()
-        return process, tree
+        return process, TreeFolder(tree, names)
 
     async def adopt(self, branch: SessionProcess, first: SessionProcess) -> None:
         """Identify the branch that a process of `first`'s tree forked, by its greeting.
@@ -160,15 +168,15 @@ class SpawnerClient:
         if not self.alive or time.monotonic() - heard < _EARLY_S:
             self._on_ended(process.inner_pid, end)
 
-    async def _ask(self, session: int, ends: Ends) -> tuple[int, int]:
-        """Have a process forked: the id that the spawner has for it, and its pidfd."""
-        answer: asyncio.Future[tuple[int, int]] = self._loop.create_future()
+    async def _ask(self, session: int, folders: int, ends: Ends) -> Opened:
+        """Have a process forked."""
+        answer: asyncio.Future[Opened] = self._loop.create_future()
         self._asked[session] = answer
         stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if not self.alive:
                 raise SandboxFailure("the spawner died")
-            request = json.dumps({"open": session}).encode()
+            request = json.dumps({"open": session, "folders": folders}).encode()
             control, *pipes = ends.given
             socket.send_fds(self._channel, [request], [stdin, *pipes, control])
             async with asyncio.timeout(_ANSWER_S):
@@ -237,15 +245,15 @@ class SpawnerClient:
             if waiting is not None and not waiting.done():
                 waiting.set_exception(SandboxFailure(f"no session: {message['why']}"))
         else:
-            self._on_opened(message["opened"], message["pid"], pidfds[0])
+            self._on_opened(message["opened"], (message["pid"], message["folders"], pidfds[0]))
         return True
 
-    def _on_opened(self, session: int, pid: int, pidfd: int) -> None:
+    def _on_opened(self, session: int, opened: Opened) -> None:
         waiting = self._asked.get(session)
         if waiting is not None and not waiting.done():
-            waiting.set_result((pid, pidfd))
+            waiting.set_result(opened)
         else:  # nobody waits any longer: its control channel hung up, so it ends by itself
-            os.close(pidfd)
+            os.close(opened[2])
 
 
 def _ids(pidfd: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import select
 import struct
 
 from sandbox.launch import SpawnerClient
-from sandbox.process import Ends, SessionProcess, Tampered
+from sandbox.process import Ends, Refused, SessionProcess, Tampered
 from sandbox.results import SandboxFailure
 from sandbox.workdir import TreeFolder
 
@@ -27,11 +27,12 @@ _EPERM = 1
 class Lineage:
     """Made by `begin`; belongs to one event loop."""
 
-    def __init__(self, client: SpawnerClient, first: SessionProcess, folder: str) -> None:
+    def __init__(self, client: SpawnerClient, first: SessionProcess, folder: TreeFolder) -> None:
         self._loop = asyncio.get_running_loop()
         self._client = client
         self.first = first
-        self._folder = TreeFolder(folder)
+        self._folder = folder
+        self._cleaning: set[asyncio.Future[None]] = set()
         self._members = {first.pid: first}
         self._asked: set[int] = set()
         """Process ids that may fork once."""
@@ -41,14 +42,10 @@ class Lineage:
             self._loop.add_reader(first.listener, self._on_attempt)
 
     @classmethod
-    async def begin(cls, client: SpawnerClient) -> Lineage:
-        """A new family. Raises SandboxFailure."""
-        first, folder = await client.spawn()
-        try:
-            return cls(client, first, folder)
-        except OSError as error:
-            await first.close()
-            raise SandboxFailure(f"no session: {error}") from error
+    async def begin(cls, client: SpawnerClient, folders: int) -> Lineage:
+        """A new family, of which `folders` can work at a time. Raises SandboxFailure."""
+        first, folder = await client.spawn(folders)
+        return cls(client, first, folder)
 
     @property
     def forks(self) -> bool:
@@ -60,10 +57,13 @@ class Lineage:
 
         Raises SandboxFailure; the whole family is then gone if somebody tampered with the fork.
         """
+        folder = self._folder.take()
+        if folder is None:
+            raise Refused("no work folder is free")
         try:
-            folder = self._folder.make()
             ends = Ends()
         except OSError as error:
+            self._folder.give_back(folder)
             raise SandboxFailure(f"no branch: {error}") from error
         branch = SessionProcess(ends, folder)
         self._asked.add(parent.pid)
@@ -71,22 +71,32 @@ class Lineage:
             parent.order_fork(ends, folder)
             ends.sent()
             await self._client.adopt(branch, self.first)
-        except Tampered:
-            branch.kill()
-            self.close()
-            raise
-        except OSError as error:
-            branch.kill()
-            raise SandboxFailure(f"no branch: {error}") from error
-        except BaseException:
-            branch.kill()
+        except BaseException as error:
+            await self._discard(branch, error)
+            if isinstance(error, OSError):
+                raise SandboxFailure(f"no branch: {error}") from error
             raise
         finally:
             self._asked.discard(parent.pid)
             parent.pause()
         self._members[branch.pid] = branch
-        branch.end.add_done_callback(lambda _: self._members.pop(branch.pid, None))
+        branch.end.add_done_callback(lambda _: self._on_end(branch))
         return branch
+
+    async def _discard(self, branch: SessionProcess, error: BaseException) -> None:
+        """End a branch that came to nothing, with all others if it may not be what it seems."""
+        branch.kill()
+        if isinstance(error, Tampered):
+            self.close()
+        elif isinstance(error, Refused):  # nobody has ever worked in it
+            self._folder.give_back(branch.folder)
+
+    def _on_end(self, member: SessionProcess) -> None:
+        self._members.pop(member.pid, None)
+        if self._closing is None:
+            cleaning = self._loop.run_in_executor(None, self._folder.give_back, member.folder)
+            self._cleaning.add(cleaning)
+            cleaning.add_done_callback(self._cleaning.discard)
 
     def close(self) -> asyncio.Task[None]:
         """Kill everybody; the task ends when all are gone, with their folders. Idempotent."""
@@ -102,6 +112,7 @@ class Lineage:
             self._loop.remove_reader(self.first.listener)
             os.close(self.first.listener)
             self.first.listener = -1
+        await asyncio.gather(*self._cleaning)
         await asyncio.to_thread(self._folder.remove)
 
     def _on_attempt(self) -> None:

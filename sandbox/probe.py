@@ -103,7 +103,7 @@ def _try(confinement: Confinement, canary: str, workdir: str) -> Problem | None:
                 descriptors=(0, 1, 2),
                 uid=confinement.uid(0),
                 tasks=1 << 20,  # so that a fork can only fail by the filter
-                ruleset=confinement.ruleset(workdir),
+                ruleset=confinement.ruleset([workdir]),
             )
             confinement.enter(berth)
             problem = _attack(canary, confinement.plan.missing)

@@ -33,7 +33,7 @@ from sandbox.wire import (
     pack_fork,
     unpack_reply,
 )
-from sandbox.workdir import remove, usage
+from sandbox.workdir import usage
 
 _TICK_S = 0.25
 """Between looks at CPU time and files while a call runs."""
@@ -67,6 +67,10 @@ class _Stop:
 
 class Tampered(SandboxFailure):
     """A process, or something in its place, did not fork as an honest one does."""
+
+
+class Refused(SandboxFailure):
+    """A process could not fork, for want of resources as far as one knows: it may later."""
 
 
 class Ends:
@@ -214,7 +218,7 @@ class SessionProcess:
         self._ends.pipes.clear()
 
     def kill(self) -> asyncio.Task[None]:
-        """Kill the process; the task ends when it is gone, with its folder. Idempotent."""
+        """Kill the process; the task ends when it is gone. Idempotent."""
         if self._closing is None:
             for reader in (self._ends.control.fileno(), *self._ends.pipes):
                 self._loop.remove_reader(reader)
@@ -233,10 +237,6 @@ class SessionProcess:
             await asyncio.wait({self.end}, timeout=_PATIENCE_S)
             os.close(pidfd)
         self._ends.close()
-        try:
-            os.rmdir(self.folder)
-        except OSError:
-            await asyncio.to_thread(remove, self.folder)
 
     @property
     def alive(self) -> bool:
@@ -270,9 +270,9 @@ class SessionProcess:
                 self.listener = int.from_bytes(content[:4], "little", signed=True)
                 assert data == LISTENER_MARK, "the filter lets no session send descriptors"
                 return self._receive()
-            pid = _CREDENTIALS.unpack(content)[0]
-            self._greeter.set_result(pid)
-            control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+            if data:
+                self._greeter.set_result(_CREDENTIALS.unpack(content)[0])
+                control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         return data
 
     def _on_control(self) -> bool:
@@ -286,7 +286,7 @@ class SessionProcess:
         if not data:
             self._loop.remove_reader(self._ends.control)
             if not self._greeter.done():
-                self._greeter.set_exception(SandboxFailure("a snapshot could not fork"))
+                self._greeter.set_exception(Refused("a snapshot could not fork"))
                 self._greeter.exception()  # seen, should nobody wait for it
             gone = _Stop(Kind.KILLED, "the control channel was closed")
             self._loop.call_later(_GRACE_S, self._settle, gone)

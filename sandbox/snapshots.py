@@ -75,6 +75,7 @@ class Snapshot:
     inherited: int
     """Bytes of anonymous memory that its process began with."""
     anonymous: int
+    threads: int
     size: int
     """Bytes of memory and files that giving it up frees."""
     exact: bool = False
@@ -116,6 +117,7 @@ class Snapshot:
             lineage=lineage,
             inherited=inherited,
             anonymous=footprint.anonymous,
+            threads=footprint.threads,
             size=files + footprint.private(inherited),
             status=status or KEPT,
             **facts,

@@ -33,7 +33,7 @@ from sandbox.confine import (
 from sandbox.limits import Limits
 from sandbox.probe import OPTIONAL_WHEN_DEGRADED, probe, wall_off
 from sandbox.wire import CONTROL_FD, LISTENER_MARK, WORK_FD
-from sandbox.workdir import TreeFolder
+from sandbox.workdir import make_folders
 
 SUPERVISOR_FD = 3
 """Fixed, so that no descriptor received later collides with a session's numbers 0 to 4."""
@@ -109,33 +109,33 @@ class Spawner:
             return True
         session = message["open"]
         try:
-            pid, pidfd = self._open(session, descriptors)
+            pid, pidfd, folders = self._open(session, message["folders"], descriptors)
         except (OSError, LayerError) as error:
             self.say(refused=session, why=str(error))
         else:
-            self.say(pidfd, opened=session, pid=pid)
+            self.say(pidfd, opened=session, pid=pid, folders=folders)
             os.close(pidfd)
         for descriptor in descriptors:
             os.close(descriptor)
         return True
 
-    def _open(self, session: int, descriptors: list[int]) -> tuple[int, int]:
+    def _open(
+        self, session: int, num_folders: int, descriptors: list[int]
+    ) -> tuple[int, int, list[str]]:
         """Fork the first process of a tree; `descriptors` are its stdin, stdout, stderr and
         control channel.
 
-        Its process id as it is seen here, and its pidfd, which means the same everywhere.
+        Its process id as it is seen here, its pidfd, which means the same everywhere, and the
+        names of the tree's work folders, the first one in use.
         """
         uid = self._confinement.uid(session)
         tree = os.path.join(self._root, str(session))
-        folder = os.path.join(tree, TreeFolder.FIRST)
-        os.mkdir(tree, 0o711)
-        os.mkdir(folder, 0o700)
-        if uid != os.getuid():
-            os.chown(folder, uid, uid)
-        working = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        ruleset = self._confinement.ruleset(tree)
+        names = make_folders(tree, num_folders, None if uid == os.getuid() else uid)
+        paths = [os.path.join(tree, name) for name in names]
+        working = os.open(paths[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        ruleset = self._confinement.ruleset(paths)
         berth = Berth(
-            folder=folder,
+            folder=paths[0],
             descriptors=(*descriptors, working),
             uid=uid,
             tasks=self._allowed_tasks(uid),
@@ -150,12 +150,12 @@ class Spawner:
             if ruleset is not None:
                 os.close(ruleset)
         self._sessions[pid] = session
-        return pid, os.pidfd_open(pid)
+        return pid, os.pidfd_open(pid), names
 
     def _allowed_tasks(self, uid: int) -> int:
         """RLIMIT_NPROC counts all of a user's threads: those of others on top of our own."""
         limits = self._confinement.limits
-        own = limits.threads + limits.snapshots
+        own = limits.threads + 2 * limits.snapshots  # those given up take their time to end
         if self._confinement.plan.own_uid or self._confinement.plan.own_user_namespace:
             return own
         now = time.monotonic()

@@ -19,17 +19,23 @@ from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
 from sandbox.lineage import Lineage
 from sandbox.metrics import Metrics
-from sandbox.process import SessionProcess
+from sandbox.process import Refused, SessionProcess
 from sandbox.results import CallResult, Kind, ReplayDiverged, SandboxFailure, SessionState
 from sandbox.snapshots import Shelf, Snapshot
 from sandbox.workdir import usage
 
 _REPLAY_PATIENCE = 2.0
 """A replayed call may take this many times the wall-clock limit: it did end once."""
+_REFUSED_S = (0.1, 0.4)
+"""Waits before a fork is tried again for which something was short."""
 _MAX_GENERATIONS = 30
 """A fork takes the longer the more ancestors a process has: then it is rebuilt near the root."""
 _REBASE_S = 1.0
 """Only if all its calls took no longer than this together."""
+_PRIVATE = 32
+"""Kept states of a tree that nobody named, hence one session's path more often than not."""
+_SPARE_FOLDERS = 16
+"""For branches that run, and for processes that take their time to end."""
 _START = "="
 """Names the state before any code; with the setup behind it, the state after that."""
 
@@ -54,6 +60,8 @@ class Tree:
         self.sessions = 0
         """Open ones."""
         self._means = means
+        self._room = means.limits.snapshots if lasting else min(means.limits.snapshots, _PRIVATE)
+        """Most nodes."""
         self._nodes: dict[str, Snapshot] = {}
         """The least recently used first."""
         self._lineages: set[Lineage] = set()
@@ -154,7 +162,7 @@ class Tree:
             return
         self._means.shelf.keep(snapshot)
         surplus = self._means.shelf.surplus()
-        too_many = len(self._nodes) - self._means.limits.snapshots
+        too_many = len(self._nodes) - self._room
         own = [s for s in self._nodes.values() if not s.users and s.node != _START]
         for old in {*surplus, *own[: max(0, too_many)]}:
             self._means.shelf.forget(old)
@@ -176,7 +184,8 @@ class Tree:
             held = self._take(_START)
             if held is not None:
                 return held
-            lineage = await Lineage.begin(await self._means.spawner())
+            client = await self._means.spawner()
+            lineage = await Lineage.begin(client, self._room + _SPARE_FOLDERS)
             self._lineages.add(lineage)
             lineage.first.end.add_done_callback(lambda _: self._lineages.discard(lineage))
             held = self._look(
@@ -216,7 +225,16 @@ class Tree:
             held.spent = True
             return held.process
         async with held.forking:
-            self._means.metrics.forks += 1
+            for patience_s in _REFUSED_S:
+                try:
+                    process = await held.lineage.fork(held.process)
+                except Refused:
+                    if not held.process.alive:
+                        raise
+                    await asyncio.sleep(patience_s)
+                else:
+                    self._means.metrics.forks += 1
+                    return process
             return await held.lineage.fork(held.process)
 
     async def _run(
@@ -227,7 +245,10 @@ class Tree:
     def _kept(self, held: Snapshot, process: SessionProcess, result: CallResult) -> CallResult:
         """Keep the state that a cell left behind in `process`, which came from `held`."""
         after = self._after(held, process, secrets.token_hex(16), result.duration_s, result)
-        self._put(after)
+        if after.threads <= self._means.limits.threads:
+            self._put(after)
+        else:  # kept, they would keep others from forking
+            process.kill()
         self._release(after)
         return replace(result, node=after.node, snapshot=after.status)
 

@@ -1,7 +1,8 @@
 """The folders of sessions, looked at and removed from outside while hostile code may own them.
 
-A tree has one folder, which its code can neither list nor change; in it lies one folder for each
-of its states, under a name that only the code of that state is told.
+A tree has one folder, which its code can neither list nor change, and in it a work folder for each
+of its states, under a name that only the code of that state is told. They are all made beforehand:
+file rules are laid down once, and name them one by one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 
 from sandbox.limits import Limits
-
-_PASS_ONLY, _MAKE = 0o111, 0o311
 
 
 def usage(path: str, limits: Limits) -> int | None:
@@ -41,19 +41,23 @@ def usage(path: str, limits: Limits) -> int | None:
 
 
 def remove(path: str) -> None:
-    """Remove the folder of sessions that have ended, whatever its modes and however deep it is."""
-    token = secrets.token_hex(8)
-    free_names = (os.path.join(path, f"{token}-{number}") for number in itertools.count())
+    """Remove a folder of sessions that have ended, whatever its modes and however deep it is."""
     with suppress(OSError):  # it is gone already, or a mount point that its outer process removes
         os.chmod(path, 0o700)
-        while folders := _remove_files(path):
-            for folder in folders:
-                os.chmod(folder, 0o700)
-                for inner in _remove_files(folder):
-                    os.chmod(inner, 0o700)
-                    os.rename(inner, next(free_names))
-                os.rmdir(folder)
+        _empty(path)
         os.rmdir(path)
+
+
+def _empty(path: str) -> None:
+    token = secrets.token_hex(8)
+    free_names = (os.path.join(path, f"{token}-{number}") for number in itertools.count())
+    while folders := _remove_files(path):
+        for folder in folders:
+            os.chmod(folder, 0o700)
+            for inner in _remove_files(folder):
+                os.chmod(inner, 0o700)
+                os.rename(inner, next(free_names))
+            os.rmdir(folder)
 
 
 def _remove_files(path: str) -> list[str]:
@@ -67,36 +71,40 @@ def _remove_files(path: str) -> list[str]:
     return folders
 
 
+def make_folders(tree: str, count: int, user: int | None) -> list[str]:
+    """A tree's folder with `count` work folders, of another `user` if need be: their names."""
+    os.mkdir(tree, 0o711)
+    names = [secrets.token_hex(8) for _ in range(count)]
+    for name in names:
+        path = os.path.join(tree, name)
+        os.mkdir(path, 0o700)
+        if user is not None:
+            os.chown(path, user, user)
+    return names
+
+
 class TreeFolder:
-    """The folder of one tree. The spawner made it, with the first state's folder in it."""
+    """A tree's folder, seen from the supervisor. A folder that is used again gets another name, so
+    that who knew the old one is none the wiser."""
 
-    FIRST = "0"
-
-    def __init__(self, path: str) -> None:
-        """Raises OSError."""
+    def __init__(self, path: str, names: Sequence[str]) -> None:
+        """`names` as from `make_folders`; the first one is in use."""
         self.path = path
-        first = os.stat(os.path.join(path, self.FIRST))
-        self._user = first.st_uid, first.st_gid
-        self._guarded = first.st_uid != os.stat(path).st_uid
-        if not self._guarded:  # then only the modes stand in the code's way
-            os.chmod(path, _PASS_ONLY)
+        self._free = list(names[1:])
 
-    def make(self) -> str:
-        """A new state's folder. Raises OSError."""
-        made = os.path.join(self.path, secrets.token_hex(8))
-        if self._guarded:
-            os.mkdir(made, 0o700)
-            os.chown(made, *self._user)
-            return made
-        os.chmod(self.path, _MAKE)
-        try:
-            os.mkdir(made, 0o700)
-        finally:
-            os.chmod(self.path, _PASS_ONLY)
-        return made
+    def take(self) -> str | None:
+        """An empty work folder's path, or None if all are in use."""
+        return os.path.join(self.path, self._free.pop()) if self._free else None
+
+    def give_back(self, folder: str) -> None:
+        """Its process has ended: empty it for the next one. It is lost if that fails."""
+        with suppress(OSError):
+            os.chmod(folder, 0o700)
+            _empty(folder)
+            name = secrets.token_hex(8)
+            os.rename(folder, os.path.join(self.path, name))
+            self._free.append(name)
 
     def remove(self) -> None:
         """Remove everything; nobody works in it any longer."""
-        with suppress(OSError):
-            os.chmod(self.path, 0o700)
         remove(self.path)
