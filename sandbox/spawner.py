@@ -46,7 +46,7 @@ _COMMON_IMPORTS = (
 """Cheap and often used, so no session pays for them."""
 _RECOUNT_S = 5.0
 _REFUSED_STATUS = 71
-_TASKS_OF_OTHER_TREES = 1024
+_TASKS_OF_OTHER_TREES = 512
 """Allowance where all trees share one user."""
 
 

@@ -36,6 +36,7 @@ async def leaks_files(world: World) -> None:
             assert (await one.call("open('common').read()")).value == "'new!'"
 
 
+DENIED = "an open folder, denied"
 LEAKS = {
     "a mapped file": (
         "import mmap\ntry: shared = mmap.mmap(os.open('common', os.O_RDWR), 4)\n"
@@ -68,7 +69,7 @@ LEAKS = {
         "fd = os.open('common', os.O_WRONLY, dir_fd=folder)\nos.write(fd, b'x')\nos.close(fd)",
         "open('common', 'rb').read(1)",
     ),
-    "an open folder, denied": (
+    DENIED: (
         "import gc\nfolder = os.open('.', os.O_RDONLY)\n"
         "for o in gc.get_objects():\n    if type(o).__name__ == 'Runner':\n"
         "        o._beyond = type('Poll', (), {'poll': lambda *_: []})()",
@@ -88,6 +89,8 @@ LEAKS = {
 async def leaves_a_channel(world: World) -> None:
     leaks = []
     for name, (make, deed, look) in LEAKS.items():
+        if name == DENIED and os.geteuid() != 0:
+            continue  # whoever is not root cannot look into it: docs/isolation.md
         async with world.session() as trunk:
             await trunk.call(
                 PRELUDE + "open('common', 'w').write('old.')\nwhere = os.getcwd()\n" + make
