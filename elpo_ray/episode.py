@@ -51,6 +51,8 @@ class Start:
     """The prefix; its last step has an observation."""
     tree: str | None = None
     """Of the tool states that the episode continues from, or leaves to others."""
+    branches: bool = False
+    """Whether other episodes may continue from its tool states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,9 @@ async def run_episode(
             f"{len(context)} tokens of prompt; raise it or shorten the problem"
         )
     state = start.steps[-1].state if start.steps else None
-    session = await agent.tools.open(setup=problem.setup, at=state, tree=start.tree)
+    session = await agent.tools.open(
+        setup=problem.setup, at=state, tree=start.tree, branches=start.branches
+    )
     try:
         steps: list[Step] = []
         while True:

@@ -67,12 +67,18 @@ class Tools(Protocol):
     """Opens tool sessions, fresh ones or at the state that a prefix left behind."""
 
     async def open(
-        self, *, setup: str = "", at: ToolState | None = None, tree: str | None = None
+        self,
+        *,
+        setup: str = "",
+        at: ToolState | None = None,
+        tree: str | None = None,
+        branches: bool = True,
     ) -> ToolSession:
         """A session that ran `setup`, or continues from `at`. Raises InfrastructureError.
 
         What sessions of one `tree` leave behind is kept until its `release`, so that others of
         the tree continue from there at once; without a tree, only while the session is open.
+        Without `branches` nobody is meant to: calls are cheaper, continuing costs a replay.
         """
         ...
 

@@ -153,7 +153,8 @@ class TreeRollout:
         drawn = worker.sampling(
             worker.config.sampling, "grow", problem.id, self._step, next(self._indices)
         )
-        start = Start(self.tree.prefix_ids(at), self.tree.steps(at), self._states)
+        branches = anchor is None and growth.branches(worker.config.algorithm.growth)
+        start = Start(self.tree.prefix_ids(at), self.tree.steps(at), self._states, branches)
         with self.ledger.reserve(anchor) as reservation:
             episode, score, reservation.cost = await worker.attempt(
                 self._agent, problem, drawn, start, lambda cost: self.ledger.lost(anchor, cost)
@@ -162,7 +163,7 @@ class TreeRollout:
         return reservation.leaf
 
     async def close(self) -> None:
-        """Give up the tool states of the tree; it can still be completed, at the cost of replays."""
+        """Give up the tree's tool states; it can still be completed, at the cost of replays."""
         await self._agent.tools.release(self._states)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from elpo_ray.config import ClusterConfig, SandboxConfig
 from sandbox.limits import Limits
-from sandbox.results import CallResult, SandboxFailure, SessionState
+from sandbox.results import CallResult, Keep, SandboxFailure, SessionState
 from sandbox.supervisor import PRELOADS, Sandbox, Session
 
 _MEMORY_SHARE = 4
@@ -65,10 +65,10 @@ class SandboxHost:
         setup: str = "",
         at: SessionState | None = None,
         tree: str | None = None,
-        stateless: bool = False,
+        keep: Keep = Keep.STATES,
     ) -> Opened:
         """See `Sandbox.open`. Raises SandboxFailure, SandboxUnavailable."""
-        session = await self._sandbox.open(setup, at, tree=tree, stateless=stateless)
+        session = await self._sandbox.open(setup, at, tree=tree, keep=keep)
         name = uuid.uuid4().hex
         self._sessions[name] = session
         return Opened(name, session.state.tree, session.state.host)

@@ -17,7 +17,7 @@ from elpo_ray.config import LastLine, SandboxConfig
 from elpo_ray.sandbox_host import Opened
 from elpo_ray.tasks.code_interpreter import NAME, printing_last_line
 from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult, ToolsLost
-from sandbox.results import CallResult, Kind, ReplayDiverged, SandboxFailure, SessionState
+from sandbox.results import CallResult, Keep, Kind, ReplayDiverged, SandboxFailure, SessionState
 
 _MIN_CALLS = 100
 """Calls before a share of lost ones means anything."""
@@ -27,7 +27,7 @@ class HostHandle(Protocol):
     """A `SandboxHost`, here or elsewhere."""
 
     async def open(
-        self, setup: str, at: SessionState | None, tree: str | None, stateless: bool
+        self, setup: str, at: SessionState | None, tree: str | None, keep: Keep
     ) -> Opened: ...
 
     async def call(self, session_id: str, code: str) -> CallResult: ...
@@ -96,13 +96,21 @@ class PooledTools:
         """Calls that the sandbox lost for good."""
 
     async def open(
-        self, *, setup: str = "", at: SessionState | None = None, tree: str | None = None
+        self,
+        *,
+        setup: str = "",
+        at: SessionState | None = None,
+        tree: str | None = None,
+        branches: bool = True,
     ) -> PooledSession:
         """A session that ran `setup`, or stands where `at` does, among those of `tree`.
 
         A host is asked for it at the first call: an episode without a call needs none.
         """
-        return PooledSession(self, at or SessionState(setup), tree)
+        keep = Keep.STATES if branches else Keep.NEWEST
+        if self.config.stateless:
+            keep = Keep.NOTHING
+        return PooledSession(self, at or SessionState(setup), tree, keep)
 
     async def release(self, tree: str) -> None:
         """Nobody will continue from a state of `tree` any longer."""
@@ -148,10 +156,13 @@ class PooledTools:
 class PooledSession:
     """One trajectory's interpreter, on whatever host holds it at the moment."""
 
-    def __init__(self, tools: PooledTools, state: SessionState, tree: str | None) -> None:
+    def __init__(
+        self, tools: PooledTools, state: SessionState, tree: str | None, keep: Keep
+    ) -> None:
         self._tools = tools
         self._state = state
         self._tree = tree
+        self._keep = keep
         self._host: _Load | None = None
         self._id: str | None = None
         self._closed = False
@@ -173,7 +184,7 @@ class PooledSession:
         if self._tools.config.last_line is LastLine.printed:
             code = printing_last_line(code)
         result = await self._attempt(code)
-        if not self._tools.config.stateless:
+        if self._keep is not Keep.NOTHING:
             self._state = self._state.after(code, result)
         return ToolResult(
             ToolKind(result.kind.value),
@@ -230,8 +241,7 @@ class PooledSession:
         self._host.sessions += 1
         at = self._state if self._state.entries else None
         setup = "" if at else self._state.setup
-        stateless = self._tools.config.stateless
-        opened = await self._host.handle.open(setup, at, self._tree, stateless)
+        opened = await self._host.handle.open(setup, at, self._tree, self._keep)
         self._id = opened.session
         self._tools.settle(self._host, opened.host, self._tree)
         self._state = replace(self._state, tree=opened.tree, host=opened.host)

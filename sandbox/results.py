@@ -19,6 +19,17 @@ KEPT = "kept"
 """`CallResult.snapshot` of a process from which branches can be forked."""
 
 
+class Keep(StrEnum):
+    """What a session leaves behind for others of its tree."""
+
+    STATES = "states"
+    """Every state that it was in, as a snapshot: each call runs in a fork of the one before."""
+    NEWEST = "newest"
+    """Where it stands and no more: its calls follow each other in one process, without forks."""
+    NOTHING = "nothing"
+    """Each call starts from where the session was opened."""
+
+
 class Kind(StrEnum):
     """How one call ended. Evidence from outside the process goes before the child's word."""
 
@@ -85,7 +96,7 @@ class CallResult:
     """False if the process was lost: the next call continues from the state before this one."""
     snapshot: str = ""
     """`KEPT`, or why branches from here must be replayed: "threads", "descriptors", "unsupported",
-    "stateless"; empty if the process was lost."""
+    "newest" or "nothing" as asked for; empty if the process was lost."""
     node: str = ""
     """Names the state after this call, the same in every process that is in it; empty if lost."""
 

@@ -19,7 +19,7 @@ from sandbox.confine import TIERS
 from sandbox.launch import SpawnerClient
 from sandbox.limits import MAX_CODE_BYTES, Limits
 from sandbox.metrics import Metrics
-from sandbox.results import CallResult, Kind, SandboxFailure, SessionState
+from sandbox.results import CallResult, Keep, Kind, SandboxFailure, SessionState
 from sandbox.snapshots import Shelf
 from sandbox.tree import Means, Tree
 
@@ -39,7 +39,7 @@ class Session:
     """A stateful interpreter. Opened by `Sandbox.open`; calls run one after the other."""
 
     def __init__(
-        self, sandbox: Sandbox, tree: Tree, state: SessionState, *, keep: bool, waited_s: float
+        self, sandbox: Sandbox, tree: Tree, state: SessionState, *, keep: Keep, waited_s: float
     ) -> None:
         self._sandbox = sandbox
         self._tree = tree
@@ -77,7 +77,7 @@ class Session:
                 isolation=self._sandbox.isolation,
             )
             self._waited_s = 0.0
-            if self._keep:
+            if self._keep is not Keep.NOTHING:
                 self._state = self._state.after(code, result)
             if not result.state_kept and self._restored_by == "fresh":
                 self._restored_by = "fork"
@@ -188,14 +188,14 @@ class Sandbox:
         at: SessionState | None = None,
         *,
         tree: str | None = None,
-        stateless: bool = False,
+        keep: Keep = Keep.STATES,
     ) -> Session:
         """A session that ran `setup`, or stands where `at` does.
 
         Sessions of one `tree` share its snapshots, and so branch from each other's states without
         a replay; the tree lasts until `release`. Without a name it is that of `at`, if it still
-        exists here, or one of its own that ends with its last session. `stateless`: every call
-        starts from where the session was opened, and nothing is kept.
+        exists here, or one of its own that ends with its last session. `keep` less than every
+        state where nobody will branch from them: a fork costs more than a short call.
 
         Raises SandboxFailure (also when a replay diverges or the setup fails),
         SandboxUnavailable when this machine cannot isolate, ValueError when closed.
@@ -209,7 +209,7 @@ class Sandbox:
         state = at or SessionState(setup)
         place = self._tree(state.tree if tree is None else tree, lasting=tree is not None)
         place.sessions += 1
-        session = Session(self, place, state, keep=not stateless, waited_s=waited_s)
+        session = Session(self, place, state, keep=keep, waited_s=waited_s)
         self._sessions.add(session)
         try:
             await session.restore()

@@ -2,8 +2,9 @@
 
 Invariants: a node names one state, in whatever process; a process stands for at most one node; a
 state is rebuilt only by calls whose outcome is known, and believed only if all come out the same.
-A process that cannot be forked (it has threads, or more descriptors than it was given) belongs to
-the first session that goes on from it; whoever else wants its state has it rebuilt.
+A process that is not to be forked (it has threads, more descriptors than it was given, or a session
+that keeps its newest state only) belongs to the first session that goes on from it; whoever else
+wants its state has it rebuilt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sandbox.limits import Limits
 from sandbox.lineage import Lineage
 from sandbox.metrics import Metrics
 from sandbox.process import Refused, SessionProcess
-from sandbox.results import CallResult, Kind, ReplayDiverged, SandboxFailure, SessionState
+from sandbox.results import CallResult, Keep, Kind, ReplayDiverged, SandboxFailure, SessionState
 from sandbox.snapshots import Shelf, Snapshot
 from sandbox.workdir import usage
 
@@ -81,8 +82,8 @@ class Tree:
         self._release(held)
         return replayed
 
-    async def call(self, state: SessionState, code: str, *, keep: bool) -> tuple[CallResult, bool]:
-        """Run one cell in `state` and `keep` the state after it; whether a replay came before.
+    async def call(self, state: SessionState, code: str, *, keep: Keep) -> tuple[CallResult, bool]:
+        """Run one cell in `state`; whether a replay came before.
 
         Raises SandboxFailure, ReplayDiverged.
         """
@@ -103,9 +104,13 @@ class Tree:
                         continue
                     index = len(state.entries) + 1
                     result = await self._run(process, code, index, self._means.limits)
-                    if result.state_kept:
-                        after = self._kept if keep else self._passed
-                        result = after(held, process, result)
+                    if result.state_kept and keep is Keep.NOTHING:
+                        process.kill()
+                        result = replace(result, snapshot=keep.value)
+                    elif result.state_kept:
+                        speaks_against = result.snapshot or (keep is Keep.NEWEST and keep.value)
+                        result = replace(result, snapshot=speaks_against or "")
+                        result = self._kept(held, process, result)
                     return replace(result, queue_s=queue_s), replayed
             finally:
                 self._release(held)
@@ -251,11 +256,6 @@ class Tree:
             process.kill()
         self._release(after)
         return replace(result, node=after.node, snapshot=after.status)
-
-    def _passed(self, held: Snapshot, process: SessionProcess, result: CallResult) -> CallResult:
-        """Give up the state that a cell left behind."""
-        process.kill()
-        return replace(result, snapshot="stateless")
 
     def _after(
         self, held: Snapshot, process: SessionProcess, node: str, took_s: float, result: CallResult

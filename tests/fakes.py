@@ -176,7 +176,12 @@ class FakeTools:
         """Used and not yet released."""
 
     async def open(
-        self, *, setup: str = "", at: tuple[str, ...] | None = None, tree: str | None = None
+        self,
+        *,
+        setup: str = "",
+        at: tuple[str, ...] | None = None,
+        tree: str | None = None,
+        branches: bool = True,
     ) -> FakeSession:
         self.faults.strike()
         self.live += 1

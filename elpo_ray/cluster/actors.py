@@ -129,8 +129,8 @@ class SandboxActor:
         opened = await self.host.open()
         await self.host.close(opened.session)
 
-    async def open(self, setup: str, at: Any, tree: str | None, stateless: bool) -> Any:
-        return await self.host.open(setup, at, tree, stateless)
+    async def open(self, setup: str, at: Any, tree: str | None, keep: Any) -> Any:
+        return await self.host.open(setup, at, tree, keep)
 
     async def call(self, session_id: str, code: str) -> Any:
         return await self.host.call(session_id, code)
@@ -154,8 +154,8 @@ class RemoteHost:
     def __init__(self, actor: ActorHandle[Any]) -> None:
         self._actor = actor
 
-    async def open(self, setup: str, at: Any, tree: str | None, stateless: bool) -> Any:
-        return await self._actor.open.remote(setup, at, tree, stateless)
+    async def open(self, setup: str, at: Any, tree: str | None, keep: Any) -> Any:
+        return await self._actor.open.remote(setup, at, tree, keep)
 
     async def call(self, session_id: str, code: str) -> Any:
         return await self._actor.call.remote(session_id, code)

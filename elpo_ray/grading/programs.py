@@ -90,7 +90,7 @@ async def _run(program: str, test: Test, tools: Tools) -> tuple[dict[str, Any], 
     del given["expected"], given["wrapped"]
     payload = json.dumps({"program": program, "test": given})
     *head, last = [payload[i : i + CHUNK] for i in range(0, len(payload), CHUNK)]
-    session = await tools.open()
+    session = await tools.open(branches=False)
     try:
         sent = "''"
         for part in head:

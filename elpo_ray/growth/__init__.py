@@ -20,6 +20,11 @@ GROWTH: dict[GrowthRule, Callable[[Rollout, GrowthConfig], Awaitable[None]]] = {
 }
 
 
+def branches(config: GrowthConfig) -> bool:
+    """Whether the rule may continue from inside a completion that was sampled as no probe."""
+    return config.rule is not GrowthRule.independent
+
+
 async def grow(rollout: Rollout, config: GrowthConfig) -> None:
     """Spend `rollout`'s whole budget by `config.rule`. Raises InfrastructureError."""
     await GROWTH[config.rule](rollout, config)

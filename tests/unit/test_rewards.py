@@ -42,7 +42,7 @@ class OpenTools:
     def state(self) -> None:
         return None
 
-    async def open(self, *, setup: str = "", at: Any = None) -> ToolSession:
+    async def open(self, *, branches: bool) -> ToolSession:
         self.live += 1
         return self
 

@@ -207,3 +207,21 @@ async def test_every_kind_that_the_policy_may_see_is_a_tool_kind() -> None:
     for kind in set(Kind) - {Kind.SANDBOX_FAILURE}:
         result = CallResult(kind=kind, state_kept=False, traceback="why")
         assert isinstance(ToolResult(ToolKind(kind.value), observation(result)), ToolResult)
+
+
+async def test_a_session_without_branches_forks_once_and_others_have_its_states_rebuilt(
+    sandbox: Sandbox,
+) -> None:
+    tools = local_tools(sandbox, CONFIG)
+    session = await tools.open(setup="left = [1, 2, 3]", tree="line", branches=False)
+    await session.call(run("left.pop()"))
+    forks = sandbox.snapshot()["forks"]
+    for _ in range(2):
+        await session.call(run("left.append(7)"))
+    assert sandbox.snapshot()["forks"] == forks
+    first = session.state
+    await session.call(run("left.clear()"))
+    branch = await tools.open(at=first, tree="line")
+    result = await branch.call(run("left"))
+    assert (result.text, result.restored_by) == ("[1, 2, 7, 7]", "replay")
+    await tools.release("line")
