@@ -53,8 +53,8 @@ class Place:
 
     def move(self, folder: str) -> None:
         """Go on in `folder`, an empty one, with a copy of everything."""
-        here = self._getcwd()
-        inner = here[len(self._folder) + 1 :] if here.startswith(self._folder) else ""
+        here, top = self._getcwd(), self._top()
+        inner = here[len(top) + 1 :] if here.startswith(top) else ""
         flags = os.O_RDONLY | os.O_DIRECTORY
         source = os.open(".", flags, dir_fd=WORK_FD)  # a position of its own in the listing
         target = os.open(folder, flags)
@@ -69,8 +69,12 @@ class Place:
         self._tell()
 
     def _cwd(self) -> str:
-        path = self._getcwd()
-        return _LASTING + path[len(self._folder) :] if path.startswith(self._folder) else path
+        path, top = self._getcwd(), self._top()
+        return _LASTING + path[len(top) :] if path.startswith(top) else path
+
+    def _top(self) -> str:
+        """Where the work folder is now: once a process has branches, its folder was renamed."""
+        return os.readlink(_LASTING) if self._lasts else self._folder
 
     def _tell(self) -> None:
         name = _LASTING if self._lasts else self._folder

@@ -12,6 +12,7 @@ import fcntl
 import os
 import select
 import struct
+from contextlib import suppress
 
 from sandbox.launch import SpawnerClient
 from sandbox.process import Ends, Refused, SessionProcess, Tampered
@@ -82,6 +83,13 @@ class Lineage:
         self._members[branch.pid] = branch
         branch.end.add_done_callback(lambda _: self._on_end(branch))
         return branch
+
+    def retire(self, process: SessionProcess) -> None:
+        """It will only be forked: give up what printing needs, and hide its folder from the code
+        of its branches, which may have noted where it was."""
+        if process.retire():
+            with suppress(FileNotFoundError):  # it died meanwhile
+                process.folder = self._folder.rename(process.folder)
 
     async def _discard(self, branch: SessionProcess, error: BaseException) -> None:
         """End a branch that came to nothing, with all others if it may not be what it seems."""

@@ -44,6 +44,9 @@ _PATIENCE_S = 30.0
 _FORK_PATIENCE_S = 5.0
 """For a process, possibly hostile, to fork."""
 _CHUNK = 1 << 16
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_LAST_BYTES = 2 << 20
+"""Of address space: with no more left, nearly every allocation fails."""
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -209,13 +212,16 @@ class SessionProcess:
             return self._honest(verdict, duration, cpu_s)
         return await self._ended(verdict, duration, cpu_s, cpu_before)
 
-    def retire(self) -> None:
-        """It will print no more, only be forked: give up what printing needs."""
+    def retire(self) -> bool:
+        """It will print no more, only be forked: give up what printing needs. False if it has."""
+        if not self._ends.pipes:
+            return False
         for index, pipe in enumerate(self._ends.pipes):
             self._loop.remove_reader(pipe)
             os.close(pipe)
             self._ends.pipes[index] = -1
         self._ends.pipes.clear()
+        return True
 
     def kill(self) -> asyncio.Task[None]:
         """Kill the process; the task ends when it is gone. Idempotent."""
@@ -343,10 +349,21 @@ class SessionProcess:
         while (left := start + limits.wall_s - time.monotonic()) > 0:
             await asyncio.sleep(min(left, _TICK_S))
             if self.cpu_s() - cpu_before > limits.cpu_s:
-                self._settle(_Stop(Kind.TIMEOUT, f"used {limits.cpu_s:g} s of CPU"))
+                self._settle(self._out_of_time(f"used {limits.cpu_s:g} s of CPU", limits))
             if usage(self.folder, limits) is None:
                 self._settle(_over_quota(limits))
-        self._settle(_Stop(Kind.TIMEOUT, f"ran for {limits.wall_s:g} s"))
+        self._settle(self._out_of_time(f"ran for {limits.wall_s:g} s", limits))
+
+    def _out_of_time(self, why: str, limits: Limits) -> _Stop:
+        """Code that has no memory left may crawl, and CPython loop over its MemoryErrors."""
+        try:
+            with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
+                taken = int(file.read().split()[0]) * _PAGE_BYTES
+        except OSError:  # it is gone
+            taken = 0
+        if taken > (limits.memory_mib << 20) - _LAST_BYTES:
+            return _Stop(Kind.MEMORY, f"{why}, out of memory")
+        return _Stop(Kind.TIMEOUT, why)
 
     # --- verdicts ---------------------------------------------------------------------------------
 

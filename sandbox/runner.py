@@ -124,8 +124,11 @@ class Runner:
         try:
             yield
         finally:
-            with suppress(OSError):  # the code may have kept all there is
-                self._ballast = mmap.mmap(-1, _BALLAST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._take_ballast()
+
+    def _take_ballast(self) -> None:
+        with suppress(OSError):  # the code may have kept all there is
+            self._ballast = mmap.mmap(-1, _BALLAST_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def run(self, code: str, index: int) -> Reply:
         """Run one cell to its end, whatever it raises."""
@@ -142,8 +145,9 @@ class Runner:
         except SystemExit as error:
             reply = self._reply(Kind.EXITED, error=error)
         except MemoryError as error:
-            with self.room():
-                reply = self._reply(Kind.MEMORY, error=error)
+            self._ballast.close()  # first of all: until then any allocation may fail, for ever
+            reply = self._reply(Kind.MEMORY, error=error)
+            self._take_ballast()
         except BaseException as error:
             reply = self._reply(Kind.ERROR, error=error)
         for stream in self._streams:

@@ -125,9 +125,10 @@ class Snapshot:
 
 
 def _open_descriptors(pid: int) -> int:
-    """As the kernel tells root; for others the process's own word has to do: 0."""
+    """As the kernel tells everybody since Linux 6.2, and root before; else the process's own word
+    has to do: 0."""
     try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
         return 0
 

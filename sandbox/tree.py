@@ -162,7 +162,7 @@ class Tree:
         self._nodes.pop(snapshot.node, None)
         self._nodes[snapshot.node] = snapshot
         if snapshot.forkable:
-            snapshot.process.retire()
+            snapshot.lineage.retire(snapshot.process)
         if snapshot.node == _START:
             return
         self._means.shelf.keep(snapshot)

@@ -101,9 +101,13 @@ class TreeFolder:
         with suppress(OSError):
             os.chmod(folder, 0o700)
             _empty(folder)
-            name = secrets.token_hex(8)
-            os.rename(folder, os.path.join(self.path, name))
-            self._free.append(name)
+            self._free.append(os.path.basename(self.rename(folder)))
+
+    def rename(self, folder: str) -> str:
+        """Give a folder in use a name that its code never saw: the new path. Raises OSError."""
+        renamed = os.path.join(self.path, secrets.token_hex(8))
+        os.rename(folder, renamed)
+        return renamed
 
     def remove(self) -> None:
         """Remove everything; nobody works in it any longer."""
