@@ -207,7 +207,10 @@ class Sandbox:
         await self._places.acquire()
         waited_s = time.monotonic() - asked
         state = at or SessionState(setup)
-        place = self._tree(state.tree if tree is None else tree, lasting=tree is not None)
+        if tree is None and state.tree not in self._trees and keep is Keep.NEWEST:
+            place = Tree(self._means, "", lasting=False, alone=True)
+        else:
+            place = self._tree(state.tree if tree is None else tree, lasting=tree is not None)
         place.sessions += 1
         session = Session(self, place, state, keep=keep, waited_s=waited_s)
         self._sessions.add(session)

@@ -55,14 +55,16 @@ class Means:
 class Tree:
     """All states that were reached under one name. Belongs to one event loop."""
 
-    def __init__(self, means: Means, key: str, *, lasting: bool) -> None:
-        """`lasting`: kept until it is released, not only while a session is open."""
+    def __init__(self, means: Means, key: str, *, lasting: bool, alone: bool = False) -> None:
+        """`lasting`: kept until it is released, not only while a session is open. `alone`: of one
+        session that keeps its newest state only, so that nothing is ever forked."""
         self.key, self.lasting = key, lasting
         self.sessions = 0
         """Open ones."""
         self._means = means
         self._room = means.limits.snapshots if lasting else min(means.limits.snapshots, _PRIVATE)
         """Most nodes."""
+        self._alone = alone
         self._nodes: dict[str, Snapshot] = {}
         """The least recently used first."""
         self._lineages: set[Lineage] = set()
@@ -190,7 +192,8 @@ class Tree:
             if held is not None:
                 return held
             client = await self._means.spawner()
-            lineage = await Lineage.begin(client, self._room + _SPARE_FOLDERS)
+            folders = 1 if self._alone else self._room + _SPARE_FOLDERS
+            lineage = await Lineage.begin(client, folders)
             self._lineages.add(lineage)
             lineage.first.end.add_done_callback(lambda _: self._lineages.discard(lineage))
             held = self._look(
@@ -199,7 +202,7 @@ class Tree:
                 node=_START,
                 generation=0,
                 cost_s=0.0,
-                status="",
+                status=Keep.NEWEST if self._alone else "",
                 inherited=0,
             )
             if held.forkable:
@@ -300,6 +303,8 @@ class Tree:
                     raise
         finally:
             self._release(base)
+        if self._alone:
+            result = replace(result, snapshot=Keep.NEWEST)
         replayed = len(missing) - (missing[0] == 0)
         self._means.metrics.replays += bool(replayed)
         self._means.metrics.replayed_calls += replayed
