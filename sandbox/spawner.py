@@ -44,6 +44,12 @@ _COMMON_IMPORTS = (
     "json math operator random re statistics string typing"
 )
 """Cheap and often used, so no session pays for them."""
+_WARM_UP = {
+    "sympy": "from sympy import *\nx, y = symbols('x y')\n"
+    "solve(x**2 - 5*x + 6, x), solve([x + y - 3, x - y - 1], [x, y]), factor(x**2 - 1)\n"
+    "simplify(sin(x)**2 + cos(x)**2), diff(sin(x), x), integrate(x**2, (x, 0, 1)), N(sqrt(2))",
+}
+"""Modules that load and cache much only once they are used."""
 _RECOUNT_S = 5.0
 _REFUSED_STATUS = 71
 _TASKS_OF_OTHER_TREES = 512
@@ -231,6 +237,7 @@ def _import(names: list[str]) -> None:
     """Once here, so that no session has to."""
     for name in names:
         importlib.import_module(name)
+        exec(_WARM_UP.get(name, ""), {})
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # lazy, and seeded at the start of each session
 

@@ -1,0 +1,336 @@
+"""What the sandbox costs on this machine: `python benchmarks/sandbox.py [--quick]` prints JSON.
+
+All comparisons come from one run. Latencies are by the caller's clock, one call in flight, so other
+load on the machine shows in them; `cpu_ms` is the processor time per call of supervisor, spawner
+and sessions together, and 1000 / `cpu_ms` the calls per second that one core of its own would do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # in its own folder this file is `sandbox`
+
+from sandbox.limits import Limits  # noqa: E402
+from sandbox.results import Keep, Kind, SessionState  # noqa: E402
+from sandbox.supervisor import PRELOADS, Sandbox, Session  # noqa: E402
+
+PRINT = "print(1 + 1)"
+SOLVE = "from sympy import Symbol, solve\nx = Symbol('x')\nsolve(x**2 - 5*x + 6, x)"
+LIMITS = Limits(wall_s=30, cpu_s=30)
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+MIXTURE = (
+    "x = 1",
+    "print('a' * 1000)",
+    "1 / 0",
+    "open('note', 'w').write('text')",
+    "import os\nos._exit(1)",
+    "sum(range(10_000))",
+    "raise SystemExit",
+    "[bytearray(1 << 20) for _ in range(4)] and None",
+)
+Values = dict[str, Any]
+
+
+def family(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                fields = Path(f"/proc/{name}/stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(name))
+    found = [pid]
+    for each in found:
+        found += parents.get(each, [])
+    return found
+
+
+def cpu_s() -> float:
+    """Processor time of this process and its descendants, those that have ended included."""
+    total = 0.0
+    for pid in family(os.getpid()):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15])) * TICK_S
+    return total
+
+
+def shares(seconds: list[float]) -> Values:
+    """Percentiles in milliseconds."""
+    ordered = sorted(seconds)
+    return {
+        "calls": len(ordered),
+        "p50_ms": round(1000 * median(ordered), 2),
+        "p99_ms": round(1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 2),
+        "calls_per_s": round(len(ordered) / sum(ordered), 1),
+    }
+
+
+async def measured(count: int, once: Callable[[], Awaitable[object]]) -> Values:
+    """`once`, `count` times, after a few to warm up."""
+    for _ in range(3):
+        await once()
+    seconds, cpu_before = [], cpu_s()
+    for _ in range(count):
+        start = time.perf_counter()
+        await once()
+        seconds.append(time.perf_counter() - start)
+    cpu_ms = 1000 * (cpu_s() - cpu_before) / count
+    return shares(seconds) | {"cpu_ms": round(cpu_ms, 2)}
+
+
+def fresh_process(code: str, count: int) -> Values:
+    """The same code in a Python process of its own, unconfined."""
+    seconds = []
+    for _ in range(count):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    return shares(seconds)
+
+
+async def calls(sandbox: Sandbox, count: int) -> Values:
+    """Single calls: `stateless` in a kept tree, `alone` each in a confined family of its own."""
+    found: Values = {}
+    for name, code in (("print", PRINT), ("sympy", SOLVE)):
+        session = await sandbox.open(tree="stateless", keep=Keep.NOTHING)
+
+        async def once(session: Session = session, code: str = code) -> None:
+            result = await session.call(code)
+            assert result.kind is Kind.OK, result
+
+        async def alone(code: str = code) -> None:
+            session = await sandbox.open()
+            result = await session.call(code)
+            assert result.kind is Kind.OK, result
+            await session.close()
+
+        found[f"{name}_stateless"] = await measured(count, once)
+        await session.close()
+        found[f"{name}_alone"] = await measured(count // 4, alone)
+    await sandbox.release("stateless")
+    return found
+
+
+async def steps(sandbox: Sandbox, count: int) -> Values:
+    """Steps of sessions, each of which leaves a snapshot, up to depths of 8 and of 16."""
+    found: Values = {}
+    for name, code, depth in (
+        ("trivial_depth_8", "n = n + 1", 8),
+        ("sympy_depth_8", SOLVE, 8),
+        ("trivial_depth_16", "n = n + 1", 16),
+    ):
+        seconds, cpu_before = [], cpu_s()
+        for _ in range(max(1, count // depth)):
+            session = await sandbox.open(setup="n = 0")
+            for _ in range(depth):
+                start = time.perf_counter()
+                result = await session.call(code)
+                seconds.append(time.perf_counter() - start)
+                assert (result.kind, result.snapshot) == (Kind.OK, "kept"), result
+            await session.close()
+        found[name] = shares(seconds) | {
+            "cpu_ms_with_open_and_close": round(1000 * (cpu_s() - cpu_before) / len(seconds), 2)
+        }
+    return found
+
+
+async def branching(sandbox: Sandbox, repeats: int) -> Values:
+    """A branch from a prefix of 16 cells of 0.2 s, until its first call has returned."""
+    trunk = await sandbox.open(tree="branching")
+    for number in range(16):
+        await trunk.call(f"import time\ntime.sleep(0.2)\nx = {number}")
+    by = {}
+    for how, at in (
+        ("fork", trunk.state),
+        ("replay", replace(trunk.state, tree="", host="")),
+    ):
+        seconds = []
+        for _ in range(repeats if how == "fork" else 2):
+            start = time.perf_counter()
+            branch = await sandbox.open(at=at)
+            result = await branch.call("x")
+            seconds.append(time.perf_counter() - start)
+            assert (result.value, result.restored_by) == ("15", how), result
+            await branch.close()
+        by[how] = median(seconds)
+    await trunk.close()
+    await sandbox.release("branching")
+    return {
+        "depth_16_fork_ms": round(1000 * by["fork"], 2),
+        "depth_16_replay_ms": round(1000 * by["replay"], 1),
+        "times_faster": round(by["replay"] / by["fork"], 1),
+    }
+
+
+def private_kib(pid: int) -> int:
+    """Memory that ends with the process: private pages and page tables."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    status = Path(f"/proc/{pid}/status").read_text()
+    lines = dict(line.split(":", 1) for line in (rollup + status).splitlines() if ":" in line)
+    return sum(int(lines[name].split()[0]) for name in ("Private_Dirty", "VmPTE"))
+
+
+async def memory(sandbox: Sandbox) -> Values:
+    """Snapshots a GiB, by what the kernel counts as private to each of them."""
+    found: Values = {}
+    for name, code, count in (("trivial", "n = 1", 40), ("sympy", SOLVE, 20)):
+        before = set(family(os.getpid()))
+        session = await sandbox.open(tree="memory")
+        for _ in range(count // 4):  # chains of four, as branches are
+            chain = await sandbox.open(at=session.state, tree="memory")
+            for _ in range(4):
+                await chain.call(code)
+            await chain.close()
+        made = set(family(os.getpid())) - before
+        try:
+            sizes = sorted(private_kib(pid) for pid in made)[1:]  # not the first process
+        except PermissionError:
+            found[name] = "needs root"
+            continue
+        finally:
+            await session.close()
+            await sandbox.release("memory")
+        mean = sum(sizes) / len(sizes)
+        found[name] = {"mib": round(mean / 1024, 2), "per_gib": int(2**20 / mean)}
+    return found
+
+
+async def limits(repeats: int) -> Values:
+    """How late a timeout comes, by the caller's clock; long outputs under a short limit."""
+    late = []
+    async with Sandbox(Limits(wall_s=0.5, cpu_s=30)) as hasty:
+        session = await hasty.open()
+        for code in ("while True: pass", "import time\ntime.sleep(9)") * repeats:
+            start = time.perf_counter()
+            result = await session.call(code)
+            late.append(time.perf_counter() - start - 0.5 - result.queue_s)
+            assert result.kind is Kind.TIMEOUT, result
+    kinds = set()
+    async with Sandbox(Limits(wall_s=3)) as prompt:
+        session = await prompt.open()
+        for _ in range(repeats):
+            kinds.add((await session.call("print('x' * 150_000)")).kind.value)
+    return {
+        "timeout_overshoot_ms": {
+            "p50": round(1000 * median(late), 1),
+            "max": round(1000 * max(late), 1),
+        },
+        "print_150_kb": sorted(kinds),
+    }
+
+
+def remains(folder: Path) -> Values:
+    """What could be left behind: processes, descriptors, files, memory of the processes (KiB)."""
+    pids = family(os.getpid())
+    resident = 0
+    for pid in pids:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue
+        resident += next(
+            int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")
+        )
+    files = sum(len(names) + len(inner) for _, inner, names in os.walk(folder))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    return {"processes": len(pids), "descriptors": descriptors, "files": files, "kib": resident}
+
+
+async def endurance(total: int) -> Values:
+    """Mixed calls, a session each eight, some of them in a tree with branches."""
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        start = remains(Path(folder))
+        async with Sandbox(LIMITS, sessions=8) as sandbox:
+
+            async def worker(number: int, share: int) -> None:
+                for turn in range(share // len(MIXTURE)):
+                    tree = f"{number}-{turn}" if turn % 2 else None
+                    trunk = await sandbox.open(tree=tree)
+                    state = SessionState()
+                    for code in MIXTURE[: len(MIXTURE) // 2]:
+                        await trunk.call(code)
+                        state = trunk.state
+                    branch = await sandbox.open(at=state, tree=tree)
+                    for code in MIXTURE[len(MIXTURE) // 2 :]:
+                        await branch.call(code)
+                    await branch.close()
+                    await trunk.close()
+                    if tree is not None:
+                        await sandbox.release(tree)
+
+            async def round_of(count: int) -> Values:
+                await asyncio.gather(*(worker(number, count // 4) for number in range(4)))
+                await asyncio.sleep(1)
+                return remains(Path(folder))
+
+            early = await round_of(total // 10)
+            begun, cpu_before = time.perf_counter(), cpu_s()
+            late = await round_of(total - total // 10)
+            seconds, cpu = time.perf_counter() - begun - 1, cpu_s() - cpu_before
+            counted = sandbox.snapshot()
+        end = remains(Path(folder))
+        tempfile.tempdir = None
+    return {
+        "calls": counted["calls"],
+        "sandbox_failures": counted["failures"],
+        "calls_per_s": round((total - total // 10) / seconds, 1),
+        "cpu_ms": round(1000 * cpu / (total - total // 10), 2),
+        "start": start,
+        "after_a_tenth": early,
+        "after_all": late,
+        "closed": end,
+    }
+
+
+async def run(quick: bool) -> Values:
+    count = 60 if quick else 300
+    report: Values = {
+        "machine": {
+            "cores": len(os.sched_getaffinity(0)),
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+            "load_before": os.getloadavg(),
+        },
+        "fresh_process": {
+            "print": fresh_process(PRINT, 10),
+            "sympy": fresh_process(SOLVE, 3 if quick else 6),
+        },
+    }
+    async with Sandbox(LIMITS, preload=PRELOADS["math"]) as sandbox:
+        report["calls"] = await calls(sandbox, count)
+        report["isolation"] = sandbox.isolation
+        report["steps"] = await steps(sandbox, count // 2)
+        report["branching"] = await branching(sandbox, 10)
+        report["snapshots"] = await memory(sandbox)
+    report |= await limits(3 if quick else 10)
+    report["endurance"] = await endurance(1000 if quick else 10_000)
+    fresh, ours = report["fresh_process"]["sympy"], report["calls"]["sympy_stateless"]
+    report["sympy_times_faster_than_fresh"] = round(fresh["p50_ms"] / ours["p50_ms"], 1)
+    report["machine"]["load_after"] = os.getloadavg()
+    return report
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of the calls")
+    print(json.dumps(asyncio.run(run(parser.parse_args().quick)), indent=2))
