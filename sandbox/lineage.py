@@ -49,6 +49,10 @@ class Lineage:
         return cls(client, first, folder)
 
     @property
+    def closed(self) -> bool:
+        return self._closing is not None
+
+    @property
     def forks(self) -> bool:
         """Whether this machine lets forks be decided from outside."""
         return self.first.listener >= 0

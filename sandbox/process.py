@@ -245,6 +245,14 @@ class SessionProcess:
         self._ends.close()
 
     @property
+    def ended_itself(self) -> bool:
+        """Whether its end was its own doing: nobody killed it."""
+        if self._closing is not None or not self.end.done():
+            return False
+        status = self.end.result().status
+        return status is not None and os.waitstatus_to_exitcode(status) != -signal.SIGKILL
+
+    @property
     def alive(self) -> bool:
         return self._closing is None and not self.end.done()
 

@@ -93,7 +93,7 @@ class Snapshot:
 
     @property
     def there(self) -> bool:
-        return self.process.alive and not self.spent
+        return self.process.alive and not self.spent and not self.lineage.closed
 
     @classmethod
     def of(

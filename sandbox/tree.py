@@ -41,6 +41,13 @@ _START = "="
 """Names the state before any code; with the setup behind it, the state after that."""
 
 
+_BROKEN = CallResult(
+    kind=Kind.KILLED,
+    traceback="an earlier call broke the session's process",
+    state_kept=False,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Means:
     """What the trees of one sandbox share."""
@@ -50,6 +57,11 @@ class Means:
     shelf: Shelf
     metrics: Metrics
     spawner: Callable[[], Awaitable[SpawnerClient]]
+
+
+def _node_of(state: SessionState) -> str:
+    entries = state.effective
+    return entries[-1].node if entries else _START + state.setup
 
 
 class Tree:
@@ -68,6 +80,9 @@ class Tree:
         self._nodes: dict[str, Snapshot] = {}
         """The least recently used first."""
         self._lineages: set[Lineage] = set()
+        self._broken: set[str] = set()
+        """States whose process did not outlive its own code, or not in order: should they not come
+        out the same again, that is no failure of the sandbox."""
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -80,6 +95,8 @@ class Tree:
 
         Raises SandboxFailure, ReplayDiverged.
         """
+        if _node_of(state) in self._broken:
+            return False  # the next call says what comes of that
         held, replayed = await self._reach(state)
         self._release(held)
         return replayed
@@ -90,7 +107,12 @@ class Tree:
         Raises SandboxFailure, ReplayDiverged.
         """
         for anew in (False, True):
-            held, replayed = await self._reach(state, anew=anew)
+            try:
+                held, replayed = await self._reach(state, anew=anew)
+            except ReplayDiverged:
+                if _node_of(state) not in self._broken:
+                    raise
+                return _BROKEN, True
             try:
                 if held.generation >= _MAX_GENERATIONS and held.cost_s < _REBASE_S:
                     held = await self._rebased(state, held)
@@ -102,7 +124,8 @@ class Tree:
                     except SandboxFailure:
                         if anew:
                             raise
-                        held.process.kill()  # whatever is wrong with it, a replay may do
+                        self._broken.add(held.node)
+                        held.process.kill()
                         continue
                     index = len(state.entries) + 1
                     result = await self._run(process, code, index, self._means.limits)
@@ -132,8 +155,7 @@ class Tree:
 
         `anew`: in a process that runs all cells itself, from the beginning, and is not forked.
         """
-        entries = state.effective
-        node = entries[-1].node if entries else _START + state.setup
+        node = _node_of(state)
         if node == _START:
             return await self._start(), False
         async with self._building[node]:
@@ -145,7 +167,7 @@ class Tree:
             held.status = "rebuilt"
         else:
             self._put(held)
-        return held, bool(entries)
+        return held, bool(state.effective)
 
     def _take(self, node: str) -> Snapshot | None:
         """Hold a kept snapshot; one that cannot be forked leaves the table with it."""
@@ -224,6 +246,8 @@ class Tree:
         self._means.shelf.forget(snapshot)
         if self._nodes.get(snapshot.node) is snapshot:
             del self._nodes[snapshot.node]
+            if snapshot.process.ended_itself:
+                self._broken.add(snapshot.node)
 
     # --- going on ---------------------------------------------------------------------------------
 
