@@ -134,23 +134,25 @@ class PooledTools:
             )
 
     def host_for(self, state: SessionState, tree: str | None, avoid: _Load | None) -> _Load:
-        """Where a session goes: to the snapshots of its tree, else to the least loaded host; not to
-        `avoid`, if there is another."""
+        """Where a session of `tree` goes: to the snapshot of its state, to the rest of the tree,
+        else to the least loaded host; not to `avoid`, if there is another."""
         homes = self._homes[tree] if tree is not None else []
-        for home in (*reversed(homes), self._named.get(state.host)):
+        for home in (self._named.get(state.host), *reversed(homes)):
             if home is not None and home is not avoid:
-                return home
-        others = [host for host in self._hosts if host is not avoid]
-        return min(others or self._hosts, key=lambda host: host.sessions)
-
-    def settle(self, host: _Load, name: str, tree: str | None) -> None:
-        """Remember that a session of `tree` was opened on `host`, which calls itself `name`."""
-        self._named[name] = host
+                chosen = home
+                break
+        else:
+            others = [host for host in self._hosts if host is not avoid]
+            chosen = min(others or self._hosts, key=lambda host: host.sessions)
+        if chosen in homes:
+            homes.remove(chosen)
         if tree is not None:
-            homes = self._homes[tree]
-            if host in homes:
-                homes.remove(host)
-            homes.append(host)
+            homes.append(chosen)
+        return chosen
+
+    def introduce(self, host: _Load, name: str) -> None:
+        """A host said how it calls itself."""
+        self._named[name] = host
 
 
 class PooledSession:
@@ -243,5 +245,5 @@ class PooledSession:
         setup = "" if at else self._state.setup
         opened = await self._host.handle.open(setup, at, self._tree, self._keep)
         self._id = opened.session
-        self._tools.settle(self._host, opened.host, self._tree)
+        self._tools.introduce(self._host, opened.host)
         self._state = replace(self._state, tree=opened.tree, host=opened.host)
