@@ -11,6 +11,7 @@ import uuid
 from dataclasses import dataclass
 
 from elpo_ray.config import ClusterConfig, SandboxConfig
+from sandbox.fusion import FusionSandbox, FusionSession
 from sandbox.limits import Limits
 from sandbox.results import CallResult, Keep, SandboxFailure, SessionState
 from sandbox.supervisor import PRELOADS, Sandbox, Session
@@ -29,8 +30,11 @@ def limits_of(config: SandboxConfig) -> Limits:
     )
 
 
-def sandbox_of(config: SandboxConfig, cluster: ClusterConfig) -> Sandbox:
+def sandbox_of(config: SandboxConfig, cluster: ClusterConfig) -> Sandbox | FusionSandbox:
     """The sandbox of one actor."""
+    if config.endpoint is not None:
+        sessions = cluster.sandbox_sessions
+        return FusionSandbox(config.endpoint, limits_of(config), sessions=sessions)
     wanted = PRELOADS[config.preload.value]
     memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     share = memory_mib // (_MEMORY_SHARE * cluster.sandbox_actors)  # they may all be on one node
@@ -56,9 +60,9 @@ class Opened:
 class SandboxHost:
     """Sessions by name, on a sandbox of this process."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox | FusionSandbox) -> None:
         self._sandbox = sandbox
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, Session | FusionSession] = {}
 
     async def open(
         self,

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-_ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}/\d+(?:/\w{1,32})?")
+ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}/\d+(?:/\w{1,32})?")
 """Memory addresses and work folders: never the same twice. Linear in hostile text."""
 
 KEPT = "kept"
@@ -103,7 +103,7 @@ class CallResult:
     def digest(self) -> str:
         """Fingerprint of what a repetition must reproduce; no clock, address, folder."""
         said = (self.kind.value, self.stdout, self.value, self.error_type)
-        masked = _ACCIDENTAL.sub("~", repr(said))
+        masked = ACCIDENTAL.sub("~", repr(said))
         return hashlib.sha256(masked.encode("ascii", "backslashreplace")).hexdigest()[:32]
 
 

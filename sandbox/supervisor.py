@@ -68,7 +68,10 @@ class Session:
                 result = await self._call(code)
             except SandboxFailure as failure:
                 result = CallResult(
-                    kind=Kind.SANDBOX_FAILURE, traceback=str(failure), state_kept=False
+                    kind=Kind.SANDBOX_FAILURE,
+                    error_type=type(failure).__name__,
+                    traceback=str(failure),
+                    state_kept=False,
                 )
             result = replace(
                 result,

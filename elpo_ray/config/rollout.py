@@ -96,6 +96,9 @@ class SandboxConfig:
     stateless: bool = False
     """Every call starts from the setup: nothing is kept from call to call."""
     last_line: LastLine = LastLine.value
+    endpoint: str | None = None
+    """URL of a SandboxFusion service that runs the code instead; branches are then replayed, and
+    isolation and preloaded modules are the service's."""
     snapshot_mib: int | None = None
     """Memory per sandbox actor for kept states; null = its share of a quarter of the host's."""
     retries: int = 2
@@ -111,6 +114,12 @@ class SandboxConfig:
             "sandbox.snapshot_mib",
             self.snapshot_mib,
             "use above 0, or null for a share of the host's memory",
+        )
+        require(
+            self.endpoint is None or self.endpoint.startswith(("http://", "https://")),
+            "sandbox.endpoint",
+            self.endpoint,
+            "begin with http:// or https://, or use null for sandboxes of the cluster's own",
         )
         require(self.retries >= 0, "sandbox.retries", self.retries, "use 0 or more")
         require(
