@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import resource
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -57,23 +58,22 @@ def forest(lengths: list[int]) -> TrainForest:
     return demonstrations(conversations, batch_size=len(conversations))
 
 
-def head_peak(rows: int) -> int:
-    """Bytes that a head of 150k entries adds to this process's peak, forward and backward."""
+def tell_head_peak(sender: Connection, rows: int) -> None:
+    """Send the bytes that a head of 150k entries adds to this process's peak, both ways."""
     head = LogProbHead(nn.Linear(64, 150_000, bias=False))
     hidden = torch.randn(rows, 64, requires_grad=True)
     targets = torch.randint(150_000, (rows,))
     head.weight.grad = torch.zeros_like(head.weight)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     head(hidden, targets, 1.0)[0].sum().backward()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    sender.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def test_the_head_of_a_large_vocabulary_takes_little_memory() -> None:
     """All logits of these rows would be 614 MB, and their gradient as much again."""
-    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(
-        target=lambda: sender.send(head_peak(rows=1024))
-    )
+    context = multiprocessing.get_context("spawn")  # a fork would inherit threads' locks
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=tell_head_peak, args=(sender, 1024))
     process.start()
     process.join()
     assert 0 < receiver.recv() < 300e6
