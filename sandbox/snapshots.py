@@ -164,7 +164,7 @@ class Shelf:
         """What is to be given up now. Estimates are made exact first, where the kernel tells."""
         chosen = list[Snapshot]()
         left, count = self.bytes, len(self._kept)
-        for snapshot in list(self._kept):
+        for snapshot in self._kept:
             if left <= self._max_bytes and count <= self._max_count:
                 break
             if snapshot.users:

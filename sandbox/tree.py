@@ -33,9 +33,9 @@ _MAX_GENERATIONS = 30
 """A fork takes the longer the more ancestors a process has: then it is rebuilt near the root."""
 _REBASE_S = 1.0
 """Only if all its calls took no longer than this together."""
-_PRIVATE = 32
+_PRIVATE = 16
 """Kept states of a tree that nobody named, hence one session's path more often than not."""
-_SPARE_FOLDERS = 16
+_SPARE_FOLDERS = 8
 """For branches that run, and for processes that take their time to end."""
 _START = "="
 """Names the state before any code; with the setup behind it, the state after that."""
@@ -190,10 +190,12 @@ class Tree:
         if snapshot.node == _START:
             return
         self._means.shelf.keep(snapshot)
-        surplus = self._means.shelf.surplus()
+        given_up = set(self._means.shelf.surplus())
         too_many = len(self._nodes) - self._room
-        own = [s for s in self._nodes.values() if not s.users and s.node != _START]
-        for old in {*surplus, *own[: max(0, too_many)]}:
+        if too_many > 0:
+            own = [each for each in self._nodes.values() if not each.users and each.node != _START]
+            given_up |= set(own[:too_many])
+        for old in given_up:
             self._means.shelf.forget(old)
             old.process.kill()
 
