@@ -76,16 +76,19 @@ def leaf_of(tree: RolloutTree, completion: int) -> int:
 
 
 class Faults:
-    """Raises InfrastructureError where `pattern` says so; sound for ever once it is used up."""
+    """Raises `kind` where `pattern` says so; sound for ever once it is used up."""
 
-    def __init__(self, pattern: Iterable[bool] = ()) -> None:
+    def __init__(
+        self, pattern: Iterable[bool] = (), kind: type[InfrastructureError] = InfrastructureError
+    ) -> None:
         self._pattern: Iterator[bool] = iter(pattern)
+        self._kind = kind
         self.raised = 0
 
     def strike(self) -> None:
         if next(self._pattern, False):
             self.raised += 1
-            raise InfrastructureError("injected")
+            raise self._kind("injected")
 
 
 class ScriptedPolicy:

@@ -19,7 +19,14 @@ from fakes import (
 from elpo_ray.config import Config, GrowthConfig, GrowthRule, SamplingConfig, TrainerConfig
 from elpo_ray.rollout import first_irrecoverable, localization_accuracy
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import EndReason, InfrastructureError, Problem, Step
+from elpo_ray.types import (
+    UNGRADED,
+    EndReason,
+    InfrastructureError,
+    Problem,
+    Step,
+    ToolsLost,
+)
 
 TASK = FakeTask()
 PROBLEM = TASK.train_problem(0)
@@ -85,6 +92,26 @@ def test_completion_that_is_lost_too_often_raises_and_closes_everything() -> Non
     with pytest.raises(InfrastructureError, match="injected"):
         asyncio.run(worker.grow(PROBLEM, 0))
     assert tools.live == 0
+
+
+def test_a_trajectory_whose_sandbox_failed_for_good_is_masked_and_charged() -> None:
+    lost = [False] * 20 + [True, False, True]  # opening is a call too
+    tools = FakeTools(faults=Faults(lost, ToolsLost))
+    worker = make_worker(planted(4, 2), make_config(INDEPENDENT), tools=tools)
+    tree = asyncio.run(worker.grow(PROBLEM, 0))
+    masked = [leaf for leaf in tree.leaves() if leaf.end is EndReason.SANDBOX]
+    assert len(masked) == 2 and len(tree.leaves()) == tree.budget
+    assert all(leaf.score == UNGRADED and leaf.step and not leaf.step.result for leaf in masked)
+    assert all(entry["charged"] for entry in tree.ledger)
+    assert (tools.live, tools.trees) == (0, set())
+
+
+def test_the_states_of_a_tree_are_released_also_when_it_fails() -> None:
+    tools = FakeTools(faults=Faults([False] * 3 + [True] * 100))
+    worker = make_worker(planted(4, 2), make_config(INDEPENDENT, retries=0), tools=tools)
+    with pytest.raises(InfrastructureError):
+        asyncio.run(worker.grow(PROBLEM, 0))
+    assert tools.trees == set()
 
 
 @pytest.mark.parametrize(("retries", "lost", "succeeds"), [(2, 2, True), (2, 3, False)])
