@@ -42,6 +42,7 @@ def sandbox_of(config: SandboxConfig, cluster: ClusterConfig) -> Sandbox | Fusio
         limits_of(config),
         sessions=cluster.sandbox_sessions,
         snapshot_mib=config.snapshot_mib or max(1, share),
+        replay_below_s=config.replay_below_ms / 1000,
         preload=[name for name in wanted if importlib.util.find_spec(name) is not None],
         isolation=config.isolation.value,
         allow_degraded=config.allow_degraded,

@@ -17,6 +17,8 @@ ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}/\d+(?:/\w{1,32})
 
 KEPT = "kept"
 """`CallResult.snapshot` of a process from which branches can be forked."""
+CHEAP = "cheap"
+"""That of a state which a replay brings back sooner than a fork keeps it."""
 
 
 class Keep(StrEnum):
@@ -96,7 +98,7 @@ class CallResult:
     """False if the process was lost: the next call continues from the state before this one."""
     snapshot: str = ""
     """`KEPT`, or why branches from here must be replayed: "threads", "descriptors", "unsupported",
-    "newest" or "nothing" as asked for; empty if the process was lost."""
+    `CHEAP`, "newest" or "nothing" as asked for; empty if the process was lost."""
     node: str = ""
     """Names the state after this call, the same in every process that is in it; empty if lost."""
 

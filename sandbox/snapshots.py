@@ -82,6 +82,8 @@ class Snapshot:
     """Whether `size` was measured exactly."""
     users: int = 0
     """Who must not lose it now."""
+    unkept_s: float = 0.0
+    """What its cells took since the last state that can be forked."""
     spent: bool = False
     """Its process went on itself."""
     forking: asyncio.Lock = field(default_factory=asyncio.Lock)

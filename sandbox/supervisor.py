@@ -124,6 +124,7 @@ class Sandbox:
         running: int | None = None,
         snapshots: int = 1024,
         snapshot_mib: int | None = None,
+        replay_below_s: float = 0.0,
         preload: Sequence[str] = (),
         isolation: str = "standard",
         allow_degraded: bool = False,
@@ -133,7 +134,10 @@ class Sandbox:
         the same time (default: processors of this host); others wait, outside their time limit.
         `snapshots` and `snapshot_mib` (default: a quarter of this host's memory) bound the kept
         states; beyond them the least recently used are given up, to be rebuilt by replay. The
-        open files that this process may have bound them too. `preload` names modules that every
+        open files that this process may have bound them too. Cells that took less than
+        `replay_below_s` since the last kept state are not kept but repeated if somebody branches
+        after them: much less work for short calls, and only for code that always does the same,
+        since a repetition that comes out otherwise is a failure. `preload` names modules that every
         session finds imported, see `PRELOADS`. `isolation` is the least tier to accept, "strong"
         or "standard"; the best that works here is taken. `allow_degraded` runs with less where
         this machine lacks layers: for code you trust.
@@ -158,7 +162,9 @@ class Sandbox:
         max_bytes = memory // _MEMORY_SHARE if snapshot_mib is None else snapshot_mib << 20
         self._shelf = Shelf(max_bytes, min(snapshots, _descriptors_for()))
         running_now = asyncio.Semaphore(running or len(os.sched_getaffinity(0)))
-        self._means = Means(self.limits, running_now, self._shelf, self.metrics, self._client)
+        self._means = Means(
+            self.limits, running_now, self._shelf, self.metrics, self._client, replay_below_s
+        )
         self._places = asyncio.Semaphore(sessions)
         self._preload = tuple(preload)
         self._required = isolation

@@ -2,9 +2,9 @@
 
 Invariants: a node names one state, in whatever process; a process stands for at most one node; a
 state is rebuilt only by calls whose outcome is known, and believed only if all come out the same.
-A process that is not to be forked (it has threads, more descriptors than it was given, or a session
-that keeps its newest state only) belongs to the first session that goes on from it; whoever else
-wants its state has it rebuilt.
+A process that is not to be forked (it has threads, more descriptors than it was given, a session
+that keeps its newest state only, or a state that is sooner rebuilt) belongs to the first session
+that goes on from it; whoever else wants its state has it rebuilt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from sandbox.limits import Limits
 from sandbox.lineage import Lineage
 from sandbox.metrics import Metrics
 from sandbox.process import Refused, SessionProcess
-from sandbox.results import CallResult, Keep, Kind, ReplayDiverged, SandboxFailure, SessionState
+from sandbox.results import (
+    CHEAP,
+    CallResult,
+    Keep,
+    Kind,
+    ReplayDiverged,
+    SandboxFailure,
+    SessionState,
+)
 from sandbox.snapshots import Shelf, Snapshot
 from sandbox.workdir import usage
 
@@ -57,6 +65,8 @@ class Means:
     shelf: Shelf
     metrics: Metrics
     spawner: Callable[[], Awaitable[SpawnerClient]]
+    replay_below_s: float
+    """Cells that took less, since the last kept state, are not worth a snapshot."""
 
 
 def _node_of(state: SessionState) -> str:
@@ -133,9 +143,7 @@ class Tree:
                         process.kill()
                         result = replace(result, snapshot=keep.value)
                     elif result.state_kept:
-                        speaks_against = result.snapshot or (keep is Keep.NEWEST and keep.value)
-                        result = replace(result, snapshot=speaks_against or "")
-                        result = self._kept(held, process, result)
+                        result = self._kept(held, process, result, keep)
                     return replace(result, queue_s=queue_s), replayed
             finally:
                 self._release(held)
@@ -276,8 +284,16 @@ class Tree:
     ) -> CallResult:
         return await process.run(code.encode("utf-8", "surrogatepass"), index, limits)
 
-    def _kept(self, held: Snapshot, process: SessionProcess, result: CallResult) -> CallResult:
+    def _kept(
+        self, held: Snapshot, process: SessionProcess, result: CallResult, keep: Keep
+    ) -> CallResult:
         """Keep the state that a cell left behind in `process`, which came from `held`."""
+        status = result.snapshot
+        if not status and keep is Keep.NEWEST:
+            status = keep.value
+        elif not status and held.unkept_s + result.duration_s < self._means.replay_below_s:
+            status = CHEAP
+        result = replace(result, snapshot=status)
         after = self._after(held, process, secrets.token_hex(16), result.duration_s, result)
         if after.threads <= self._means.limits.threads:
             self._put(after)
@@ -290,7 +306,7 @@ class Tree:
         self, held: Snapshot, process: SessionProcess, node: str, took_s: float, result: CallResult
     ) -> Snapshot:
         forked = process is not held.process
-        return self._look(
+        after = self._look(
             process,
             held.lineage,
             node=node,
@@ -299,6 +315,9 @@ class Tree:
             status=result.snapshot,
             inherited=held.anonymous if forked else held.inherited,
         )
+        if not after.forkable:
+            after.unkept_s = held.unkept_s + took_s
+        return after
 
     async def _rebased(self, state: SessionState, held: Snapshot) -> Snapshot:
         """A snapshot of the same state with fewer ancestors; the same one if that fails."""

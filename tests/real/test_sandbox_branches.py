@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox.limits import Limits
-from sandbox.results import KEPT, Keep, Kind, SandboxFailure, SessionState
+from sandbox.results import CHEAP, KEPT, Keep, Kind, SandboxFailure, SessionState
 from sandbox.supervisor import Sandbox, Session
 
 pytestmark = pytest.mark.real
@@ -269,6 +269,38 @@ async def test_what_is_evicted_is_replayed_from_the_nearest_kept_state() -> None
             assert (result.value, result.restored_by) == (str(number), how), number
             assert sandbox.snapshot()["replayed_calls"] == replayed
             await branch.close()
+
+
+async def test_short_calls_are_repeated_and_long_ones_kept() -> None:
+    async with Sandbox(LIMITS, replay_below_s=0.2) as sandbox:
+        trunk = await sandbox.open(tree="t")
+        states, seen = [trunk.state], []
+        for cell in ("x = [1]", "x.append(2)", "import time\ntime.sleep(0.25)", "x.append(3)"):
+            seen.append((await trunk.call(cell)).snapshot)
+            states.append(trunk.state)
+        assert seen == [CHEAP, CHEAP, KEPT, CHEAP]
+        assert sandbox.snapshot()["forks"] == 2  # of the start, and of the kept state
+        for number, expected, how, replayed in (
+            (2, "[1, 2]", "replay", 2),
+            (2, "[1, 2]", "fork", 2),  # what somebody branched from is kept
+            (3, "[1, 2]", "fork", 2),
+            (4, "[1, 2, 3]", "fork", 2),  # goes on where the trunk stands
+            (4, "[1, 2, 3]", "replay", 3),
+        ):
+            branch = await sandbox.open(at=states[number], tree="t")
+            result = await branch.call("x.append(9)\nx[:-1]")
+            assert (result.value, result.restored_by) == (expected, how), number
+            assert sandbox.snapshot()["replayed_calls"] == replayed
+            await branch.close()
+        assert (await trunk.call("x")).value == "[1, 2, 3]"
+
+
+async def test_a_short_call_that_is_lost_leaves_the_state_before_it() -> None:
+    async with Sandbox(LIMITS, replay_below_s=0.2) as sandbox:
+        session = await sandbox.open(tree="t")
+        await session.call("x = 1")
+        assert not (await session.call("x = 2\nimport os\nos._exit(3)")).state_kept
+        assert (await session.call("x")).value == "1"
 
 
 async def test_large_states_are_evicted_by_their_memory() -> None:
