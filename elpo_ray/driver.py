@@ -34,6 +34,7 @@ from elpo_ray.metrics import (
     progress_bar,
     tree_metrics,
 )
+from elpo_ray.model_folder import local_folder
 from elpo_ray.report import show_summary, summarize
 from elpo_ray.rollout import localization_accuracy
 from elpo_ray.runs import RunFolder, RunState, read_state
@@ -64,6 +65,7 @@ def train(config: Config) -> Outcome:
         with watch.phase("start"):
             learner = start.learner or cluster.learner(start.folder, config.optimizer_steps)
             rollouts = cluster.rollouts(start.folder)
+            run.keep_tokenizer(local_folder(start.folder))
             learner.connect(rollouts)
         metrics = Metrics(run.path, config, console)
         try:
@@ -184,7 +186,8 @@ class Trainer:
             **{f"seconds/{phase}": value for phase, value in seconds.items()},
         )
         values |= comparison_axes(self.state.totals)
-        self.run.write_trees(self.state.step, batch.trees)
+        tokens = self.config.logging.dump_tokens
+        self.run.write_trees(self.state.step, batch.trees, tokens=tokens)
         self.metrics.log(self.state.step, values)
 
     def checkpoint_if_due(self) -> None:

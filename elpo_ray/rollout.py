@@ -128,7 +128,7 @@ class TreeRollout:
         """`budget` in completions; the configured n_total without it."""
         budget = budget or worker.config.algorithm.growth.n_total
         prompt_ids = tuple(worker.agent.chat.prompt_ids(problem.messages))
-        self.tree = RolloutTree(problem.id, budget, prompt_ids)
+        self.tree = RolloutTree(problem.id, budget, prompt_ids, problem.messages)
         self.ledger = Ledger(budget)
         self.random = Random(derive_seed(worker.config.trainer.seed, "branch", problem.id, step))
         self._agent = replace(worker.agent, max_turns=worker.config.train_turns(step))

@@ -2,6 +2,7 @@
 
     runs/NAME/config.yaml            resolved configuration
               metrics.jsonl          one object a step
+              tokenizer.json         texts of the dumped token ids
               trees/step_00001.jsonl one tree a line (docs/tree.schema.json)
               checkpoints/step_00005 learner state and `state.json`
               summary.json           written at the end
@@ -111,11 +112,16 @@ class RunFolder:
                     f"{_plain(new)}; continue with the saved value"
                 )
 
-    def write_trees(self, step: int, trees: Iterable[RolloutTree]) -> None:
-        """`step` counts from 1."""
+    def keep_tokenizer(self, model: Path) -> None:
+        """Copy the tokenizer of a model folder, if it is a fast one."""
+        if (model / "tokenizer.json").is_file():
+            shutil.copyfile(model / "tokenizer.json", self.path / "tokenizer.json")
+
+    def write_trees(self, step: int, trees: Iterable[RolloutTree], *, tokens: bool = True) -> None:
+        """`step` counts from 1; `tokens` as in `RolloutTree.to_json`."""
         with (self.trees / f"step_{step:05d}.jsonl").open("w", encoding="utf-8") as file:
             for tree in trees:
-                file.write(json.dumps(tree.to_json(), ensure_ascii=False) + "\n")
+                file.write(json.dumps(tree.to_json(tokens), ensure_ascii=False) + "\n")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")

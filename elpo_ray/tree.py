@@ -12,11 +12,11 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elpo_ray.types import EndReason, Score, Step
+from elpo_ray.types import EndReason, Message, Score, Step, Turn
 
 FORMAT = 1
 """Version of the dump; a reader refuses any other."""
@@ -80,11 +80,19 @@ class MalformedTreeError(ValueError):
 class RolloutTree:
     """All completed trajectories of one input."""
 
-    def __init__(self, task_id: str, budget: int, prompt_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        task_id: str,
+        budget: int,
+        prompt_ids: tuple[int, ...] = (),
+        messages: Sequence[Message] = (),
+    ) -> None:
         self.task_id = task_id
         self.budget = budget
         """N_total, in completed trajectories."""
         self.prompt_ids = prompt_ids
+        self.messages = list(messages)
+        """The prompt as chat messages, for people."""
         self.nodes: list[Node] = [Node(id=0, parent=None)]
         self.localizations: list[Localization] = []
         self.ledger: list[dict[str, Any]] = []
@@ -155,8 +163,9 @@ class RolloutTree:
             ids.extend(step.observation_ids)
         return ids
 
-    def to_json(self) -> dict[str, Any]:
-        """The tree as JSON data (`docs/tree.schema.json`); dumps hold one tree a line."""
+    def to_json(self, tokens: bool = True) -> dict[str, Any]:
+        """The tree as JSON data (`docs/tree.schema.json`); dumps hold one tree a line. `tokens`:
+        ids, entropies and log-probabilities of every sampled token too."""
         label = [node.label for node in self.nodes]
         localizations = [
             {
@@ -175,16 +184,17 @@ class RolloutTree:
             entry if entry.get("leaf") is None else {**entry, "leaf": label[entry["leaf"]]}
             for entry in self.ledger
         ]
-        return {
+        record = {
             "format": FORMAT,
             "task_id": self.task_id,
             "budget": self.budget,
-            "nodes": [self._node_record(node) for node in self.nodes],
+            "nodes": [self._node_record(node, tokens) for node in self.nodes],
             "localizations": localizations,
             "ledger": entries,
         }
+        return record | {"messages": self.messages} if self.messages else record
 
-    def _node_record(self, node: Node) -> dict[str, Any]:
+    def _node_record(self, node: Node, tokens: bool) -> dict[str, Any]:
         parent = None if node.parent is None else self.nodes[node.parent].label
         record: dict[str, Any] = {"id": node.label, "parent": parent}
         if node.score is not None:
@@ -197,6 +207,8 @@ class RolloutTree:
             record["group"] = node.group
         if node.step is not None:
             record |= _step_record(node.step)
+            if tokens:
+                record |= _token_record(node.step.turn)
         return record | node.extra
 
     @classmethod
@@ -217,7 +229,10 @@ class RolloutTree:
         task_id, budget = record.get("task_id"), record.get("budget")
         _expect(isinstance(task_id, str), "task_id", task_id, "must be a string")
         _expect(_is_int(budget) and budget > 0, "budget", budget, "must be an integer above 0")
-        tree = cls(task_id, budget)
+        messages = _list(record, "messages")
+        for i, message in enumerate(messages):
+            _expect(isinstance(message, dict), f"messages[{i}]", message, "must be an object")
+        tree = cls(task_id, budget, messages=messages)
         index = _load_nodes(tree, _list(record, "nodes", required=True))
         for i, found in enumerate(_list(record, "localizations")):
             tree.localizations.append(_load_localization(tree, index, found, f"localizations[{i}]"))
@@ -252,6 +267,15 @@ def _step_record(step: Step) -> dict[str, Any]:
         if result.restored_by:
             record["restored_by"] = result.restored_by
     return record
+
+
+def _token_record(turn: Turn) -> dict[str, Any]:
+    """The lists run parallel; values in nats, to 4 decimals."""
+    return {
+        "token_ids": list(turn.token_ids),
+        "token_entropies": [round(value, 4) for value in turn.entropies],
+        "token_logprobs": [round(value, 4) for value in turn.logprobs],
+    }
 
 
 def _load_nodes(tree: RolloutTree, records: list[Any]) -> dict[int, int]:

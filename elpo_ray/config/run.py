@@ -86,3 +86,6 @@ class LoggingConfig:
     wandb_project: str = "elpo_ray"
     progress: bool = True
     """Progress bars on a terminal."""
+    dump_tokens: bool = True
+    """Dumped trees hold every sampled token's id, entropy and log-probability too: about four
+    times the bytes of its text."""

@@ -102,3 +102,13 @@ def test_totals_add_up() -> None:
     state.add(rollouts=3)
     state.add(rollouts=4, tokens=1)
     assert state.totals == {"rollouts": 7, "tokens": 1}
+
+
+def test_the_tokenizer_is_kept_where_there_is_one(tmp_path: Path) -> None:
+    run, model = begin(tmp_path), tmp_path / "model"
+    model.mkdir()
+    run.keep_tokenizer(model)
+    assert not (run.path / "tokenizer.json").exists()
+    (model / "tokenizer.json").write_text("{}")
+    run.keep_tokenizer(model)
+    assert (run.path / "tokenizer.json").read_text() == "{}"

@@ -125,7 +125,13 @@ def test_grown_tree_is_dumped_with_all_optional_fields() -> None:
         "num_observation_tokens": 3,
         "tool_kind": "ok",
         "tool_seconds": 0.25,
+        "token_ids": [103, 126, 48, 59],
+        "token_entropies": [0.0] * 4,
+        "token_logprobs": [-0.5] * 4,
     }
+    assert record["messages"] == list(FakeTask().train_problem(0).messages)
+    short = tree.to_json(tokens=False)["nodes"][1]
+    assert short == {key: value for key, value in first.items() if not key.startswith("token_")}
     assert leaf["end"] == "answer" and leaf["leaf"] and "observation" not in leaf
 
 
