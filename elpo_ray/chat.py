@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -25,6 +26,8 @@ from elpo_ray.types import Message, Parsed, ToolCall
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 SENTINEL = "Sentinel"
 """Stands for an argument or a tool response in the dummy conversations."""
+_REMEMBERED = 4096
+"""Observations."""
 REMEDY = "use a model whose template supports tools in the Hermes format, such as Qwen2.5-Instruct"
 
 
@@ -46,6 +49,8 @@ class Chat:
         self.end_of_turn_ids: tuple[int, ...] = tuple(self._encode(self._end))
         """Ids that end an assistant turn; the last token of a turn that was not cut off."""
         self._called = self._check_tools()
+        # Trajectories of one input see the same observations again and again.
+        self._observation_ids = lru_cache(_REMEMBERED)(self._encode_observation)
 
     @classmethod
     def from_folder(cls, path: str, tools: Sequence[dict[str, Any]]) -> Chat:
@@ -62,9 +67,9 @@ class Chat:
         """Ids of the conversation so far, the tool schemas and the generation prompt."""
         return self._encode(self._render(messages, generate=True))
 
-    def observation_ids(self, text: str) -> list[int]:
+    def observation_ids(self, text: str) -> Sequence[int]:
         """Ids that follow a turn's end-of-turn token: glue, tool response, generation prompt."""
-        return self._encode(self._observation(self._neutral(text)))
+        return self._observation_ids(text)
 
     def parse(self, token_ids: Sequence[int]) -> Parsed:
         """Read one sampled turn; a malformed call becomes `Parsed.error`, never an exception."""
@@ -133,6 +138,9 @@ class Chat:
         return checked_call(call.get("name"), call.get("arguments"), self._schemas)
 
     # --- the template ---
+
+    def _encode_observation(self, text: str) -> tuple[int, ...]:
+        return tuple(self._encode(self._observation(self._neutral(text))))
 
     def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
         try:

@@ -42,7 +42,7 @@ class Chat(Protocol):
         """Read one sampled turn. A malformed call is `Parsed.error`, never an exception."""
         ...
 
-    def observation_ids(self, text: str) -> list[int]:
+    def observation_ids(self, text: str) -> Sequence[int]:
         """What follows a turn: template glue, the tool response, the next generation prompt."""
         ...
 
@@ -133,6 +133,12 @@ class Rollout(Protocol):
     @property
     def remaining(self) -> int:
         """Completions left of the budget; those being sampled are no longer counted."""
+        ...
+
+    @property
+    def enough(self) -> bool:
+        """Whether the rule may end before the budget is spent because more would teach nothing;
+        never where every input has a budget of its own (`growth.shared`)."""
         ...
 
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
