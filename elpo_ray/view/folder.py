@@ -1,0 +1,208 @@
+"""Reading a run folder, whatever state it is in.
+
+Invariant: nothing that a file holds raises. What cannot be read becomes a `Notice`, and the rest is
+shown. Only a folder that holds no run at all is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from elpo_ray.config import AlgorithmConfig
+from elpo_ray.tree import MalformedTreeError, RolloutTree
+
+SIGNS = ("config.yaml", "metrics.jsonl", "trees")
+"""Any of these makes a folder a run."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One thing that the page cannot show as it should."""
+
+    text: str
+    where: str
+    """File and line, within the run folder."""
+
+
+@dataclass(frozen=True)
+class Dump:
+    """One step's trees."""
+
+    step: int
+    trees: list[tuple[int, RolloutTree]]
+    """With their lines, from 1."""
+    notices: list[Notice]
+
+
+@dataclass
+class Settings:
+    """What the page needs of `config.yaml`."""
+
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    text: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Interpolations resolved; empty if the file cannot be read."""
+    notices: list[Notice] = field(default_factory=list)
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted key; None if there is none."""
+        value: Any = self.values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+
+def check_run(path: Path) -> Path:
+    """The run folder itself. Raises ValueError if `path` holds no run."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such folder; name one under runs/")
+    if path.is_dir() and any((path / sign).exists() for sign in SIGNS):
+        return path
+    raise ValueError(
+        f"{path}: not a run folder (none of {', '.join(SIGNS)} in it); name one under runs/"
+    )
+
+
+def read_settings(run: Path) -> Settings:
+    """The run's configuration; the algorithm's defaults, with a notice, where it cannot be had."""
+    path = run / "config.yaml"
+    fallback = "credit is computed with the defaults of ELPO"
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        reason = f"no configuration ({error.strerror}); {fallback}"
+        return Settings(notices=[Notice(reason, path.name)])
+    try:
+        loaded = OmegaConf.create(text)
+        assert isinstance(loaded, DictConfig), "YAML text is a mapping or OmegaConf refuses it"
+        values: Any = OmegaConf.to_container(loaded, resolve=True)
+        section = OmegaConf.create(values.get("algorithm") or {})
+        algorithm = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(AlgorithmConfig), section)
+        )
+    except (OmegaConfBaseException, YAMLError, ValueError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        notice = Notice(f"this version does not understand it ({reason}); {fallback}", path.name)
+        return Settings(text=text, notices=[notice])
+    assert isinstance(algorithm, AlgorithmConfig)
+    return Settings(algorithm=algorithm, text=text, values=values)
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """`summary.json`; None while the run has not ended, or if it is no object."""
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return summary if isinstance(summary, dict) else None
+
+
+def read_metrics(run: Path) -> tuple[dict[str, list[float | None]], list[Notice]]:
+    """Columns of `metrics.jsonl`, `step` among them, ascending; of a step logged twice the last.
+    A value that is missing or no finite number is None."""
+    rows: dict[float, dict[str, Any]] = {}
+    notices = []
+    path = run / "metrics.jsonl"
+    for number, line in _lines(path):
+        where = f"{path.name}:{number}"
+        row, problem = _object(line)
+        step = row.get("step")
+        if problem:
+            notices.append(Notice(problem, where))
+        elif not _is_number(step):
+            notices.append(Notice("no step in this line", where))
+        else:
+            rows[float(step)] = row
+    ordered = [rows[step] for step in sorted(rows)]
+    keys = list(dict.fromkeys(key for row in ordered for key in row))
+    columns = {key: [_finite(row.get(key)) for row in ordered] for key in keys}
+    return {key: values for key, values in columns.items() if any(values) or 0 in values}, notices
+
+
+def tree_files(run: Path) -> list[tuple[int, Path]]:
+    """The dumps and their steps, ascending."""
+    found = []
+    for path in (run / "trees").glob("step_*.jsonl"):
+        number = path.stem.removeprefix("step_")
+        if number.isdecimal():
+            found.append((int(number), path))
+    return sorted(found)
+
+
+def read_dump(step: int, path: Path) -> Dump:
+    """Every readable tree of one step."""
+    dump = Dump(step, [], [])
+    for number, line in _lines(path):
+        where = f"trees/{path.name}:{number}"
+        record, problem = _object(line)
+        if not problem:
+            try:
+                dump.trees.append((number, RolloutTree.from_json(record)))
+                continue
+            except MalformedTreeError as error:
+                problem = f"tree not shown: {error}"
+        dump.notices.append(Notice(problem, where))
+    return dump
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Changes whenever the file does; (0, 0) if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_size, status.st_mtime_ns)
+
+
+def last_change(run: Path) -> float:
+    """Seconds since the epoch of the newest of the files that a run writes at every step."""
+    paths = [run / "metrics.jsonl", run / "config.yaml", *(p for _, p in tree_files(run)[-1:])]
+    return max((os.path.getmtime(path) for path in paths if path.exists()), default=0.0)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank; none of a file that is not there."""
+    try:
+        file = path.open(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    with file:
+        for number, line in enumerate(file, start=1):
+            if not line.isspace():
+                yield number, line
+
+
+def _object(line: str) -> tuple[dict[str, Any], str]:
+    """The object on a line, or what is wrong with it."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        if not line.endswith("\n"):
+            return (
+                {},
+                "the last line is cut off: it is still being written, or the writer was killed",
+            )
+        return {}, "not JSON"
+    return (record, "") if isinstance(record, dict) else ({}, "not a JSON object")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and _fits(value)
+
+
+def _fits(value: float) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 53
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if _is_number(value) else None
