@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from elpo_ray.config import Config, Precision, TaskName, TinyModelConfig, require
@@ -176,23 +177,54 @@ def _devices(config: Config) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _memory(config: Config) -> list[tuple[str, str]]:
-    """Model states only: activations and KV cache come on top."""
+@dataclass(frozen=True, slots=True)
+class ModelStates:
+    """Bytes of weights, gradients and optimizer; activations and KV cache come on top."""
+
+    rank: float
+    """On each learner rank's device."""
+    engine: float
+    """On each of an engine's devices."""
+    host: float
+    """In host memory of all actors together, were they on one node."""
+    checkpoint: float
+    """Of one checkpoint on disk."""
+
+
+def model_states(config: Config) -> ModelStates | None:
+    """None where the number of parameters is not known."""
     count = config.model.num_parameters
     if config.model.path is None:
         count = tiny_parameters(config.model.tiny)
     if count is None:
-        return [("memory", "unknown: set model.num_parameters to see model states a device")]
+        return None
     weight_bytes = 2 if config.model.precision is Precision.bf16 else 4
-    ranks, stage = config.cluster.learner_ranks, config.learner.zero_stage
+    cluster, stage = config.cluster, config.learner.zero_stage
+    ranks = cluster.learner_ranks
     # Weights and gradients in the model's precision; master weights and two moments in fp32.
-    optimizer = (12 if weight_bytes == 2 else 8) / (ranks if stage >= 1 else 1)
-    if config.learner.offload_optimizer:
-        optimizer = 0
-    gradients = weight_bytes / (ranks if stage >= 2 else 1)
-    weights = weight_bytes / (ranks if stage >= 3 else 1)
-    learner = count * (weights + gradients + optimizer) / 2**30
-    engine = count * weight_bytes / config.engine.tensor_parallel_size / 2**30
+    optimizer = 12 if weight_bytes == 2 else 8
+    offload = config.learner.offload_optimizer
+    rank = weight_bytes / (ranks if stage >= 3 else 1) + weight_bytes / (ranks if stage >= 2 else 1)
+    rank += 0 if offload else optimizer / (ranks if stage >= 1 else 1)
+    engine = weight_bytes / config.engine.tensor_parallel_size
+    host: float = ranks * weight_bytes + offload * optimizer  # each rank loads the whole model once
+    if not cluster.gpus:
+        host = ranks * rank + cluster.rollout_workers * weight_bytes
+    cache = 0 if cluster.gpus else (cluster.rollout_workers * config.engine.kv_cache_gib) << 30
+    return ModelStates(
+        rank=count * rank,
+        engine=count * engine,
+        host=count * host + cache,
+        checkpoint=count * (weight_bytes + optimizer),
+    )
+
+
+def _memory(config: Config) -> list[tuple[str, str]]:
+    """Model states only: activations and KV cache come on top."""
+    states = model_states(config)
+    if states is None:
+        return [("memory", "unknown: set model.num_parameters to see model states a device")]
+    learner, engine = states.rank / 2**30, states.engine / 2**30
     return [
         ("learner memory", f"{learner:,.2f} GiB of model states a rank, activations on top"),
         ("engine memory", f"{engine:,.2f} GiB of weights a device, KV cache on top"),

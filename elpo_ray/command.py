@@ -86,6 +86,20 @@ def _compose(folder: Path, config_name: str) -> list[DictConfig]:
     return composed
 
 
+def composed(overrides: Sequence[str]) -> Config:
+    """The checked configuration of a run with these overrides, as `elpo_ray.main` would have it.
+    Raises ValueError, in one line, as `Command` prints it."""
+    ConfigStore.instance().store(name="config_schema", node=Config)
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return typed(Config, hydra.compose("config", list(overrides)))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        message = explain(error)
+        if message is None:
+            raise
+        raise ValueError(message) from None
+
+
 def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
     """The tasks that a command measures on, by name: each one's YAML, `data_dir` and `task` over
     it. ValueError if there is no such task or key."""

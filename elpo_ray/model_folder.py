@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from elpo_ray.config import require
@@ -26,6 +27,48 @@ def check_model_path(path: str) -> None:
         path,
         "no tokenizer in it; copy tokenizer.json and tokenizer_config.json beside the weights",
     )
+
+
+def check_weights(folder: Path) -> list[Path]:
+    """The weight files of a model folder. Raises ValueError if there are none, if one that its
+    index names is absent, or if one is shorter than its own header says."""
+    key, index = "model.path", folder / "model.safetensors.index.json"
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(shards - set(names))
+        require(
+            not missing,
+            key,
+            str(folder),
+            f"{len(missing)} of {len(shards)} weight files absent ({missing[0]}); download the "
+            "folder again",
+        )
+        names = sorted(shards)
+    require(bool(names), key, str(folder), "no *.safetensors in it; convert the weights")
+    files = [folder / name for name in names]
+    for file in files:
+        whole = _size_by_header(file)
+        require(
+            file.stat().st_size == whole,
+            key,
+            str(folder),
+            f"{file.name} has {file.stat().st_size:,} bytes, its header says {whole:,}; download "
+            "it again",
+        )
+    return files
+
+
+def _size_by_header(file: Path) -> int:
+    """Bytes of a safetensors file: its header's length, the header, the last tensor's end."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(length)) if length < 100_000_000 else {}
+        except ValueError:
+            header = {}
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)
 
 
 def local_folder(path: str | Path) -> Path:

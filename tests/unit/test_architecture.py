@@ -22,13 +22,13 @@ EDGES = {
 """A framework may be imported only by these files of elpo_ray (a trailing / names a folder)."""
 
 LAYERS = [
-    {"types", "config"},
+    {"types", "config", "load"},
     {"tree", "config/errors"},
     {"interfaces", "loss"},
     {"growth", "credit", "calls", "grading", "chat", "tiny", "model_folder"},
     {"episode", "forest", "tasks", "weights"},
     {"samples", "rollout"},
-    {"analysis"},
+    {"analysis", "dispatch"},
     {
         "engine",
         "endpoint",
@@ -43,10 +43,11 @@ LAYERS = [
         "checks",
     },
     {"cluster"},
-    {"cold_start", "evaluation"},
+    {"cold_start", "evaluation", "schedule", "interrupts"},
+    {"probes"},
     {"driver", "command"},
     {"supervised"},
-    {"main", "sft", "simulate", "evaluate", "analyze"},
+    {"main", "sft", "simulate", "evaluate", "analyze", "doctor"},
 ]
 """Modules and packages of elpo_ray, bottom first; imports within a layer are allowed."""
 
