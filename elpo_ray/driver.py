@@ -1,44 +1,47 @@
 """The loop: inputs -> trees -> credit -> forest -> update -> publish -> report.
 
 Invariants: the weights' version is the number of finished steps; inputs are handed out in the order
-of the training stream and the checkpoint keeps how many were, so a resumed run meets the same ones;
-Ctrl-C never cuts an update in two.
+of the training stream and the checkpoint keeps how many were trained on, so a resumed run meets the
+same ones, whatever had been grown ahead; Ctrl-C never cuts an update in two.
 """
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from elpo_ray.checks import check_prompts
-from elpo_ray.cluster import Cluster, LearnerGroup, RolloutGroup
+from elpo_ray.cluster import Cluster, LearnerGroup, LearnerLost, RolloutGroup
 from elpo_ray.cold_start import base_model, starting_model
 from elpo_ray.config import Config
 from elpo_ray.credit import assign
+from elpo_ray.dispatch import SetAside
 from elpo_ray.evaluation.summary import mean_success
 from elpo_ray.forest import TrainForest, pack
 from elpo_ray.growth.dynamic import Batch, Grown, collect
 from elpo_ray.interfaces import Task
+from elpo_ray.interrupts import Interrupts
 from elpo_ray.metrics import (
     Metrics,
     Stopwatch,
     Values,
     comparison_axes,
     progress_bar,
+    rollout_metrics,
     tree_metrics,
 )
 from elpo_ray.model_folder import local_folder
 from elpo_ray.report import show_summary, summarize
 from elpo_ray.rollout import localization_accuracy
-from elpo_ray.runs import RunFolder, RunState, read_state
+from elpo_ray.runs import Fault, RunFolder, RunState, read_state
+from elpo_ray.schedule import Schedule
 from elpo_ray.tasks import make_task
+from elpo_ray.tree import RolloutTree
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ class Trainer:
     watch: Stopwatch
     state: RunState = field(default_factory=RunState)
 
+    def __post_init__(self) -> None:
+        staleness, steps = self.config.schedule.staleness, self.config.trainer.steps
+        self.schedule = Schedule(self.grow, staleness=staleness, steps=steps)
+
     def train(self) -> Outcome:
         """Evaluate, take the steps, evaluate; on Ctrl-C write a checkpoint and stop."""
         self.restore()
@@ -116,6 +123,10 @@ class Trainer:
                 f"trainer.resume={self.run.path}"
             )
             return Outcome(self.run.path, interrupted=True)
+        except LearnerLost as lost:
+            kept = self.run.newest_checkpoint() is not None
+            hint = f"continue with trainer.resume={self.run.path}" if kept else "start the run anew"
+            raise Fault(f"step {self.state.step + 1}: {lost}; {hint}") from lost
         self.finish(after)
         return Outcome(self.run.path, interrupted=False)
 
@@ -123,30 +134,53 @@ class Trainer:
         """One batch of inputs becomes one version of the weights."""
         step, algorithm = self.state.step, self.config.algorithm
         with self.watch.phase("grow"):
-            wanted = self.config.trainer.inputs_per_step
-            batch = collect(self.grow, wanted, algorithm.growth.dynamic)
+            batch = self.next_batch()
         with signals.deferred():
             with self.watch.phase("credit"):
                 forest = TrainForest(minibatches=[])
                 if batch.trained:
                     credits = assign(batch.trained, algorithm)
-                    forest = pack(batch.trained, credits, algorithm.loss, self.config.learner)
-            with self.watch.phase("update"), self.status(f"step {step + 1}: updating"):
-                stats = self.learner.update(forest)
-            with self.watch.phase("sync"):
-                self.learner.publish(version=step + 1)
-            self.state.step, self.state.cursor = step + 1, self.state.cursor + len(batch.grown)
+                    forest = pack(batch.trained, credits, self.config.loss, self.config.learner)
+            with self.learner.moving():
+                with self.watch.phase("update"), self.status(f"step {step + 1}: updating"):
+                    stats = self.learner.update(forest)
+                with self.watch.phase("sync"):
+                    self.learner.publish(version=step + 1)
+            self.state.step, self.state.cursor = step + 1, self.state.cursor + batch.taken
             self.report(batch, stats)
             self.checkpoint_if_due()
         self.evaluate_if_due()
 
-    def grow(self, first: int, count: int) -> list[Grown]:
-        """`count` inputs of the stream and their trees, from the `first`-th one of this step on."""
-        step, start = self.state.step, self.state.cursor + first
-        inputs = [self.task.train_problem(i) for i in range(start, start + count)]
-        total = count * self.config.algorithm.growth.n_total
+    def next_batch(self) -> Batch:
+        """This step's batch, grown now or ahead (`schedule`)."""
+        step = self.state.step
+        total = self.config.trainer.inputs_per_step * self.config.algorithm.growth.n_total
         with self.bar(f"step {step + 1}: growing trees", total) as advance:
-            return list(zip(inputs, self.rollouts.grow(inputs, step, advance), strict=True))
+            return self.schedule.batch(
+                step,
+                self.state.cursor,
+                lambda: advance(self.rollouts.completed, self.rollouts.describe()),
+            )
+
+    def grow(self, step: int, cursor: int) -> Batch:
+        """The inputs of `step`, from the `cursor`-th one of the training stream on, and their
+        trees. Inputs that the rollout workers gave up leave a record and are passed over."""
+
+        def some(first: int, count: int) -> list[Grown]:
+            stream = range(cursor + first, cursor + first + count)
+            inputs = [self.task.train_problem(i) for i in stream]
+            results = self.rollouts.grow(inputs, step)
+            self.run.set_aside(step + 1, [tree for tree in results if isinstance(tree, SetAside)])
+            pairs = zip(inputs, results, strict=True)
+            return [(problem, tree) for problem, tree in pairs if isinstance(tree, RolloutTree)]
+
+        growth = self.config.algorithm.growth
+        batch = collect(some, self.config.trainer.inputs_per_step, growth.dynamic)
+        if not batch.grown:
+            raise Fault(
+                f"step {step + 1}: all inputs were set aside, see {self.run.path}/set_aside"
+            )
+        return batch
 
     def evaluate(self) -> float:
         """pass@1 on the held-out problems, `task.eval_samples` of each, at temperature 1."""
@@ -170,12 +204,14 @@ class Trainer:
         """Dump the trees, log one object of numbers, add to the run's totals. Everything grown
         counts, also what was not trained on."""
         right, judged = localization_accuracy(self.task, batch.inputs, batch.trees)
-        values = tree_metrics(batch.trees, self.config.algorithm.growth.bel)
+        growth = self.config.algorithm.growth
+        values = tree_metrics(batch.trees, growth.bel) | self.rollouts.metrics()
+        values |= rollout_metrics(batch.trees, growth.n_total, self.state.step - 1)
         values |= {"inputs_grown": len(batch.grown), "inputs_trained": len(batch.trained)}
         seconds = self.watch.lap()
         values |= stats | {f"seconds/{phase}": value for phase, value in seconds.items()}
-        values["tokens_per_second"] = values["tokens_generated"] / max(seconds["grow"], 1e-9)
-        values["weight_version"] = self.state.step
+        values["tokens_per_second"] = values["tokens_generated"] / max(batch.seconds, 1e-9)
+        values |= {"weight_version": self.state.step, "seconds_growing": batch.seconds}
         if judged:
             values["localization_accuracy"] = right / judged
         self.state.add(
@@ -206,9 +242,10 @@ class Trainer:
             return
         checkpoint = self.run.newest_checkpoint()
         assert checkpoint is not None, "RunFolder.of checked it"
-        self.learner.load(checkpoint / "learner")
         self.state = read_state(checkpoint)
-        self.learner.publish(version=self.state.step)
+        with self.learner.moving():
+            self.learner.load(checkpoint / "learner")
+            self.learner.publish(version=self.state.step)
         self.console.print(f"resumed {self.run.path} after step {self.state.step}")
 
     def finish(self, pass_at_1_after: float) -> None:
@@ -226,36 +263,3 @@ class Trainer:
     def bar(self, title: str, total: int) -> Iterator[Any]:
         with progress_bar(self.console, title, total, self.config.logging.progress) as advance:
             yield advance
-
-
-class Interrupts:
-    """Ctrl-C and SIGTERM as KeyboardInterrupt, at once or at the end of a `deferred` region."""
-
-    def __init__(self) -> None:
-        self._pending = False
-        self._deferring = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._deferring:
-            raise KeyboardInterrupt
-        self._pending = True
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
-        if self._pending:
-            raise KeyboardInterrupt

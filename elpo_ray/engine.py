@@ -73,6 +73,11 @@ class Engine:
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
 
+    def check(self) -> None:
+        """Raise InfrastructureError if vLLM's process is gone, which nothing mends."""
+        if self._llm is not None and self._llm.errored:
+            raise InfrastructureError("vLLM's process has died")
+
     def _launch(self) -> Any:
         with _environment(self._variables()):
             from vllm.config import WeightTransferConfig
@@ -173,7 +178,7 @@ class Engine:
             raise InfrastructureError(f"vLLM failed: {error!r}") from error
         if last is None or last.outputs[0].finish_reason not in ("stop", "length"):
             raise InfrastructureError("vLLM aborted the request")
-        return _turn(last.outputs[0])
+        return _turn(last.outputs[0], last.num_cached_tokens or 0)
 
     # --- weights ---
 
@@ -264,7 +269,7 @@ def end_of_turn_ids(folder: Path) -> list[int]:
     return sorted(ids)
 
 
-def _turn(completion: Any) -> Turn:
+def _turn(completion: Any, cached_tokens: int) -> Turn:
     """A turn from vLLM's completion, whose flat log-probs alternate token and entropy."""
     from elpo_ray.vllm_plugin import ENTROPY_ID
 
@@ -282,6 +287,7 @@ def _turn(completion: Any) -> Turn:
         entropies=tuple(columns.logprobs[1::2]),
         finish=FinishReason(completion.finish_reason),
         weight_version=int(versions.pop()),
+        cached_tokens=cached_tokens,
     )
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from elpo_ray.growth.budget import Cost
 from elpo_ray.interfaces import Chat, Policy, Tools, ToolSession
+from elpo_ray.load import Load
 from elpo_ray.types import (
     EndReason,
     FinishReason,
@@ -39,6 +40,7 @@ class Agent:
     max_turns: int
     """Assistant turns, those of the prefix and the answer included."""
     max_observation_chars: int
+    load: Load = field(default_factory=Load)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,11 @@ async def _step(
     last: bool,
 ) -> tuple[Step, EndReason | None]:
     """One turn and, unless it ends the episode, its observation. The last turn may not call."""
-    turn = await agent.policy.generate(context, sampling)
+    agent.load.turn(1)
+    try:
+        turn = await agent.policy.generate(context, sampling)
+    finally:
+        agent.load.turn(-1)
     cost.tokens += len(turn.token_ids)
     parsed = agent.chat.parse(turn.token_ids)
     step = Step(turn, action_text=parsed.text, call=parsed.call)

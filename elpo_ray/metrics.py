@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from elpo_ray.config import BelConfig, Config, WandbMode
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
+from elpo_ray.growth.dynamic import has_contrast
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Score
 
@@ -72,6 +73,34 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
         "entropy_tool": mean([segment_entropy(s, bel) for n, s in nodes if n.parent != 0]),
         "turns_per_rollout": mean([len(t.path(leaf.id)) for t in trees for leaf in t.leaves()]),
         **{f"tool/{kind}": count for kind, count in sorted(kinds.items())},
+    }
+
+
+def rollout_metrics(trees: Sequence[RolloutTree], n_total: int, version: int) -> Values:
+    """How the trees of a step came about: stale tokens (older than `version`), cached prefixes, and
+    what a shared budget moved between inputs of `n_total` each."""
+    tokens = stale = cached = prefixes = 0
+    for tree in trees:
+        for node in tree.nodes:
+            if node.step is not None:
+                turn = node.step.turn
+                tokens += len(turn.token_ids)
+                stale += len(turn.token_ids) * (turn.weight_version < version)
+        for entry in tree.ledger:
+            if entry["charged"] and entry["anchor"] is not None:
+                path = tree.path(entry["leaf"])
+                steps = tree.steps(path[entry["anchor"] - 1])
+                prefixes += len(tree.prompt_ids) + sum(step.num_tokens for step in steps)
+                first = tree.nodes[path[entry["anchor"]]].step
+                cached += first.turn.cached_tokens if first is not None else 0
+    spent = [len(tree.leaves()) for tree in trees]
+    return {
+        "stale_tokens": stale / max(1, tokens),
+        "probe_prefix_hit": cached / prefixes if prefixes else 0.0,
+        "inputs_with_contrast": sum(has_contrast(tree) for tree in trees),
+        "budget/handed_over": sum(max(0, n_total - count) for count in spent),
+        "budget/inputs_extended": sum(count > n_total for count in spent),
+        "budget/unspent": n_total * len(trees) - sum(spent),
     }
 
 
@@ -245,10 +274,13 @@ class Metrics:
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int, show: bool) -> Iterator[Any]:
-    """A bar that vanishes when done; yields `advance(done_so_far)`. Nothing off a terminal."""
+    """A bar that vanishes when done; yields `advance(done_so_far, note)`. Nothing off a
+    terminal."""
     show = show and console.is_terminal
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not show)
     with bar:
         task = bar.add_task(title, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, note="": bar.update(
+            task, completed=done, description=f"{title} ({note})" if note else title
+        )

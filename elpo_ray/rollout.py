@@ -3,7 +3,8 @@
 A plain class on one event loop; callers await many `grow` at once. Invariants: a tree holds only
 completed trajectories; each is one spend of its ledger; an attempt that the infrastructure
 destroyed is repeated with the same seed and never shows in the tree; a trajectory whose sandbox
-failed for good is kept without a verdict. `localization_accuracy`
+failed for good is kept without a verdict; what is complete is told at once, and a tree can be taken
+up again from it (`growth.journal`). `localization_accuracy`
 compares what the searches found with the task's oracle.
 """
 
@@ -13,13 +14,14 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 from random import Random
 
 from elpo_ray import growth
-from elpo_ray.config import Config, SamplingConfig
+from elpo_ray.config import BudgetScope, Config, SamplingConfig
 from elpo_ray.episode import Agent, Episode, Start, derive_seed, run_episode
 from elpo_ray.growth.budget import Cost, Ledger
+from elpo_ray.growth.journal import Completion, replay
+from elpo_ray.growth.shared import can_teach
 from elpo_ray.interfaces import Chat, Policy, Task, Tools
 from elpo_ray.samples import Sample
 from elpo_ray.tree import RolloutTree
@@ -51,23 +53,31 @@ class RolloutWorker:
         )
         self.task = task
         self.config = config
-        self.completed = 0
-        """Trajectories finished since the worker started."""
+        self.load = self.agent.load
 
-    async def grow(self, problem: Problem, step: int) -> RolloutTree:
-        """Spend one input's budget by the configured growth rule.
+    async def grow(
+        self,
+        problem: Problem,
+        step: int,
+        budget: int | None = None,
+        journal: Sequence[Completion] = (),
+        tell: Callable[[Completion], None] = lambda done: None,
+    ) -> RolloutTree:
+        """Spend one input's budget, the configured n_total without it, by the configured rule.
 
-        `step` is the training step, part of every seed. Raises InfrastructureError once a
-        completion was lost `sandbox.retries` + 1 times, ValueError if the prompt does not fit.
+        `step` is the training step, part of every seed. `journal`: what an earlier attempt has
+        completed, in order; `tell` hears of every further completion. Raises InfrastructureError
+        once one was lost `sandbox.retries` + 1 times, ValueError if the prompt does not fit.
         """
-        rollout = TreeRollout(self, problem, step)
+        rollout = TreeRollout(self, problem, step, budget, journal, tell)
         try:
             await growth.grow(rollout, self.config.algorithm.growth)
         finally:
             await rollout.close()
         tree, ledger = rollout.tree, rollout.ledger
-        assert ledger.spent == ledger.n_total == len(tree.leaves()), "spends and leaves differ"
-        tree.ledger = ledger.entries
+        assert ledger.spent == len(tree.leaves()), "spends and leaves differ"
+        assert rollout.remaining == 0 or rollout.enough, "the budget was not spent"
+        tree.ledger, tree.budget = ledger.entries, ledger.spent
         return tree
 
     async def evaluate(
@@ -102,6 +112,7 @@ class RolloutWorker:
         attempts_left = self.config.sandbox.retries + 1
         while True:
             cost = Cost()
+            self.load.episode(1)
             try:
                 episode = await run_episode(agent, problem, sampling, start, cost)
                 score = UNGRADED
@@ -115,18 +126,28 @@ class RolloutWorker:
                 if attempts_left == 0:
                     raise
             else:
-                self.completed += 1
+                self.load.completed += 1
+                self.load.tokens += cost.tokens
                 return episode, score, cost
+            finally:
+                self.load.episode(-1)
 
 
 class TreeRollout:
     """`interfaces.Rollout` for one input: its tree and its ledger."""
 
     def __init__(
-        self, worker: RolloutWorker, problem: Problem, step: int, budget: int | None = None
+        self,
+        worker: RolloutWorker,
+        problem: Problem,
+        step: int,
+        budget: int | None = None,
+        journal: Sequence[Completion] = (),
+        tell: Callable[[Completion], None] = lambda done: None,
     ) -> None:
-        """`budget` in completions; the configured n_total without it."""
-        budget = budget or worker.config.algorithm.growth.n_total
+        """See `RolloutWorker.grow`."""
+        fewest, n_total, _ = worker.config.allowance
+        budget = budget or n_total
         prompt_ids = tuple(worker.agent.chat.prompt_ids(problem.messages))
         self.tree = RolloutTree(problem.id, budget, prompt_ids, problem.messages)
         self.ledger = Ledger(budget)
@@ -135,32 +156,57 @@ class TreeRollout:
         self._worker = worker
         self._problem = problem
         self._step = step
-        self._indices = count()
+        self._tell = tell
+        shares = worker.config.budget.scope is BudgetScope.batch
+        self._fewest = fewest if shares else budget
+        self._known = replay(self.tree, self.ledger, journal)
+        """Leaves of completions that the rule has yet to ask for, or had before, by number."""
+        self._asked: list[int] = []
+        """Leaves that the rule knows."""
+        self._numbers = 0
         self._states = uuid.uuid4().hex
         """Names the tool states of this tree."""
 
     @property
     def remaining(self) -> int:
-        return self.ledger.remaining
+        return self.ledger.n_total - self._numbers
+
+    @property
+    def enough(self) -> bool:
+        if self._numbers < self._fewest or self.remaining == 0:
+            return False
+        nodes = self.tree.nodes
+        scores = [score for leaf in self._asked if (score := nodes[leaf].score) is not None]
+        return not can_teach(scores, self.tree.localizations)
 
     def extend(self, completions: int) -> None:
         """Allow as many completions more: an analysis looks closer at a finished tree."""
         self.ledger.n_total += completions
+        self._fewest += completions
 
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """See `interfaces.Rollout`. Completions are numbered, hence seeded, in calling order."""
-        worker, problem = self._worker, self._problem
-        drawn = worker.sampling(
-            worker.config.sampling, "grow", problem.id, self._step, next(self._indices)
-        )
+        worker, problem, number = self._worker, self._problem, self._numbers
+        self._numbers += 1
+        if number in self._known:
+            leaf = self._known[number]
+            self._asked.append(leaf)
+            return leaf
+        drawn = worker.sampling(worker.config.sampling, "grow", problem.id, self._step, number)
         branches = anchor is None and growth.branches(worker.config.algorithm.growth)
         start = Start(self.tree.prefix_ids(at), self.tree.steps(at), self._states, branches)
+        lost: list[Cost] = []
         with self.ledger.reserve(anchor) as reservation:
-            episode, score, reservation.cost = await worker.attempt(
-                self._agent, problem, drawn, start, lambda cost: self.ledger.lost(anchor, cost)
+            episode, score, cost = await worker.attempt(
+                self._agent, problem, drawn, start, lost.append
             )
-            reservation.leaf = self.tree.add_trajectory(at, episode.steps, score, episode.end)
-        return reservation.leaf
+            for wasted in lost:
+                self.ledger.lost(anchor, wasted)
+            leaf = self.tree.add_trajectory(at, episode.steps, score, episode.end)
+            reservation.leaf, reservation.cost = leaf, cost
+        self._asked.append(leaf)
+        self._tell(Completion(number, at, anchor, episode.steps, score, episode.end, cost, lost))
+        return leaf
 
     async def close(self) -> None:
         """Give up the tree's tool states; it can still be completed, at the cost of replays."""

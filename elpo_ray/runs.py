@@ -5,6 +5,7 @@
               tokenizer.json         texts of the dumped token ids
               trees/step_00001.jsonl one tree a line (docs/tree.schema.json)
               checkpoints/step_00005 learner state and `state.json`
+              set_aside/             inputs that were given up, each with what it had completed
               summary.json           written at the end
 
 Invariants: a checkpoint appears under its final name only when it is complete; an older one is
@@ -26,6 +27,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from elpo_ray.config import Config
+from elpo_ray.dispatch.jobs import SetAside
+from elpo_ray.growth.budget import Ledger
+from elpo_ray.growth.journal import replay
 from elpo_ray.tree import RolloutTree
 
 
@@ -122,6 +126,23 @@ class RunFolder:
         with (self.trees / f"step_{step:05d}.jsonl").open("w", encoding="utf-8") as file:
             for tree in trees:
                 file.write(json.dumps(tree.to_json(tokens), ensure_ascii=False) + "\n")
+
+    def set_aside(self, step: int, inputs: Iterable[SetAside]) -> None:
+        """Records of inputs that were given up; `step` counts from 1."""
+        for number, given_up in enumerate(inputs):
+            problem = given_up.problem
+            tree = RolloutTree(problem.id, max(1, len(given_up.journal)), (), problem.messages)
+            replay(tree, Ledger(tree.budget), given_up.journal)
+            record = {
+                "step": step,
+                "problem": problem.id,
+                "why": given_up.why,
+                "tree": tree.to_json(),
+            }
+            folder = self.path / "set_aside"
+            folder.mkdir(exist_ok=True)
+            text = json.dumps(record, ensure_ascii=False) + "\n"
+            write_whole(folder / f"step_{step:05d}_{number}.json", text)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")

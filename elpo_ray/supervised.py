@@ -15,8 +15,9 @@ from rich.console import Console
 from elpo_ray.cluster import Cluster, LearnerGroup
 from elpo_ray.cold_start import base_model, commit, lessons
 from elpo_ray.config import Config
-from elpo_ray.driver import Interrupts, Outcome
+from elpo_ray.driver import Outcome
 from elpo_ray.forest import TrainForest, TrainTree
+from elpo_ray.interrupts import Interrupts
 from elpo_ray.metrics import SUPERVISED_COLUMNS, Metrics
 from elpo_ray.runs import RunFolder, RunState, read_state
 from elpo_ray.tasks import make_task

@@ -85,6 +85,8 @@ class Turn:
     finish: FinishReason
     weight_version: int
     """The version of the weights that produced the turn."""
+    cached_tokens: int = 0
+    """Of the prefix, that the engine did not compute again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,8 +95,11 @@ class ScriptedPolicy:
     """Plays `plan`. A prefix whose last turn some completion has already gone beyond, or that has
     no turn at all, starts a new completion."""
 
-    def __init__(self, plan: Plan, faults: Faults | None = None) -> None:
+    def __init__(self, plan: Plan, faults: Faults | None = None, first: int = 0) -> None:
+        """`first`: the first completion's number; another's where prefixes of another policy are
+        continued."""
         self._plan = plan
+        self._first = first
         self.faults = faults or Faults()
         self._left: dict[int, list[Word]] = {}
         self._depth: dict[int, int] = {}
@@ -109,8 +112,8 @@ class ScriptedPolicy:
         self.prefixes.append(text)
         depth, last = text.count(";"), text.rfind(";")
         number = int(text[text.rfind("~", 0, last) + 1 : last]) if depth else -1
-        if not depth or self._depth[number] != depth:
-            number = len(self._left)
+        if not depth or self._depth.get(number) != depth:
+            number = self._first + len(self._left)
             self._left[number] = list(self._plan(number, [turn[1] for turn in TURN.finditer(text)]))
         self._depth[number] = depth + 1
         await asyncio.sleep(0)
@@ -263,9 +266,10 @@ def make_worker(
     *,
     policy_faults: Iterable[bool] = (),
     tools: FakeTools | None = None,
+    first: int = 0,
 ) -> RolloutWorker:
     """A worker over the fakes."""
-    policy = ScriptedPolicy(plan, Faults(policy_faults))
+    policy = ScriptedPolicy(plan, Faults(policy_faults), first)
     return RolloutWorker(
         policy, tools or FakeTools(), FakeChat(), FakeTask(), config or make_config()
     )

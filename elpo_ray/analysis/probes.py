@@ -46,6 +46,10 @@ class Purse:
     def remaining(self) -> int:
         return self._budget - self.spent
 
+    @property
+    def enough(self) -> bool:
+        return False
+
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """See `interfaces.Rollout`."""
         assert self.remaining > 0

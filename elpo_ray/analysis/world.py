@@ -77,6 +77,10 @@ class ChainRollout:
     def remaining(self) -> int:
         return self._remaining
 
+    @property
+    def enough(self) -> bool:
+        return False
+
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """See `interfaces.Rollout`."""
         assert self._remaining > 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -11,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
-from elpo_ray.config import Config, OptimizerConfig, SamplingConfig
-from elpo_ray.config.measure import AnalyzeConfig
+from elpo_ray.config import Config, OptimizerConfig
+from elpo_ray.dispatch import Job, JobRunner, Report
 from elpo_ray.forest import TrainForest
 from elpo_ray.metrics import Values
 from elpo_ray.model_folder import local_folder
-from elpo_ray.samples import Sample
-from elpo_ray.tree import RolloutTree
-from elpo_ray.types import Problem
+from elpo_ray.types import InfrastructureError
 from elpo_ray.weights import HostPublisher, Publisher
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 BUCKET_BYTES = 256 * 2**20
 """Most bytes of weights that are gathered and in flight at once."""
+OVERCOMMIT = 2
+"""Trajectories under way for each that the engine decodes at once: some wait for tools, and
+searches leave gaps."""
 
 
 class LearnerActor:
@@ -46,7 +49,7 @@ class LearnerActor:
             model=config.model,
             learner=config.learner,
             clip=config.algorithm.clip,
-            loss=config.algorithm.loss,
+            loss=config.loss,
             temperature=config.sampling.temperature,
         )
         process = RankProcess(
@@ -71,19 +74,26 @@ class LearnerActor:
         return asdict(self.rank.update(forest, objective))
 
     def connect(self, workers: list[ActorHandle[Any]]) -> None:
-        """Prepare to publish weights to these rollout workers' engines."""
-        engines, buckets, config = RemoteEngines(workers), self.rank.weight_buckets, self.config
+        """Prepare to publish weights to these rollout workers' engines. On GPUs this forms the
+        NCCL group, again whenever the workers are others."""
+        self._engines = RemoteEngines(workers, self.config.cluster.call_timeout_s)
+        self._connected = workers
+        buckets, config = self.rank.weight_buckets, self.config
         self.publisher: Publisher
         if config.cluster.gpus:
             from elpo_ray.nccl_transfer import BucketSource, NcclPublisher
 
             counts = [config.engine.tensor_parallel_size] * len(workers)
             source = BucketSource(buckets, BUCKET_BYTES)
-            self.publisher = NcclPublisher(self.index, engines, source, counts, self.endpoint())
+            address = self.endpoint()
+            self.publisher = NcclPublisher(self.index, self._engines, source, counts, address)
         else:
-            self.publisher = HostPublisher(self.index, engines, buckets, BUCKET_BYTES)
+            self.publisher = HostPublisher(self.index, self._engines, buckets, BUCKET_BYTES)
 
-    def publish(self, version: int) -> None:
+    def publish(self, version: int, workers: list[ActorHandle[Any]]) -> None:
+        """To `workers`; one that dies meanwhile is passed over."""
+        if workers != self._connected:
+            self.connect(workers)
         self.publisher.publish(version)
 
     def reset_optimizer(self, config: OptimizerConfig, total_steps: int, reference: str) -> None:
@@ -100,18 +110,34 @@ class LearnerActor:
 
 
 class RemoteEngines:
-    """`weights.EngineHandles` over the rollout workers."""
+    """`weights.EngineHandles` over the rollout workers. One that is lost is left out from then on:
+    it gets the weights when it is back."""
 
-    def __init__(self, workers: list[ActorHandle[Any]]) -> None:
-        self._workers = workers
+    def __init__(self, workers: list[ActorHandle[Any]], timeout_s: float) -> None:
+        self._workers = list(workers)
+        self._timeout_s = timeout_s
 
     def call(self, method: str, *args: Any) -> None:
         shared = [ray.put(arg) for arg in args]
-        ray.get([worker.engine_call.remote(method, *shared) for worker in self._workers])
+        self._answers([worker.engine_call.remote(method, *shared) for worker in self._workers])
 
     def call_each(self, method: str, args: Sequence[Any]) -> None:
         pairs = zip(self._workers, args, strict=True)
-        ray.get([worker.engine_call.remote(method, arg) for worker, arg in pairs])
+        self._answers([worker.engine_call.remote(method, arg) for worker, arg in pairs])
+
+    def _answers(self, refs: list[Any]) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        lost = []
+        for worker, ref in zip(self._workers, refs, strict=True):
+            try:
+                ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                lost.append(worker)
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, InfrastructureError):
+                    raise (error.cause if error.cause is not None else error) from error
+                lost.append(worker)
+        self._workers = [worker for worker in self._workers if worker not in lost]
 
 
 class SandboxActor:
@@ -151,31 +177,40 @@ class SandboxActor:
 class RemoteHost:
     """A sandbox actor as `tools.PooledTools` sees it: the same methods, awaited over Ray."""
 
-    def __init__(self, actor: ActorHandle[Any]) -> None:
+    def __init__(self, actor: ActorHandle[Any], config: Config) -> None:
         self._actor = actor
+        self._timeout_s = config.cluster.call_timeout_s
+        """Of everything that may wait for a free session."""
+        self._call_s = config.sandbox.wall_s + config.cluster.stuck_s
 
     async def open(self, setup: str, at: Any, tree: str | None, keep: Any) -> Any:
-        return await self._actor.open.remote(setup, at, tree, keep)
+        return await self._within(self._actor.open.remote(setup, at, tree, keep))
 
     async def call(self, session_id: str, code: str) -> Any:
-        return await self._actor.call.remote(session_id, code)
+        return await asyncio.wait_for(self._actor.call.remote(session_id, code), self._call_s)
 
     async def close(self, session_id: str) -> None:
-        await self._actor.close.remote(session_id)
+        await self._within(self._actor.close.remote(session_id))
 
     async def release(self, tree: str) -> None:
-        await self._actor.release.remote(tree)
+        await self._within(self._actor.release.remote(tree))
+
+    async def _within(self, ref: Any) -> Any:
+        return await asyncio.wait_for(ref, self._timeout_s)
 
 
 class RolloutActor:
     """A rollout worker's process: one engine, and the trees that grow next to it."""
 
+    runner: JobRunner | None = None
+
     async def start(self, config: Config, folder: str, sandboxes: list[ActorHandle[Any]]) -> None:
         """With `engine.endpoint` there is no engine: the model is behind that URL."""
         from elpo_ray.tools import PooledTools
 
-        hosts = [RemoteHost(actor) for actor in sandboxes]
-        self.tools = PooledTools(hosts, config.sandbox, faults=(ray.exceptions.RayError,))
+        hosts = [RemoteHost(actor, config) for actor in sandboxes]
+        faults = (ray.exceptions.RayError, TimeoutError)
+        self.tools = PooledTools(hosts, config.sandbox, faults=faults)
         self.engine = None if config.engine.endpoint else make_engine(config, folder)
         self.folder = folder
         await self.use(config)
@@ -198,34 +233,37 @@ class RolloutActor:
             assert url is not None and model is not None
             endpoint = Endpoint(url, model, task.tools)
             self.worker = RolloutWorker(endpoint, self.tools, endpoint, task, config)
+        if self.runner is None:
+            room = OVERCOMMIT * config.engine.max_num_seqs
+            self.runner = JobRunner(self.worker, room, self.tools.check)
+        self.runner.use(self.worker)
 
-    async def grow(self, problem: Problem, step: int) -> RolloutTree:
-        tree = await self.worker.grow(problem, step)
-        self.tools.check()
-        return tree
+    async def exchange(self, jobs: list[Job], patience_s: float) -> Report:
+        """Begin jobs, take the news (`dispatch.JobRunner`). InfrastructureError once the engine is
+        lost: this process is then of no use."""
+        report = await self._running.exchange(jobs, patience_s)
+        if self.engine is not None:
+            self.engine.check()
+        return report
 
-    async def evaluate(
-        self, problem: Problem, index: int, sampling: SamplingConfig | None
-    ) -> Sample:
-        sample = await self.worker.evaluate(problem, index, sampling)
-        self.tools.check()
-        return sample
+    async def wake(self) -> None:
+        self._running.wake()
 
-    async def examine(self, problem: Problem, config: AnalyzeConfig) -> list[dict[str, Any]]:
-        """The records of an analysis (`elpo_ray.analysis`)."""
-        from elpo_ray.analysis.catalog import examine
+    @property
+    def _running(self) -> JobRunner:
+        assert self.runner is not None, "start() comes first"
+        return self.runner
 
-        records = await examine(self.worker, problem, config)
-        self.tools.check()
-        return records
-
-    async def completed(self) -> int:
-        """Trajectories finished since the actor started."""
-        return self.worker.completed
+    async def engine_version(self) -> int:
+        return 0 if self.engine is None else self.engine.version
 
     async def engine_call(self, method: str, *args: Any) -> None:
+        """Raises InfrastructureError if the engine is lost."""
         assert self.engine is not None, "an endpoint takes no weights"
-        await getattr(self.engine, method)(*args)
+        try:
+            await getattr(self.engine, method)(*args)
+        finally:
+            self.engine.check()
 
     async def stop(self) -> None:
         if self.engine is not None:

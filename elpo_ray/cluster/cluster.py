@@ -13,7 +13,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from elpo_ray.checks import gpus_asked
 from elpo_ray.cluster.actors import LearnerActor, RolloutActor, SandboxActor
-from elpo_ray.cluster.groups import LearnerGroup, RolloutGroup, wait_for
+from elpo_ray.cluster.groups import LearnerGroup, wait_for
+from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
 from elpo_ray.config import Config, require
 
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -29,6 +30,7 @@ class Cluster:
         self.config = config
         self._actors: list[ActorHandle[Any]] = []
         self._placements: list[PlacementGroup] = []
+        self._rollouts: RolloutGroup | None = None
         cluster = config.cluster
         ray.init(
             address=cluster.address,
@@ -47,6 +49,8 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._rollouts is not None:
+            self._rollouts.close()
         for actor in self._actors:
             ray.kill(actor)
         for group in self._placements:
@@ -72,7 +76,8 @@ class Cluster:
     def learner(self, folder: Path, total_steps: int) -> LearnerGroup:
         """All learner ranks, with the weights of `folder`."""
         config, count = self.config, self.config.cluster.learner_ranks
-        ranks = self._actor_group("learner", LearnerActor, count, gpus=1.0, concurrency=1)
+        spawn = self._spawner("learner", LearnerActor, count, 1.0, 1)
+        ranks = [spawn(rank, 0) for rank in range(count)]
         master = self._get(ranks[0].endpoint.remote(), "start", "learner-0")
         starts = [
             actor.start.remote(config, str(folder), rank, master, total_steps)
@@ -86,12 +91,12 @@ class Cluster:
         config, cluster = self.config, self.config.cluster
         sandboxes = self._sandboxes()
         tensor = float(config.engine.tensor_parallel_size)
-        workers = self._actor_group(
-            "rollout", RolloutActor, cluster.rollout_workers, gpus=tensor, concurrency=1000
-        )
+        spawn = self._spawner("rollout", RolloutActor, cluster.rollout_workers, tensor, 1000)
+        workers = [spawn(number, 0) for number in range(cluster.rollout_workers)]
         starts = [actor.start.remote(config, str(folder), sandboxes) for actor in workers]
         self._get(starts, "start", "a rollout worker")
-        return RolloutGroup(workers, sandboxes, config)
+        self._rollouts = RolloutGroup(workers, sandboxes, config, str(folder), spawn)
+        return self._rollouts
 
     def _sandboxes(self) -> list[ActorHandle[Any]]:
         """The sandbox actors. One that dies comes back empty: its sessions are replayed."""
@@ -105,20 +110,26 @@ class Cluster:
         self._get([actor.start.remote() for actor in actors], "start", "a sandbox")
         return actors
 
-    def _actor_group(
-        self, title: str, kind: type, count: int, *, gpus: float, concurrency: int
-    ) -> list[ActorHandle[Any]]:
-        """`count` actors named title-0, title-1, …; on GPUs in one placement group, packed."""
+    def _spawner(self, title: str, kind: type, count: int, gpus: float, concurrency: int) -> Spawn:
+        """Makes actors named title-0, title-1, … and, in their second life, title-0.1; on GPUs in
+        one placement group, packed, with `count` places."""
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": concurrency}
+        group = None
         if self.config.cluster.gpus and gpus:
             options |= {"num_cpus": 1, "num_gpus": gpus}
             group = placement_group([{"CPU": 1.0, "GPU": gpus}] * count, strategy="PACK")
             self._placements.append(group)
             self._get(group.ready(), "placement", title)
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         remote: Any = ray.remote(kind)
-        actors: list[ActorHandle[Any]] = [
-            remote.options(name=f"{title}-{i}", **options).remote() for i in range(count)
-        ]
-        self._actors += actors
-        return actors
+
+        def spawn(number: int, life: int) -> ActorHandle[Any]:
+            if group is not None:
+                options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=number
+                )
+            name = f"{title}-{number}" + (f".{life}" if life else "")
+            actor: ActorHandle[Any] = remote.options(name=name, **options).remote()
+            self._actors.append(actor)
+            return actor
+
+        return spawn

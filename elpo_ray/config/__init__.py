@@ -7,7 +7,7 @@ section; this one holds the whole run and what must hold between sections.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elpo_ray.config.algorithm import (
@@ -50,6 +50,7 @@ from elpo_ray.config.rollout import (
 )
 from elpo_ray.config.rules import require
 from elpo_ray.config.run import ClusterConfig, LoggingConfig, TrainerConfig, WandbMode
+from elpo_ray.config.schedule import BudgetConfig, BudgetScope, ScheduleConfig
 from elpo_ray.config.task import (
     CountdownConfig,
     RewardConfig,
@@ -66,6 +67,8 @@ __all__ = [
     "AttentionBackend",
     "Attribution",
     "BelConfig",
+    "BudgetConfig",
+    "BudgetScope",
     "ClipConfig",
     "ClusterConfig",
     "ColdStartConfig",
@@ -95,6 +98,7 @@ __all__ = [
     "SamplingConfig",
     "SandboxConfig",
     "Schedule",
+    "ScheduleConfig",
     "StepGroupConfig",
     "TaskConfig",
     "TaskName",
@@ -125,6 +129,8 @@ class Config:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     cold_start: ColdStartConfig = field(default_factory=ColdStartConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
@@ -133,6 +139,27 @@ class Config:
         """Optimizer steps of the whole RL run, the length of the learning-rate schedule."""
         batches = self.trainer.inputs_per_step // self.learner.minibatch_inputs
         return self.trainer.steps * batches * self.learner.epochs
+
+    @property
+    def loss(self) -> LossConfig:
+        """The algorithm's loss, with the correction of stale tokens where there are any."""
+        loss = self.algorithm.loss
+        if self.schedule.staleness and loss.tis_cap is None and loss.icepop is None:
+            return replace(loss, tis_cap=self.schedule.tis_cap)
+        return loss
+
+    @property
+    def allowance(self) -> tuple[int, int, int]:
+        """(fewest, first granted, most) rollouts of an input."""
+        n_total = self.algorithm.growth.n_total
+        if self.budget.scope is BudgetScope.input:
+            return n_total, n_total, n_total
+        fewest, most = self.budget.min, self.budget.max
+        return (
+            max(2, n_total // 2) if fewest is None else fewest,
+            n_total,
+            2 * n_total if most is None else most,
+        )
 
     def train_turns(self, step: int) -> int:
         """Assistant turns that a training episode of `step`, counted from 0, may take: the task's,
@@ -168,6 +195,20 @@ class Config:
             "task.max_turn_tokens",
             self.task.max_turn_tokens,
             f"must be below model.max_context={self.model.max_context}",
+        )
+        fewest, n_total, most = self.allowance
+        for key, value in (("min", fewest), ("max", most)):
+            require(
+                fewest <= n_total <= most,
+                f"budget.{key}",
+                value,
+                f"budget.min <= algorithm.growth.n_total={n_total} <= budget.max must hold",
+            )
+        require(
+            self.budget.scope is BudgetScope.input or self.algorithm.growth.rule is GrowthRule.bel,
+            "budget.scope",
+            self.budget.scope.value,
+            f"growth rule {self.algorithm.growth.rule.value} has no search to end early; use input",
         )
         require(
             self.model.path is not None or self.task.name is TaskName.countdown,

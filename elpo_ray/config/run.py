@@ -54,7 +54,11 @@ class ClusterConfig:
     """Serve the Ray dashboard from a cluster that the run starts itself."""
     start_timeout_s: float = 900.0
     call_timeout_s: float = 7200.0
-    """Deadline of one remote call; a miss names the actor and the phase."""
+    """Deadline of one remote call, and of one completed trajectory of a worker; a miss names the
+    actor and the phase."""
+    stuck_s: float = 120.0
+    """A rollout worker that does not answer for so long, though it should every second, is
+    replaced; a sandbox call that takes so much longer than `sandbox.wall_s` is made elsewhere."""
 
     def __post_init__(self) -> None:
         for key in (
@@ -66,7 +70,7 @@ class ClusterConfig:
             "sandbox_sessions",
         ):
             require(getattr(self, key) >= 1, f"cluster.{key}", getattr(self, key), "use 1 or more")
-        for key in ("start_timeout_s", "call_timeout_s"):
+        for key in ("start_timeout_s", "call_timeout_s", "stuck_s"):
             require(getattr(self, key) > 0, f"cluster.{key}", getattr(self, key), "use above 0")
 
 

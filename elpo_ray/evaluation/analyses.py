@@ -15,11 +15,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from elpo_ray.analysis.catalog import SUMMARIZE
+from elpo_ray.analysis.catalog import SUMMARIZE, examine
 from elpo_ray.analysis.localization import success_by_anchor
 from elpo_ray.cluster import Cluster
 from elpo_ray.config import TaskConfig
 from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
+from elpo_ray.dispatch import Job
 from elpo_ray.evaluation.bench import Bench, ResultFolder
 from elpo_ray.evaluation.report import write_page
 from elpo_ray.metrics import progress_bar
@@ -99,10 +100,12 @@ def _examine(bench: Bench, folder: ResultFolder, config: AnalyzeConfig, console:
         for task, problems in missing.items():
             rollouts.use(bench.configs[task])
             records = folder.records(task)
-            jobs = [("examine", problem, (config,)) for problem in problems]
+            jobs = [
+                Job(run=examine, problem=problem, args=(config,), width=config.rollouts)
+                for problem in problems
+            ]
             with progress_bar(console, task, len(jobs), config.progress) as advance:
-                room = max(1, config.engine.max_num_seqs // config.rollouts)
-                stream = rollouts.stream(jobs, room, lambda _: None, f"{config.analysis.value}")
+                stream = rollouts.stream(jobs, lambda _: None)
                 for finished, (place, result) in enumerate(stream, start=1):
                     advance(finished)
                     if isinstance(result, InfrastructureError):

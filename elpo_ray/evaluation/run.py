@@ -17,10 +17,12 @@ from rich.console import Console
 from elpo_ray.cluster import Cluster, RolloutGroup
 from elpo_ray.config import TaskConfig
 from elpo_ray.config.measure import EvaluateConfig
+from elpo_ray.dispatch import Job
 from elpo_ray.evaluation.bench import Bench, ResultFolder
 from elpo_ray.evaluation.report import show, write_report
 from elpo_ray.evaluation.summary import per_problem, summarize
 from elpo_ray.metrics import progress_bar
+from elpo_ray.rollout import RolloutWorker
 from elpo_ray.runs import Fault, write_whole
 from elpo_ray.samples import Sample
 from elpo_ray.types import InfrastructureError, Problem
@@ -123,11 +125,13 @@ def _sample_task(
 ) -> int:
     records = folder.records(part.name)
     config = bench.config
-    jobs = [("evaluate", problem, (i, config.sampling)) for problem, i in part.wanted]
+    jobs = [
+        Job(run=RolloutWorker.evaluate, problem=problem, args=(i, config.sampling))
+        for problem, i in part.wanted
+    ]
     lost = in_a_row = 0
     with progress_bar(console, part.name, len(jobs), config.progress) as advance:
-        room = config.engine.max_num_seqs
-        for _, result in rollouts.stream(jobs, room, advance, f"evaluating {part.name}"):
+        for _, result in rollouts.stream(jobs, advance):
             if not isinstance(result, InfrastructureError):
                 records.append(result.to_json())
                 in_a_row = 0

@@ -1,7 +1,8 @@
 """How the budget of one input becomes a tree: one rule a file, each an async `grow`.
 
 A rule only ever samples completions through `interfaces.Rollout`; it returns when the budget is
-spent, and leaves what it found in `rollout.tree.localizations`.
+spent, and leaves what it found in `rollout.tree.localizations`. What it asks for depends on nothing
+but the outcomes of what it asked for before and on `rollout.random`: `journal` takes up from there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,18 @@ def branches(config: GrowthConfig) -> bool:
     return config.rule is not GrowthRule.independent
 
 
+def width(config: GrowthConfig) -> int:
+    """Completions that one input keeps under way at once, at its start."""
+    widths = {
+        GrowthRule.bel: config.bel.b_max,
+        GrowthRule.independent: config.n_total,
+        GrowthRule.entropy_branch: config.entropy.initial,
+        GrowthRule.random_branch: config.random.trees * config.random.chains,
+    }
+    return min(widths[config.rule], config.n_total)
+
+
 async def grow(rollout: Rollout, config: GrowthConfig) -> None:
     """Spend `rollout`'s whole budget by `config.rule`. Raises InfrastructureError."""
     await GROWTH[config.rule](rollout, config)
-    assert rollout.remaining == 0, f"{rollout.remaining} rollouts of the budget were not spent"
+    assert rollout.remaining == 0 or rollout.enough, f"{rollout.remaining} rollouts were not spent"

@@ -29,9 +29,9 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
     """Algorithm 1. Concurrent sampling is equivalent to the sequential loop: B_max - |B|
     trajectories can fill the buffer at most, so none of them is sampled in vain."""
     bel, tree = config.bel, rollout.tree
-    while rollout.remaining > 0:
+    while rollout.remaining > 0 and not rollout.enough:
         failures: list[int] = []
-        while len(failures) < bel.b_max and rollout.remaining > 0:
+        while len(failures) < bel.b_max and rollout.remaining > 0 and not rollout.enough:
             leaves = await sample(rollout, min(bel.b_max - len(failures), rollout.remaining))
             failures += [leaf for leaf in leaves if _outcome(tree, leaf) is False]
         searchable = [leaf for leaf in failures if num_tool_steps(tree.steps(leaf)) > 0]

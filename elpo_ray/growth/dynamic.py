@@ -7,6 +7,7 @@ batches run out, what was kept is trained on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,10 @@ class Batch:
     grown: list[Grown]
     trained: list[RolloutTree]
     """In the order grown; at most as many as wanted."""
+    taken: int
+    """Inputs of the training stream that it used up, those that were set aside included."""
+    seconds: float
+    """That it took to grow."""
 
     @property
     def inputs(self) -> list[Problem]:
@@ -38,19 +43,23 @@ def collect(
     grow: Callable[[int, int], Sequence[Grown]], wanted: int, config: DynamicSamplingConfig
 ) -> Batch:
     """`wanted` inputs to train on. `grow(first, count)` grows `count` inputs of the training
-    stream from the `first`-th one of this step on."""
+    stream from the `first`-th one of this step on; it may return fewer."""
+    began = time.monotonic()
     if config.max_batches == 0:
         everything = list(grow(0, wanted))
-        return Batch(everything, [tree for _, tree in everything])
+        trees = [tree for _, tree in everything]
+        return Batch(everything, trees, wanted, time.monotonic() - began)
     grown: list[Grown] = []
     kept: list[RolloutTree] = []
+    taken = 0
     for _ in range(config.max_batches):
-        further = grow(len(grown), wanted * config.batch_factor)
+        further = grow(taken, wanted * config.batch_factor)
+        taken += wanted * config.batch_factor
         grown.extend(further)
         kept.extend(tree for _, tree in further if has_contrast(tree))
         if len(kept) >= wanted:
             break
-    return Batch(grown, kept[:wanted])
+    return Batch(grown, kept[:wanted], taken, time.monotonic() - began)
 
 
 def has_contrast(tree: RolloutTree) -> bool:

@@ -67,7 +67,8 @@ def actors(config: Config, count: int) -> list[Any]:
 
 def worker_over(handles: list[Any], config: Config) -> RolloutWorker:
     faults = (ray.exceptions.RayError,)
-    tools = PooledTools([RemoteHost(actor) for actor in handles], config.sandbox, faults=faults)
+    hosts = [RemoteHost(actor, config) for actor in handles]
+    tools = PooledTools(hosts, config.sandbox, faults=faults)
     policy = ScriptedPolicy(planted(TOOL_STEPS, CRITICAL))
     return RolloutWorker(policy, tools, CodingChat(), CodingTask(), config)
 
@@ -112,7 +113,7 @@ def test_a_killed_actor_costs_neither_budget_nor_branches(cluster: None, count: 
     async def step() -> list[RolloutTree]:
         problems = [worker.task.train_problem(index) for index in range(3)]
         growing = [asyncio.ensure_future(worker.grow(problem, 0)) for problem in problems]
-        while worker.completed < 6:  # trees are under way, and have snapshots
+        while worker.load.completed < 6:  # trees are under way, and have snapshots
             await asyncio.sleep(0.02)
         victim = await handles[0].__ray_call__.remote(lambda _: os.getpid())
         os.kill(victim, signal.SIGKILL)

@@ -47,7 +47,7 @@ LAYERS = [
     {"probes"},
     {"driver", "command"},
     {"supervised"},
-    {"main", "sft", "simulate", "evaluate", "analyze", "doctor"},
+    {"main", "sft", "simulate", "evaluate", "analyze", "doctor", "view", "compare"},
 ]
 """Modules and packages of elpo_ray, bottom first; imports within a layer are allowed."""
 
@@ -109,6 +109,7 @@ def test_the_sandbox_knows_nothing_of_the_trainer() -> None:
         ("elpo_ray.config", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
         ("elpo_ray.driver", {"vllm", "deepspeed"}),
         ("elpo_ray.main", {"vllm", "deepspeed", "ray", "torch"}),
+        ("elpo_ray.view.__main__", {"torch", "ray", "vllm", "deepspeed", "hydra", "wandb"}),
         ("elpo_ray.simulate", {"torch", "ray", "vllm", "deepspeed", "hydra", "numpy"}),
         ("sandbox", {"torch", "ray", "numpy"}),
     ],

@@ -54,7 +54,7 @@ async def test_many_trees_grow_at_once_and_do_not_mix() -> None:
         assert len(tree.leaves()) == tree.budget == 16
     numbers = [completion_of(leaf.step) for tree in trees for leaf in tree.leaves() if leaf.step]
     assert sorted(numbers) == list(range(20 * 16))
-    assert worker.completed == 20 * 16 and tools.live == 0
+    assert worker.load.completed == 20 * 16 and tools.live == 0
 
 
 def test_probes_hang_below_their_anchor_beside_the_searched_trajectory() -> None:

@@ -1,0 +1,298 @@
+"""The driver's side of the rollout workers: one conversation with each, and restarts.
+
+A thread of its own talks with all workers, so that they never wait for the driver: it carries
+reports to the queue and inputs from it (`dispatch`). A worker that dies, hangs or loses its engine
+is replaced: its inputs go back to the queue at once; a new process loads the model, gets the
+weights that are now served, and pulls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from elpo_ray import growth
+from elpo_ray.cluster.groups import first_line, wait_for
+from elpo_ray.config import BudgetScope, Config
+from elpo_ray.dispatch import Batch, Hopeless, InputQueue, Job, SetAside, TreeBatch
+from elpo_ray.growth.shared import SharedBudget
+from elpo_ray.metrics import Values
+from elpo_ray.rollout import RolloutWorker
+from elpo_ray.runs import Fault
+from elpo_ray.samples import Sample
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import InfrastructureError, Problem
+from sandbox.metrics import merged
+
+Advance = Callable[[int], None]
+Spawn = Callable[[int, int], ActorHandle[Any]]
+"""(number, life) -> a new actor for worker `number`, not yet started."""
+PATIENCE_S = 1.0
+"""Longest time between two reports of a worker that is well."""
+MAX_DEATHS = 5
+"""Deaths of one worker, without a completed trajectory between them, that retire it."""
+
+
+class WorkerLost(Exception):
+    """A worker must be replaced; says what happened and in which phase."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """One rollout worker over all its lives."""
+
+    number: int
+    handle: ActorHandle[Any] | None
+    life: int = 0
+    deaths: int = 0
+    """Since it last completed something."""
+    load: dict[str, float] = field(default_factory=dict)
+    phase: str = "start"
+
+    @property
+    def name(self) -> str:
+        return f"rollout-{self.number}"
+
+
+class RolloutGroup:
+    """The rollout workers as one: whoever has room pulls inputs."""
+
+    def __init__(
+        self,
+        workers: list[ActorHandle[Any]],
+        sandboxes: list[ActorHandle[Any]],
+        config: Config,
+        folder: str,
+        spawn: Spawn,
+    ) -> None:
+        """`workers` serve the weights of `folder`, as `spawn`ed ones will."""
+        self.sandboxes = sandboxes
+        self.version = 0
+        """Of the weights that all members serve."""
+        self.weights_move = threading.RLock()
+        """Held while weights change; see `LearnerGroup.moving`."""
+        self.bring_up_to_date: Callable[[int, list[ActorHandle[Any]]], None] | None = None
+        """Sends the weights that are now served, as that version, to restarted workers."""
+        self.restarts = 0
+        self.queue = InputQueue()
+        self._growing: Batch = TreeBatch([])
+        self._config = config
+        self._folder = folder
+        self._spawn = spawn
+        self._workers = [Worker(number, handle) for number, handle in enumerate(workers)]
+        self._loop = asyncio.new_event_loop()
+        self._closing = False
+        self._thread = threading.Thread(target=self._talk, name="rollouts", daemon=True)
+        self._thread.start()
+
+    # --- what the driver asks for ---
+
+    def grow(self, inputs: Sequence[Problem], step: int) -> list[RolloutTree | SetAside]:
+        """One tree an input, in order."""
+        _, n_total, most = self._config.allowance
+        width = growth.width(self._config.algorithm.growth)
+        jobs = [
+            Job(
+                run=RolloutWorker.grow,
+                problem=problem,
+                args=(step, n_total),
+                width=width,
+                grows=True,
+            )
+            for problem in inputs
+        ]
+        shared = None
+        if self._config.budget.scope is BudgetScope.batch:
+            shared = SharedBudget(n_total, most, len(inputs))
+        self._growing = TreeBatch(jobs, shared)
+        return self._all(self._growing, lambda done: None)
+
+    @property
+    def completed(self) -> int:
+        """Trajectories of the batch that `grow` is at."""
+        return self._growing.completed
+
+    def evaluate(self, problems: Sequence[Problem], samples: int, advance: Advance) -> list[Sample]:
+        """`samples` independent trajectories of each problem in turn, at temperature 1, their
+        seeds fixed. Those that the infrastructure lost again and again are left out."""
+        jobs = [
+            Job(run=RolloutWorker.evaluate, problem=problem, args=(i, None))
+            for problem in problems
+            for i in range(samples)
+        ]
+        drawn = [r for r in self._all(Batch(jobs), advance) if not isinstance(r, SetAside)]
+        if not drawn:
+            raise Fault(f"evaluation: all {len(jobs)} trajectories were lost to the infrastructure")
+        return drawn
+
+    def stream(self, jobs: Sequence[Job], advance: Advance) -> Iterator[Any]:
+        """(place in `jobs`, result) as they finish; an InfrastructureError in the place of a
+        result that it cost. Other errors are raised."""
+        for index, result in self._run(Batch(jobs), advance):
+            lost = isinstance(result, SetAside)
+            yield index, InfrastructureError(result.why) if lost else result
+
+    def use(self, config: Config) -> None:
+        """Work on `config.task` from now on, with the same model. ValueError as at the start."""
+        self._config = config
+        refs = [worker.use.remote(config) for worker in self.members]
+        wait_for(refs, config.cluster.call_timeout_s, "use of a task")
+
+    @property
+    def members(self) -> list[ActorHandle[Any]]:
+        """The workers that are up."""
+        return [worker.handle for worker in self._workers if worker.handle is not None]
+
+    def sandbox_metrics(self) -> dict[str, float]:
+        """Calls by kind, latencies, live snapshots and their bytes, … of all sandbox actors."""
+        refs = [actor.metrics.remote() for actor in self.sandboxes]
+        timeout_s = self._config.cluster.call_timeout_s
+        return merged(wait_for(refs, timeout_s, "metrics of the sandboxes"))
+
+    def describe(self) -> str:
+        """Who still has what to do, most first: the stragglers."""
+        pending = sorted(self.queue.pending().items(), key=lambda item: -item[1])
+        shown = ", ".join(f"rollout-{number}: {count}" for number, count in pending[:4])
+        down = sum(worker.handle is None for worker in self._workers)
+        return f"inputs at {shown}" + (f"; {down} workers are down" if down else "")
+
+    def metrics(self) -> Values:
+        """Sums since the start: what faults cost, and how long engines had nothing to do."""
+        busy = sum(worker.load.get("busy_s", 0.0) for worker in self._workers)
+        idle = sum(worker.load.get("idle_s", 0.0) for worker in self._workers)
+        return {
+            "faults/restarts": self.restarts,
+            "faults/inputs_requeued": self.queue.requeued,
+            "faults/inputs_set_aside": self.queue.set_aside,
+            "engine_busy_s": busy,
+            "engine_idle_s": idle,
+        }
+
+    def close(self) -> None:
+        """End the conversations; the workers are the cluster's to kill. Batches that somebody still
+        waits for fail."""
+        self._closing = True
+        self.queue.stop(Fault("the rollout workers were closed"))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+
+    def _all(self, batch: Batch, advance: Advance) -> list[Any]:
+        results = dict(self._run(batch, advance))
+        return [results[index] for index in range(len(batch.jobs))]
+
+    def _run(self, batch: Batch, advance: Advance) -> Iterator[Any]:
+        self.queue.submit(batch, first=not isinstance(batch, TreeBatch))
+        self._loop.call_soon_threadsafe(self._wake)
+        try:
+            yield from batch.results(advance)
+        except Hopeless as error:
+            raise Fault(str(error)) from error
+        finally:
+            self.queue.withdraw(batch)
+
+    # --- the thread ---
+
+    def _talk(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        for worker in self._workers:
+            self._loop.create_task(self._serve(worker))
+        self._loop.run_forever()
+
+    def _wake(self) -> None:
+        for handle in self.members:
+            handle.wake.remote()
+
+    async def _serve(self, worker: Worker) -> None:
+        """One worker, over all its lives."""
+        try:
+            while True:
+                try:
+                    await self._converse(worker)
+                except WorkerLost as lost:
+                    if self._closing or not await self._replace(worker, str(lost)):
+                        return
+        except Exception as error:  # a bug: whoever waits must hear of it
+            self.queue.stop(error)
+
+    async def _converse(self, worker: Worker) -> None:
+        """Exchange inputs for reports until the worker is lost."""
+        assert worker.handle is not None
+        cluster, number, room = self._config.cluster, worker.number, 0
+        self.queue.join(number)
+        moved = time.monotonic()
+        while True:
+            jobs = self.queue.give(number, room)
+            call: Any = worker.handle.exchange.remote(jobs, PATIENCE_S)
+            report = await answer(call, cluster.stuck_s, f"{worker.name} hangs ({worker.phase})")
+            self.queue.take(number, report)
+            room, worker.load = report.room, report.load
+            worker.phase = report.phase
+            now = time.monotonic()
+            if report.progress or not self.queue.pending().get(number):
+                moved, worker.deaths = now, 0 if report.progress else worker.deaths
+            elif now - moved > cluster.call_timeout_s:
+                held = self.queue.describe(number)
+                raise WorkerLost(
+                    f"{worker.name} completed nothing in {now - moved:.0f} s: {report.phase}; "
+                    f"it has {held}"
+                )
+
+    async def _replace(self, worker: Worker, why: str) -> bool:
+        """A new life for a lost worker, with the current weights; False once it has had enough."""
+        while True:
+            self.queue.lost(worker.number, why)
+            old, worker.handle, worker.phase = worker.handle, None, "start"
+            if old is not None:
+                ray.kill(old)
+            worker.deaths += 1
+            if worker.deaths >= MAX_DEATHS:
+                if not any(other.deaths < MAX_DEATHS for other in self._workers):
+                    self.queue.stop(Fault(f"every rollout worker keeps dying; last: {why}"))
+                return False
+            worker.life += 1
+            self.restarts += 1
+            new = self._spawn(worker.number, worker.life)
+            try:
+                cluster = self._config.cluster
+                start: Any = new.start.remote(self._config, self._folder, self.sandboxes)
+                await answer(start, cluster.start_timeout_s, f"{worker.name} does not start")
+                await asyncio.to_thread(self._rejoin, worker, new)
+                return True
+            except WorkerLost as again:
+                worker.handle, why = new, str(again)
+
+    def _rejoin(self, worker: Worker, handle: ActorHandle[Any]) -> None:
+        """Serve what the others serve, then be one of them. Raises WorkerLost."""
+        with self.weights_move:
+            if self.version and self.bring_up_to_date is not None:
+                self.bring_up_to_date(self.version, [handle])
+                call: Any = handle.engine_version.remote()
+                timeout_s = self._config.cluster.stuck_s
+                try:
+                    serves = wait_for(call, timeout_s, f"version of {worker.name}")
+                except (ray.exceptions.RayActorError, TimeoutError) as error:
+                    raise WorkerLost(first_line(error)) from error
+                if serves != self.version:
+                    raise WorkerLost(f"{worker.name} did not take the weights")
+            worker.handle = handle
+
+
+async def answer(ref: Any, timeout_s: float, what: str) -> Any:
+    """A worker's answer. Raises WorkerLost if it died, hangs, or lost its engine."""
+    try:
+        return await asyncio.wait_for(ref, timeout_s)
+    except TimeoutError:
+        raise WorkerLost(f"{what}: no answer within {timeout_s:.0f} s") from None
+    except ray.exceptions.RayActorError as error:
+        raise WorkerLost(first_line(error)) from error
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InfrastructureError):
+            raise WorkerLost(f"{what.split()[0]}: {error.cause}") from error
+        raise (error.cause if error.cause is not None else error) from error

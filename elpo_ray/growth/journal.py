@@ -1,0 +1,77 @@
+"""What an input's growth leaves behind as it goes, so that it can be taken up again anywhere.
+
+A growth rule is a deterministic function of the outcomes of its completions: it numbers them in the
+order in which it asks. So the completions alone are enough: whoever has them makes the tree
+again, node ids included (`replay`), and runs the rule from its start with those completions
+answered at once; only what was unfinished is sampled. The same goes for a larger budget: a rule
+that ran out of rollouts asked for the first few of what it would have asked for with more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from elpo_ray.growth.budget import Cost, Ledger
+from elpo_ray.tree import Localization, RolloutTree
+from elpo_ray.types import EndReason, Problem, Score, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One completed trajectory of an input."""
+
+    number: int
+    """In the order in which the rule asked for it, from 0."""
+    at: int
+    """The node that it continues; 0 = the prompt."""
+    anchor: int | None
+    steps: Sequence[Step]
+    score: Score
+    end: EndReason | None
+    cost: Cost
+    lost: Sequence[Cost] = ()
+    """Attempts at it that the infrastructure destroyed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEnd:
+    """What growth has found beside the completions."""
+
+    prompt_ids: tuple[int, ...]
+    localizations: list[Localization]
+    groups: dict[int, int]
+    """Leaf -> which of several trees it belongs to."""
+
+    @classmethod
+    def of(cls, tree: RolloutTree) -> TreeEnd:
+        groups = {leaf.id: leaf.group for leaf in tree.leaves() if leaf.group is not None}
+        return cls(tree.prompt_ids, tree.localizations, groups)
+
+
+def replay(tree: RolloutTree, ledger: Ledger, completions: Iterable[Completion]) -> dict[int, int]:
+    """Add completions, in the order in which they finished, to an empty tree and its ledger;
+    returns the leaf of every number."""
+    leaves = {}
+    for done in completions:
+        leaf = tree.add_trajectory(done.at, list(done.steps), done.score, done.end)
+        for cost in done.lost:
+            ledger.lost(done.anchor, cost)
+        with ledger.reserve(done.anchor) as reservation:
+            reservation.leaf, reservation.cost = leaf, done.cost
+        leaves[done.number] = leaf
+    return leaves
+
+
+def assemble(
+    problem: Problem, n_total: int, completions: Sequence[Completion], end: TreeEnd
+) -> RolloutTree:
+    """The whole tree, as the worker had it. Its budget is what was spent of `n_total`."""
+    tree = RolloutTree(problem.id, len(completions), end.prompt_ids, problem.messages)
+    ledger = Ledger(n_total)
+    replay(tree, ledger, completions)
+    assert ledger.spent == len(tree.leaves()) == len(completions), "spends and leaves differ"
+    tree.ledger, tree.localizations = ledger.entries, end.localizations
+    for leaf, group in end.groups.items():
+        tree.nodes[leaf].group = group
+    return tree
