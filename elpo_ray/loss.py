@@ -1,7 +1,7 @@
 """The clipped surrogate objective (Eq. 1, 12) and the supervised loss of the cold start.
 
 Invariants: everything here is a weighted sum over tokens with weights fixed beforehand, so losses,
-gradients and statistics of packs and ranks just add up; only the largest ratio is a maximum.
+gradients and statistics of packs and ranks just add up; only the largest ratios are maxima.
 All tensors have shape [M] = trained tokens, in nats; nothing but `logp` carries a gradient.
 """
 
@@ -68,8 +68,13 @@ class LossStats:
     entropy: Tensor
     mismatch_k3: Tensor
     """KL(engine || learner) of the sampling weights, k3 estimator."""
+    mismatch_ratio: Tensor
+    """Importance weights π_old/π_rollout, uncut."""
+    mismatch_ratio_max: Tensor
     tis_capped: Tensor
-    """Where the importance weight π_old/π_rollout was cut at its cap."""
+    """Where the importance weight was cut at its cap."""
+    icepop_masked: Tensor
+    """Where it lay outside IcePop's bounds: no gradient."""
     ref_k3: Tensor
     """KL(policy || reference), k3 estimator."""
     grad: Tensor
@@ -80,10 +85,14 @@ class LossStats:
         pairs = {name: (mine, getattr(other, name)) for name, mine in vars(self).items()}
         return LossStats(
             **{
-                name: torch.maximum(*pair) if name == "ratio_max" else pair[0] + pair[1]
+                name: torch.maximum(*pair) if name in MAXIMA else pair[0] + pair[1]
                 for name, pair in pairs.items()
             }
         )
+
+
+MAXIMA = ("ratio_max", "mismatch_ratio_max")
+"""Statistics that are maxima, not sums."""
 
 
 def k3(logp: Tensor, other: Tensor) -> Tensor:
@@ -101,7 +110,7 @@ def surrogate_loss(
     L = min(ρ A, clip(ρ, clip_low, 1 + ε_high) A); with dual clip c, L = max(L, c A) where A < 0.
     With A = A⁺ - A⁻ this is A⁺ min(ρ, 1 + ε_high) - A⁻ min(max(ρ, clip_low), c), which also is the
     weighted mean of L over leaves whose A differ in sign, A⁺ and A⁻ being the means of their parts.
-    With `tis_cap`, L is multiplied by min(π_old / π_rollout, cap). KL: minus kl_coef * k3.
+    L is multiplied by `Correction.weight`. KL: minus kl_coef * k3.
     """
     weight = tokens.weight
     gain, blame = signed_parts(tokens, cfg.entropy_advantage)
@@ -113,10 +122,8 @@ def surrogate_loss(
     if cfg.dual_clip is not None:
         falling = falling.clamp(max=cfg.dual_clip)
     surrogate = gain * torch.minimum(ratio, high_bound) - blame * falling
-    log_mismatch = tokens.old_logp - tokens.rollout_logp
-    importance = log_mismatch.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    if cfg.tis_cap is not None:
-        surrogate = surrogate * importance.clamp(max=cfg.tis_cap)
+    correction = Correction.of(tokens, cfg)
+    surrogate = surrogate * correction.weight
     ref_k3 = torch.zeros_like(ratio)
     if cfg.kl_coef > 0:
         assert tokens.ref_logp is not None, "kl_coef > 0 needs the reference's log-probabilities"
@@ -133,7 +140,7 @@ def surrogate_loss(
         slope = weight * ratio * (gain * ~high + blame * ~(low | dual))
         if clip.keep_gradient:
             slope = slope + weight * (1 + clip.eps_high) * gain * high
-        capped = torch.zeros_like(low) if cfg.tis_cap is None else importance > cfg.tis_cap
+        slope = slope * correction.weight
         stats = LossStats(
             loss=loss.detach(),
             tokens=(weight > 0).sum().to(weight.dtype),
@@ -145,15 +152,52 @@ def surrogate_loss(
             clip_high_elc=(weight * (high & elc)).sum(),
             clip_dual=(weight * dual).sum(),
             ratio=(weight * ratio).sum(),
-            ratio_max=torch.where(weight > 0, ratio, 0).max() if len(ratio) else loss.detach() * 0,
+            ratio_max=_largest(ratio, weight),
             entropy=(weight * tokens.entropy).sum(),
             mismatch_k3=(weight * k3(tokens.rollout_logp, tokens.old_logp)).sum(),
-            tis_capped=(weight * capped).sum(),
+            mismatch_ratio=(weight * correction.ratio).sum(),
+            mismatch_ratio_max=_largest(correction.ratio, weight),
+            tis_capped=(weight * correction.capped).sum(),
+            icepop_masked=(weight * correction.masked).sum(),
             ref_k3=(weight * ref_k3).sum(),
             grad=slope.sum(),
             grad_elc=(slope * elc).sum(),
         )
     return loss, stats
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What makes up for tokens that another program sampled, or other weights: the engine's
+    probabilities are not the learner's. With r = π_old / π_rollout, a token's term is multiplied by
+    min(r, cap) (truncated importance sampling) or by r inside IcePop's bounds and 0 outside
+    (arXiv 2510.18855), or by 1."""
+
+    ratio: Tensor
+    """r, its logarithm clamped as everywhere."""
+    weight: Tensor
+    capped: Tensor
+    """bool, where the cap cut r."""
+    masked: Tensor
+    """bool, where r lay out of bounds."""
+
+    @classmethod
+    def of(cls, tokens: TokenBatch, cfg: LossConfig) -> Correction:
+        log_ratio = tokens.old_logp - tokens.rollout_logp
+        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        nowhere = torch.zeros_like(ratio, dtype=torch.bool)
+        if cfg.tis_cap is not None:
+            return cls(ratio, ratio.clamp(max=cfg.tis_cap), ratio > cfg.tis_cap, nowhere)
+        if cfg.icepop is not None:
+            low, high = cfg.icepop
+            masked = (ratio < low) | (ratio > high)
+            return cls(ratio, torch.where(masked, 0, ratio), nowhere, masked)
+        return cls(ratio, torch.ones_like(ratio), nowhere, nowhere)
+
+
+def _largest(values: Tensor, weight: Tensor) -> Tensor:
+    """0-dimensional; 0 without any token of weight."""
+    return torch.where(weight > 0, values, 0).max() if len(values) else weight.sum()
 
 
 def signed_parts(tokens: TokenBatch, entropy_advantage: float) -> tuple[Tensor, Tensor]:

@@ -152,6 +152,9 @@ class LossConfig:
     """Weight of the k3 divergence from the reference policy (the weights at the start of RL)."""
     tis_cap: float | None = None
     """Truncated importance sampling: weights min(π_old/π_rollout, cap); null turns it off."""
+    icepop: tuple[float, float] | None = None
+    """IcePop: weights π_old/π_rollout, but 0 outside these bounds ([0.5, 5.0] in the original);
+    null turns it off."""
     entropy_advantage: float = 0.0
     """a of A·(1 + a·z(H_t)), H_t the current policy's token entropy, its z-score over all agent
     tokens of the mini-batch (AEPO); 0 turns it off."""
@@ -174,6 +177,18 @@ class LossConfig:
             "algorithm.loss.tis_cap",
             self.tis_cap,
             "use a value above 0, or null to turn it off",
+        )
+        require(
+            self.icepop is None or 0 <= self.icepop[0] < 1 < self.icepop[1],
+            "algorithm.loss.icepop",
+            self.icepop,
+            "use bounds around 1, such as [0.5, 5.0], or null to turn it off",
+        )
+        require(
+            self.icepop is None or self.tis_cap is None,
+            "algorithm.loss.icepop",
+            self.icepop,
+            f"its upper bound stands in for tis_cap={self.tis_cap}; set one of them to null",
         )
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from elpo_ray.loss import LossStats
+from elpo_ray.loss import MAXIMA, LossStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,13 @@ class UpdateStats:
     clip_high_outside: float = 0.0
     mismatch_k3: float = 0.0
     """KL(rollout engine || learner) of the same weights, nats per token."""
+    mismatch_ratio_mean: float = 0.0
+    """Of π_old/π_rollout, 1 where engine and learner agree; before any cap."""
+    mismatch_ratio_max: float = 0.0
     tis_capped: float = 0.0
+    """Fraction of the weight whose π_old/π_rollout was cut at `tis_cap`."""
+    icepop_masked: float = 0.0
+    """Fraction of the weight that IcePop took out."""
     ref_k3: float = 0.0
     """KL(policy || reference), nats per token."""
 
@@ -99,11 +105,11 @@ def all_reduce(stats: LossStats) -> LossStats:
     """The statistics of all ranks together."""
     names = [f.name for f in fields(stats)]
     values = torch.stack([getattr(stats, name).double() for name in names])
-    largest = stats.ratio_max.double().clone()
+    largest = torch.stack([getattr(stats, name).double() for name in MAXIMA])
     dist.all_reduce(values)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     reduced = dict(zip(names, values, strict=True))
-    reduced["ratio_max"] = largest
+    reduced |= dict(zip(MAXIMA, largest, strict=True))
     return LossStats(**reduced)
 
 
@@ -134,6 +140,9 @@ def means(stats: LossStats) -> dict[str, float]:
         "clip_high_inside": share("clip_high_elc", elc),
         "clip_high_outside": outside("clip_high"),
         "mismatch_k3": share("mismatch_k3", weight),
+        "mismatch_ratio_mean": share("mismatch_ratio", weight),
+        "mismatch_ratio_max": value["mismatch_ratio_max"],
         "tis_capped": share("tis_capped", weight),
+        "icepop_masked": share("icepop_masked", weight),
         "ref_k3": share("ref_k3", weight),
     }

@@ -95,6 +95,55 @@ def test_truncated_importance_sampling() -> None:
     assert stats.tis_capped.item() == 0
 
 
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+@pytest.mark.parametrize(
+    ("drift", "weight"), [(0.4, 0.0), (0.5, 0.5), (1.0, 1.0), (5.0, 5.0), (5.1, 0.0)]
+)
+def test_icepop_weighs_inside_its_bounds_and_masks_outside(
+    advantage: float, drift: float, weight: float
+) -> None:
+    """`drift` = π_old / π_rollout."""
+    tokens = batch(advantage=advantage, rollout_logp=-math.log(drift))
+    value, gradient, stats = evaluate(1.1, tokens, LossConfig(icepop=(0.4999, 5.0001)))
+    assert value == pytest.approx(-1.1 * advantage * weight)
+    assert gradient == pytest.approx(-1.1 * advantage * weight)
+    assert stats.grad.item() == pytest.approx(abs(gradient))
+    assert stats.icepop_masked == (weight == 0)
+    assert stats.tis_capped == 0
+
+
+def test_icepop_leaves_the_divergence_alone() -> None:
+    ref = torch.tensor([math.log(0.5)]).double()
+    tokens = replace(batch(rollout_logp=-3.0), ref_logp=ref)
+    value, _, _ = evaluate(1.0, tokens, LossConfig(icepop=(0.5, 5.0), kl_coef=0.1))
+    assert value == pytest.approx(0.1 * (0.5 - 1 - math.log(0.5)))
+
+
+def test_mismatch_statistics_by_hand() -> None:
+    """Three tokens of weights 0.5, 0.3, 0.2 with π_old / π_rollout of 1, 3 and 0.25; a fourth
+    without weight."""
+    drift, weight = [1.0, 3.0, 0.25, 40.0], [0.5, 0.3, 0.2, 0.0]
+    size = dict.fromkeys(("advantage", "clip_low", "old_logp", "entropy"), [0.0] * 4)
+    tokens = batch(**size | {"weight": weight, "rollout_logp": [-math.log(d) for d in drift]})
+    logp = torch.zeros(4, dtype=torch.float64)
+    _, stats = surrogate_loss(logp, tokens, CLIP, LossConfig(tis_cap=2.0))
+    k3_by_hand = sum(w * (d - 1 - math.log(d)) for d, w in zip(drift, weight, strict=True))
+    assert stats.mismatch_k3.item() == pytest.approx(k3_by_hand)
+    assert stats.mismatch_ratio.item() == pytest.approx(0.5 + 0.9 + 0.05)
+    assert stats.mismatch_ratio_max.item() == pytest.approx(3)
+    assert stats.tis_capped.item() == pytest.approx(0.3)
+    assert stats.icepop_masked == 0
+    _, stats = surrogate_loss(logp, tokens, CLIP, LossConfig(icepop=(0.5, 5.0)))
+    assert (stats.tis_capped, stats.icepop_masked.item()) == (0, pytest.approx(0.2))
+
+
+def test_one_correction_at_a_time() -> None:
+    with pytest.raises(ValueError, match=r"algorithm\.loss\.icepop.*tis_cap=2\.0"):
+        LossConfig(tis_cap=2.0, icepop=(0.5, 5.0))
+    with pytest.raises(ValueError, match=r"bounds around 1"):
+        LossConfig(icepop=(1.5, 5.0))
+
+
 def test_kl_to_the_reference() -> None:
     tokens = replace(batch(advantage=0.0), ref_logp=torch.tensor([math.log(0.5)]).double())
     value, gradient, stats = evaluate(1.0, tokens, LossConfig(kl_coef=0.1))
@@ -146,7 +195,7 @@ def test_losses_and_statistics_of_parts_add_up() -> None:
         rollout_logp=old + 0.1 * random(),
         entropy=random().abs(),
     )
-    cfg = LossConfig(tis_cap=1.05)
+    cfg = LossConfig(icepop=(0.95, 1.05))
     loss, whole = surrogate_loss(logp, tokens, CLIP, cfg)
     parts = []
     for part in (slice(0, 13), slice(13, 40), slice(40, 40)):
