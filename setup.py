@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["elpo_ray*", "sandbox*"]),
-    package_data={"elpo_ray": ["templates/*.jinja"]},
+    package_data={"elpo_ray": ["templates/*.jinja", "view/assets/*"]},
     install_requires=[
         "torch==2.13.0",
         "ray[default]==2.60.0",
@@ -42,6 +42,7 @@ setup(
             "hypothesis",
             "jsonschema",
             "mypy",
+            "playwright",
             "pre-commit",
             "pytest",
             "pytest-asyncio",

@@ -68,6 +68,8 @@ def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> Non
     console.print(f"everything lies in {folder}/", highlight=False, soft_wrap=True)
     for name, what in CONTENTS.items():
         console.print(f"  {name:<15}{what}", highlight=False, soft_wrap=True)
+    look = f"see the trees: python -m elpo_ray.view {folder}"
+    console.print(look, highlight=False, soft_wrap=True)
 
 
 CONTENTS = {

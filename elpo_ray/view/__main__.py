@@ -80,7 +80,7 @@ def write(book: Book, path: Path) -> None:
             f"{path}: {error.strerror}; name another place with --out FILE, or use --serve"
         ) from error
     size = path.stat().st_size / 1e6
-    print(f"{path}  ({book.num_trees} trees of {book.num_steps} steps, {size:.1f} MB)")
+    print(f"{path}  (trees: {book.num_trees}, steps: {book.num_steps}, {size:.1f} MB)")
     print("open it in a browser")
 
 

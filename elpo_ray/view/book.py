@@ -130,7 +130,8 @@ class Book:
             credits = assign(trees, self._settings.algorithm)
         except ValueError as error:
             part.notices.append(Notice(f"shown without credit: {error}", f"step {dump.step}"))
-        records, size = [], 0
+        records: list[dict[str, Any]] = []
+        size = 0
         for (line, tree), credit in zip(dump.trees, credits, strict=True):
             scope = self._settings.algorithm.clip.scope
             record = tree_record(tree, credit, scope, self._limits)

@@ -116,13 +116,13 @@ def read_metrics(run: Path) -> tuple[dict[str, list[float | None]], list[Notice]
     for number, line in _lines(path):
         where = f"{path.name}:{number}"
         row, problem = _object(line)
-        step = row.get("step")
+        step = _finite(row.get("step"))
         if problem:
             notices.append(Notice(problem, where))
-        elif not _is_number(step):
+        elif step is None:
             notices.append(Notice("no step in this line", where))
         else:
-            rows[float(step)] = row
+            rows[step] = row
     ordered = [rows[step] for step in sorted(rows)]
     keys = list(dict.fromkeys(key for row in ordered for key in row))
     columns = {key: [_finite(row.get(key)) for row in ordered] for key in keys}
@@ -196,13 +196,9 @@ def _object(line: str) -> tuple[dict[str, Any], str]:
     return (record, "") if isinstance(record, dict) else ({}, "not a JSON object")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and _fits(value)
-
-
-def _fits(value: float) -> bool:
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 53
-
-
 def _finite(value: Any) -> float | None:
-    return float(value) if _is_number(value) else None
+    """The value if it is a number that a browser knows too."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    fits = math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 53
+    return float(value) if fits else None

@@ -179,15 +179,19 @@ def _text(node: Node, key: str, limits: Limits) -> str | None:
 
 
 def _number(node: Node, key: str) -> float | None:
-    value = node.extra.get(key)
-    sound = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if sound and abs(value) < 1e15 else None
+    value: Any = node.extra.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return value if abs(value) < 1e15 else None
 
 
-def _tokens(node: Node, key: str, limits: Limits) -> Sequence[float] | None:
-    """A turn's first tokens; None unless the whole list is of numbers."""
+def _tokens(node: Node, key: str, limits: Limits) -> Sequence[int | None] | None:
+    """A turn's first tokens, entropies and log-probabilities in hundredths of a nat; None unless
+    the whole list is of numbers."""
     values = node.extra.get(key)
     if not isinstance(values, list) or not all(type(x) in (int, float) for x in values):
         return None
     kept = values[: limits.tokens]
-    return [short(x) or 0 for x in kept] if key != "token_ids" else kept
+    if key == "token_ids":
+        return kept if all(type(x) is int for x in kept) else None
+    return [round(100 * x) if math.isfinite(x) else None for x in kept]

@@ -1,7 +1,7 @@
 // The drawn tree: nodes, edges and, of one search, its path, anchors and interval.
 
 const CHARACTER = 6.35;
-const TURN = 27;
+const TURN = 26;
 const CORNER = 5;
 
 class Canvas {
@@ -54,7 +54,7 @@ class Canvas {
     const outcome = tree.value("outcome", id);
     const roomy = view.density === "roomy";
     const line = id ? lineOf(tree.value("text", id) ?? "") || `node ${tree.label(id)}` : "prompt";
-    const fits = Math.floor((width - 12 - (outcome ? 4 : 0)) / CHARACTER);
+    const fits = Math.floor((width - 11 - (outcome ? 6 : 0)) / CHARACTER);
     const group = s("g", {
       class: `node${outcome ? " leaf" : ""}${id ? "" : " prompt"}`,
       role: "treeitem",
@@ -65,8 +65,8 @@ class Canvas {
     group.append(
       s("title", {}, `${line}\n${valuesLine(tree, id)}`),
       s("rect", { class: "box", x, y, width, height, rx: CORNER, style: `fill:${color}` }),
-      s("text", { class: "label", x: x + 7, y: roomy && id ? y + 16 : middle + 4, style: `fill:${ink}` },
-        cut(line, fits)),
+      s("text", { class: "label", x: x + 7, y: roomy && id ? y + 15 : middle + 4, style: `fill:${ink}` },
+        cut(this.shortened(line, fits), fits)),
     );
     if (roomy && id) group.append(this.second(id, view.measure, ink));
     if (tree.value("elc", id)) {
@@ -77,6 +77,26 @@ class Canvas {
     return group;
   }
 
+  // A line that does not fit goes without the beginning that most calls of the tree share.
+  shortened(line, fits) {
+    if (line.length <= fits) return line;
+    const tight = line.replace(/([,(]) +/g, "$1");
+    if (tight.length <= fits) return tight;
+    return tight.startsWith(this.shared()) ? tight.slice(this.shared().length - 1) : tight;
+  }
+
+  // "name(" if most steps begin with it, otherwise nothing.
+  shared() {
+    if (this.prefix === undefined) {
+      const heads = this.tree.nodes.map(({ id }) => /^\w+\(/.exec(lineOf(this.tree.value("text", id) ?? ""))?.[0]);
+      const counts = new Map();
+      for (const head of heads.filter(Boolean)) counts.set(head, (counts.get(head) ?? 0) + 1);
+      const [head, count] = [...counts].sort((a, b) => b[1] - a[1])[0] ?? ["", 0];
+      this.prefix = count > heads.length / 2 ? head : " ";
+    }
+    return this.prefix;
+  }
+
   second(id, measure, ink) {
     const { tree } = this;
     const { x, y, width } = this.layout.box(id);
@@ -85,8 +105,9 @@ class Canvas {
     const kind = tree.value("kind", id);
     const text = known(value) ? `${name} ${withSign ? signed(value) : brief(value)}` : "";
     return s("g", { class: "second", style: `fill:${ink}` },
-      s("text", { x: x + 7, y: y + 29 }, text),
-      kind && kind !== "ok" && s("text", { class: "fault", x: x + width - 10, y: y + 29, "text-anchor": "end" }, `! ${kind}`));
+      s("text", { x: x + 7, y: y + 28 }, text),
+      kind && kind !== "ok" && s("text", { class: "fault", x: x + width - 10, y: y + 28, "text-anchor": "end" },
+        width < 130 ? "!" : `! ${kind}`));
   }
 
   criticals() {
@@ -160,7 +181,7 @@ class Canvas {
     this.ring?.remove();
     const { x, y, width, height } = this.layout.box(id);
     this.ring = s("rect", { class: "ring", x: x - 4.5, y: y - 4.5, width: width + 9, height: height + 9, rx: 8 });
-    this.nodes[id].append(this.ring);
+    this.nodes[id].prepend(this.ring);
     const { element } = this;
     const margin = 40;
     if (x < element.scrollLeft + margin) element.scrollLeft = x - margin;
@@ -194,10 +215,10 @@ function sign(outcome, x, y) {
     s("text", { x, y: y + 4, "text-anchor": "middle" }, SIGNS[outcome]));
 }
 
-function valuesLine(tree, id) {
-  const shown = Object.entries(MEASURES).filter(([key]) => known(tree.value(key, id)));
+function valuesLine(tree, id, keys = Object.keys(MEASURES)) {
+  const shown = keys.map((key) => [key, MEASURES[key]]).filter(([key]) => known(tree.value(key, id)));
   return shown.map(([key, { name, sign: withSign }]) => {
     const value = tree.value(key, id);
     return `${name} ${withSign ? signed(value, 3) : brief(value)}`;
-  }).join("  ");
+  }).join(" · ");
 }

@@ -14,6 +14,10 @@ function niceTicks(low, high) {
   return ticks;
 }
 
+function tickText(x) {
+  return Math.abs(x) >= 1e4 ? brief(x) : String(Number(x.toPrecision(6))).replace("-", MINUS);
+}
+
 function extent(lists) {
   let [low, high] = [Infinity, -Infinity];
   for (const list of lists) {
@@ -55,7 +59,7 @@ function lineChart({ title, series, cursor, axis, percent: asPercent, pick }) {
     svg.append(
       s("line", { class: "grid", x1: left, x2: width - right, y1: py(tick), y2: py(tick) }),
       s("text", { class: "tick", x: left - 5, y: py(tick) + 3, "text-anchor": "end" },
-        asPercent ? `${Math.round(100 * tick)}%` : brief(Number(tick.toPrecision(6)))),
+        asPercent ? `${Number((100 * tick).toPrecision(3))}%` : tickText(tick)),
     );
   }
   svg.append(

@@ -91,7 +91,11 @@ function treeOf(record, vocabulary) {
     return ids;
   };
   const label = (id) => value("label", id) ?? id;
-  return { ...record, nodes, value, path, label, vocabulary, has: (name) => name in columns };
+  const tokenValue = (name, id, i) => {
+    const hundredths = value(name, id)?.[i];
+    return known(hundredths) ? hundredths / 100 : null;
+  };
+  return { ...record, nodes, value, tokenValue, path, label, vocabulary, has: (name) => name in columns };
 }
 
 async function loadTree(row) {
@@ -118,6 +122,7 @@ function actionOf(text) {
 // One line that says what a step does.
 function lineOf(text) {
   const { said, call } = actionOf(text);
+  if (!call && text.includes("<tool_call>")) return "malformed";
   if (call) {
     const first = Object.values(call.arguments ?? {})[0];
     const code = typeof first === "string" ? first : JSON.stringify(call.arguments ?? {});

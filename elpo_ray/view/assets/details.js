@@ -21,16 +21,16 @@ function actionBlocks(text) {
 }
 
 const RESTORED = {
-  fresh: "in the trajectory's own session",
-  fork: "in a fork of a kept state",
-  replay: "after the prefix was run again",
+  fresh: "own session",
+  fork: "forked state",
+  replay: "replayed prefix",
 };
 
 function responseBlock(tree, id) {
   const text = tree.value("observation", id);
   if (!known(text)) return null;
   const kind = tree.value("kind", id);
-  const facts = [kind, known(tree.value("seconds", id)) && `${brief(tree.value("seconds", id))} s`,
+  const facts = [kind, known(tree.value("seconds", id)) && duration(tree.value("seconds", id)),
     RESTORED[tree.value("restored", id)]].filter(Boolean);
   return block(["responds", h("span", { class: "facts" }, facts.map((fact) => h("span", {}, fact)))],
     text, kind && kind !== "ok" ? "fault" : "response");
@@ -75,7 +75,7 @@ function creditTable(tree, id, algorithm) {
   return [
     h("table", { class: "credit" }, h("tbody", {}, ["r", "a_branch", "a_traj", "advantage"].map(line))),
     h("p", { class: "muted small" }, formula,
-      known(tree.value("clip_low", id)) && ` · ratio kept in [${brief(tree.value("clip_low", id))}, ${brief(1 + up)}]`,
+      known(tree.value("clip_low", id)) && ` · ratio kept in [${Number(tree.value("clip_low", id).toFixed(4))}, ${Number((1 + up).toFixed(4))}]`,
       tree.value("elc", id) && h("b", {}, " · in the ELC region")),
   ];
 }
@@ -127,8 +127,8 @@ function pathTab(tree, id, select, scale) {
 
 const TOKEN_MEASURES = {
   advantage: { name: "advantage", of: (tree, id) => tree.value("advantage", id) },
-  entropy: { name: "entropy", of: (tree, id, i) => tree.value("entropies", id)?.[i] },
-  logprob: { name: "log-prob", of: (tree, id, i) => tree.value("logprobs", id)?.[i] },
+  entropy: { name: "entropy", of: (tree, id, i) => tree.tokenValue("entropies", id, i) },
+  logprob: { name: "log-prob", of: (tree, id, i) => tree.tokenValue("logprobs", id, i) },
 };
 
 function tokenColor(tree, measure, value, scale) {
@@ -142,8 +142,8 @@ function tokenSpan(tree, id, i, measure, scale) {
   const text = tree.vocabulary?.[token] ?? `⟨${token}⟩`;
   const { fill: color, ink } = tokenColor(tree, measure, TOKEN_MEASURES[measure].of(tree, id, i), scale);
   const title = [`token ${token}`, `advantage ${signed(tree.value("advantage", id), 3)}`,
-    known(tree.value("entropies", id)?.[i]) && `entropy ${brief(tree.value("entropies", id)[i])}`,
-    known(tree.value("logprobs", id)?.[i]) && `log-prob ${brief(tree.value("logprobs", id)[i])}`,
+    known(tree.tokenValue("entropies", id, i)) && `entropy ${tree.tokenValue("entropies", id, i)} nats`,
+    known(tree.tokenValue("logprobs", id, i)) && `log-prob ${signed(tree.tokenValue("logprobs", id, i))} nats`,
     known(tree.value("clip_low", id)) && `ratio at least ${brief(tree.value("clip_low", id))}`].filter(Boolean).join("\n");
   return h("span", { class: "token", style: `background:${color};color:${ink}`, title },
     text.replace(/\n/g, "↵\n").replace(/^ | $/g, "·") || "∅");
@@ -168,7 +168,7 @@ function tokensTab(tree, id, select, scale, measure, choose) {
       ? h("span", { class: "muted" }, ` … ${plural(tree.value("tokens", one) - ids.length, "token")} more`) : null;
     return h("div", { class: `turn${one === id ? " here" : ""}` },
       h("div", { class: "line" }, button(`step ${i + 1}`, () => select(one), { class: "quiet" }),
-        h("span", { class: "muted small" }, valuesLine(tree, one))),
+        h("span", { class: "muted small" }, valuesLine(tree, one, ["advantage", "r", "entropy"]))),
       h("div", { class: "tokens" }, turn, rest),
       known(tree.value("observation", one)) && h("div", { class: "tokens observed" }, tree.value("observation", one)));
   });

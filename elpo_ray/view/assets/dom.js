@@ -56,6 +56,7 @@ const whole = (x) => (known(x) ? Math.round(x).toLocaleString("en-US") : "–");
 
 function duration(seconds) {
   if (!known(seconds)) return "–";
+  if (seconds < 1) return `${brief(Number((1000 * seconds).toPrecision(2)))} ms`;
   if (seconds < 120) return `${seconds.toFixed(0)} s`;
   if (seconds < 7200) return `${(seconds / 60).toFixed(0)} min`;
   return `${(seconds / 3600).toFixed(1)} h`;

@@ -2,10 +2,10 @@
 // the trajectory that was searched runs straight and its probes hang below.
 
 const DENSITY = {
-  roomy: { height: 38, row: 48 },
+  roomy: { height: 36, row: 45 },
   dense: { height: 22, row: 27 },
 };
-const GAP = 36;
+const GAP = 34;
 const WIDTH = { least: 84, most: 190 };
 const PROMPT = 58;
 const MARGIN = { left: 10, top: 24, bottom: 14, right: 30 };

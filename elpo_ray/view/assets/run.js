@@ -47,8 +47,9 @@ function curves(metrics, pick) {
     return h("p", { class: "note" }, "No step has been logged yet: metrics.jsonl has no line.");
   }
   const figures = chartsOf(metrics, pick);
-  const grid = h("div", { class: "charts" }, figures.slice(0, SHOWN).map((one) => one.later?.() ?? one));
-  const rest = figures.slice(SHOWN);
+  const named = Math.min(SHOWN, figures.filter((one) => !one.later).length);
+  const grid = h("div", { class: "charts" }, figures.slice(0, named));
+  const rest = figures.slice(named);
   const more = rest.length > 0 && button(`${rest.length} more curves`, () => {
     more.remove();
     grid.append(...rest.map((one) => one.later?.() ?? one));

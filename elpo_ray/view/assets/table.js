@@ -15,7 +15,7 @@ const COLUMNS = [
   { key: "steps", name: "nodes", long: "steps in the tree" },
   { key: "depth", name: "depth", long: "steps of the longest trajectory" },
   { key: "tokens", name: "tokens", long: "sampled tokens" },
-  { key: "tool_faults", name: "tool faults", long: "calls that failed or were malformed" },
+  { key: "tool_faults", name: "faults", long: "tool calls that failed or were malformed" },
 ];
 
 const FILTERS = [
@@ -130,7 +130,7 @@ class TreeTable {
 
   headings() {
     return h("tr", {}, COLUMNS.map(({ key, name, long, text, wide }) => {
-      const head = h("th", { scope: "col", class: `${text ? "text" : ""} ${wide ? "wide" : ""}` },
+      const head = h("th", { scope: "col", class: [text && "text", wide && "wide", key === "rate" && "outcome-head"].filter(Boolean).join(" ") },
         button(name, () => this.sortBy(key), { title: `${long}; click to sort` }));
       this.heads.set(key, head);
       return head;

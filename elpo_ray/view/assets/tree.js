@@ -113,7 +113,8 @@ class TreePage {
         });
     this.body.replaceChildren(...parts.flat(Infinity).filter(Boolean));
     const here = this.body.querySelector(".here");
-    this.body.scrollTop = here ? here.offsetTop - this.body.offsetTop - 60 : 0;
+    const first = !here?.previousElementSibling?.matches(".turn, li");
+    this.body.scrollTop = first ? 0 : here.offsetTop - this.body.offsetTop - 60;
   }
 
   select(id) {
