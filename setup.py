@@ -14,6 +14,7 @@ setup(
     description="Error-Localized Policy Optimization for tool-integrated reasoning agents",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["elpo_ray*", "sandbox*"]),
     package_data={"elpo_ray": ["templates/*.jinja", "view/assets/*"]},
@@ -27,8 +28,10 @@ setup(
         "hydra-core>=1.3.2,<1.4",
         "omegaconf>=2.3,<2.4",
         "wandb>=0.31,<0.32",
+        "xxhash>=3.5",
         "rich>=13",
         "numpy",
+        "peft>=0.21,<0.22",
         "scipy>=1.17,<2",
         "matplotlib>=3.10,<4",
         "openai>=3,<4",
@@ -50,5 +53,8 @@ setup(
             "ruff",
         ],
     },
-    entry_points={"vllm.general_plugins": ["elpo_ray = elpo_ray.vllm_plugin:register"]},
+    entry_points={
+        "console_scripts": ["elpo = elpo_ray.cli:main"],
+        "vllm.general_plugins": ["elpo_ray = elpo_ray.vllm_plugin:register"],
+    },
 )

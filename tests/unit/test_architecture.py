@@ -14,6 +14,7 @@ EDGES = {
     "ray": {"cluster/"},
     "vllm": {"engine.py", "vllm_plugin.py", "nccl_transfer.py"},
     "deepspeed": {"learner/"},
+    "peft": {"learner/lora.py"},
     "hydra": {"command.py", "config/errors.py"},
     "wandb": {"metrics.py"},
     "datasets": {"tasks/sources.py"},
@@ -48,6 +49,7 @@ LAYERS = [
     {"driver", "command"},
     {"supervised"},
     {"main", "sft", "simulate", "evaluate", "analyze", "doctor", "view", "compare"},
+    {"cli"},
 ]
 """Modules and packages of elpo_ray, bottom first; imports within a layer are allowed."""
 

@@ -1,0 +1,103 @@
+"""`elpo`: one name for all commands.
+
+Each command is a module of its own, `python -m elpo_ray.NAME`, and `elpo NAME` is the same thing;
+nothing else happens here but the completion of the line in a shell, by Hydra where the command is
+configured by it.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from dataclasses import dataclass
+from typing import NoReturn
+
+from elpo_ray.command import EXIT_CONFIGURATION, EXIT_INTERRUPTED
+
+_SHELL = "-sc"
+"""Hydra's option for completion: `-sc install=bash`, `-sc query=bash`, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One command."""
+
+    module: str
+    summary: str
+    configured: bool = False
+    """Whether Hydra reads its command line."""
+
+
+COMMANDS: dict[str, Entry] = {
+    "train": Entry("elpo_ray.main", "train an agent: +experiment=NAME key=value …", True),
+    "sft": Entry("elpo_ray.sft", "the cold start alone", True),
+    "evaluate": Entry("elpo_ray.evaluate", "avg@n, Pass@K and Major@K of a model", True),
+    "analyze": Entry("elpo_ray.analyze", "the paper's analyses of a model", True),
+    "view": Entry("elpo_ray.view", "a page with a run's curves and rollout trees"),
+    "compare": Entry("elpo_ray.compare", "what differs between runs, and what came of it"),
+    "doctor": Entry("elpo_ray.doctor", "what this machine lacks for a run", True),
+    "credit": Entry("elpo_ray.credit", "advantages and clip bounds of dumped trees"),
+    "simulate": Entry("elpo_ray.simulate", "what N_total, X and K a search needs"),
+}
+
+
+def main() -> None:
+    """The console script. Ends the process with the command's exit code, 2 if there is none."""
+    given = sys.argv[1:]
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_help())
+    elif given[0] == _SHELL:
+        _complete(given[1:])
+    elif given[0] in COMMANDS:
+        _run(given[0], given[1:])
+    else:
+        _refuse(given[0])
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    sys.argv = [f"elpo {name}", *arguments]
+    try:
+        runpy.run_module(COMMANDS[name].module, run_name="__main__")
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _complete(arguments: list[str]) -> None:
+    """What Hydra's shell script asks: the commands' names, or the words that a command takes."""
+    if not arguments or not arguments[0].startswith("query="):  # the script itself
+        sys.argv = ["elpo", _SHELL, *arguments]
+        runpy.run_module(COMMANDS["train"].module, run_name="__main__")
+        return
+    line = os.environ.get("COMP_LINE", "")
+    _, _, rest = line.partition(" ")
+    name, typed_on, words = rest.lstrip().partition(" ")
+    if not typed_on:
+        print(" ".join(each for each in COMMANDS if each.startswith(name)))
+    elif name in COMMANDS and COMMANDS[name].configured:
+        os.environ["COMP_LINE"] = f"elpo {words}"
+        _run(name, [_SHELL, *arguments])
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {entry.summary}" for name, entry in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: elpo COMMAND …",
+            "",
+            *lines,
+            "",
+            "elpo COMMAND --help says more. Completion in bash, for this shell:",
+            f'  eval "$(elpo {_SHELL} install=bash)"',
+        ]
+    )
+
+
+def _refuse(name: str) -> NoReturn:
+    print(f"elpo: no command {name!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
+    sys.exit(EXIT_CONFIGURATION)
+
+
+if __name__ == "__main__":
+    main()
