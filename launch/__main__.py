@@ -1,0 +1,57 @@
+"""`python -m launch slurm|kuberay [--submit] [KEY=VALUE …] -- [the run's KEY=VALUE …]`.
+
+Prints a Slurm script or a KubeRay manifest; with `--submit` the script is kept under `logs` and
+given to sbatch. Exit codes: 0 done; 1 sbatch refused; 2 a mistake, one line on stderr.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from elpo_ray.command import Command
+from launch.config import KubeRayConfig, SlurmConfig
+from launch.render import kuberay_manifest, slurm_script
+
+CONF = Path(__file__).parent / "conf"
+SUBMIT = "--submit"
+
+
+def slurm(config: SlurmConfig, *, overrides: list[str], submit: bool) -> int:
+    """Print the script, or keep and submit it."""
+    script = slurm_script(config, overrides)
+    if not submit:
+        print(script, end="")
+        return 0
+    logs = Path(config.checkout or ".") / config.logs
+    logs.mkdir(parents=True, exist_ok=True)  # sbatch writes no log where there is no folder
+    kept = logs / f"{config.name}.sbatch"
+    kept.write_text(script, encoding="utf-8")
+    print(f"script: {kept}")
+    return int(subprocess.run(["sbatch", str(kept)]).returncode != 0)
+
+
+def kuberay(config: KubeRayConfig, *, overrides: list[str]) -> int:
+    print(kuberay_manifest(config, overrides), end="")
+    return 0
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    kind = words[0] if words else ""
+    if kind not in ("slurm", "kuberay"):
+        print("launch: say slurm or kuberay, as in python -m launch slurm --help", file=sys.stderr)
+        sys.exit(2)
+    cut = words.index("--") if "--" in words else len(words)
+    own, rest = words[1:cut], words[cut + 1 :]
+    sys.argv[1:] = [word for word in own if word != SUBMIT]
+    if kind == "slurm":
+        run = partial(slurm, overrides=rest, submit=SUBMIT in own)
+        Command(SlurmConfig, "slurm", run, CONF)()
+    Command(KubeRayConfig, "kuberay", partial(kuberay, overrides=rest), CONF)()
+
+
+if __name__ == "__main__":
+    main()

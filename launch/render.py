@@ -1,0 +1,110 @@
+"""Scripts and manifests from a launcher's configuration and a run's overrides.
+
+Invariant: what is rendered was checked: the run composes, its devices are there, its files exist.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from elpo_ray import checks
+from elpo_ray.command import composed
+from elpo_ray.config import Config, require
+from launch.config import KubeRayConfig, Runtime, SlurmConfig
+
+TEMPLATES = Path(__file__).parent / "templates"
+OPTIONS = {
+    "mem": "memory",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+}
+"""sbatch's names of keys that are passed on where they are set."""
+
+
+def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
+    """The sbatch script. Raises ValueError if the run is not sound or does not fit the job."""
+    run = _checked(overrides, config.nodes * config.gpus_per_node, "nodes x gpus_per_node")
+    require(
+        run.trainer.resume is None and run.trainer.run_name is None,
+        "trainer.run_name",
+        run.trainer.run_name or run.trainer.resume,
+        "leave run_name and resume out: the job names its run and resumes it",
+    )
+    require(
+        run.cluster.address is None,
+        "cluster.address",
+        run.cluster.address,
+        "leave it out: the job starts its own Ray",
+    )
+    seeded = bool(config.seeds) and any(word.startswith("trainer.seed=") for word in overrides)
+    require(not seeded, "seeds", config.seeds, "give trainer.seed or seeds, not both")
+    checkout = Path(config.checkout or Path.cwd()).absolute()
+    python = config.python
+    if config.container.runtime is Runtime.none:
+        python = str(checkout / python)
+    run_dir, logs = checkout / run.trainer.run_dir, checkout / config.logs
+    own = dict.fromkeys(str(path) for path in (checkout, run_dir, logs, config.scratch))
+    return _render(
+        "slurm.sh.jinja",
+        c=config,
+        options=[(o, getattr(config, k)) for o, k in OPTIONS.items() if getattr(config, k)],
+        checkout=str(checkout),
+        run_dir=str(run_dir),
+        logs=str(logs),
+        ray=str(Path(python).with_name("ray")) if "/" in python else "ray",
+        mounts=[f"{path}:{path}" for path in own] + config.container.mounts,
+        overrides=list(overrides),
+    )
+
+
+def kuberay_manifest(config: KubeRayConfig, overrides: Sequence[str]) -> str:
+    """A RayJob as YAML. Raises ValueError as `slurm_script` does."""
+    _checked(overrides, config.workers * config.gpus_per_worker, "workers x gpus_per_worker")
+    start = ["python", "-m", "launch.start", "--run", f"/shared/runs/{config.name}"]
+    return _render(
+        "rayjob.yaml.jinja",
+        c=config,
+        entrypoint=shlex.join([*start, "--address", "auto", "--", *overrides]),
+    )
+
+
+def _checked(overrides: Sequence[str], gpus: int, key: str) -> Config:
+    run = composed(overrides)
+    checks.check(run)
+    asked = checks.gpus_asked(run)
+    require(
+        asked <= gpus,
+        key,
+        gpus,
+        f"the run asks for {asked} GPUs ({run.cluster.rollout_workers} engines, "
+        f"{run.cluster.learner_ranks} learner ranks); give the job as many or lower these",
+    )
+    require(
+        bool(asked) or not gpus,
+        key,
+        gpus,
+        "the run uses no GPU: ask for none (site=cpu on Slurm, gpus_per_worker=0), or choose a "
+        "cluster with GPUs",
+    )
+    return run
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["sh"] = shlex.quote
+    environment.filters["json"] = json.dumps  # every JSON text is YAML
+    return environment.get_template(template).render(**values)
