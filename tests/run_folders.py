@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from zlib import crc32
@@ -109,7 +110,8 @@ class MadeUpRollout:
 def grow(number: int, config: Config, words: int = 40) -> RolloutTree:
     """One input's tree, the same for the same number. `words` of prose in a turn."""
     rollout = MadeUpRollout(number, config, words)
-    asyncio.run(growth.grow(rollout, config.algorithm.growth))
+    with ThreadPoolExecutor(1) as own:  # a test that drives a browser has a loop in this thread
+        own.submit(asyncio.run, growth.grow(rollout, config.algorithm.growth)).result()
     rollout.tree.ledger = rollout.ledger.entries
     return rollout.tree
 

@@ -5,8 +5,9 @@ const TURN = 26;
 const CORNER = 5;
 
 class Canvas {
-  constructor(tree, { select }) {
+  constructor(tree, { select, verifyFinal }) {
     this.tree = tree;
+    this.verifyFinal = verifyFinal;
     this.select = select;
     this.element = h("div", { class: "canvas", role: "tree", "aria-label": "rollout tree" });
     this.nodes = [];
@@ -20,6 +21,8 @@ class Canvas {
     this.layout = layoutOf(tree, room, view.density);
     this.scale = scaleOf(tree, view.measure);
     const { width, height } = this.layout;
+    this.fits = Math.floor((this.layout.box(1).width - 11) / CHARACTER);
+    this.names = this.labels(this.fits);
     const edges = s("g", { class: "edges" });
     const nodes = s("g", {});
     const search = tree.searches[view.search];
@@ -53,8 +56,8 @@ class Canvas {
     const { fill: color, ink } = this.scale.of(id);
     const outcome = tree.value("outcome", id);
     const roomy = view.density === "roomy";
-    const line = id ? lineOf(tree.value("text", id) ?? "") || `node ${tree.label(id)}` : "prompt";
-    const fits = Math.floor((width - 11 - (outcome ? 6 : 0)) / CHARACTER);
+    const line = id ? lineOf(tree.value("text", id) ?? "") || this.names[id] : "prompt";
+    const fits = this.fits - (outcome ? 1 : 0);
     const group = s("g", {
       class: `node${outcome ? " leaf" : ""}${id ? "" : " prompt"}`,
       role: "treeitem",
@@ -66,7 +69,7 @@ class Canvas {
       s("title", {}, `${line}\n${valuesLine(tree, id)}`),
       s("rect", { class: "box", x, y, width, height, rx: CORNER, style: `fill:${color}` }),
       s("text", { class: "label", x: x + 7, y: roomy && id ? y + 15 : middle + 4, style: `fill:${ink}` },
-        cut(this.shortened(line, fits), fits)),
+        cut(this.names[id], fits)),
     );
     if (roomy && id) group.append(this.second(id, view.measure, ink));
     if (tree.value("elc", id)) {
@@ -77,24 +80,20 @@ class Canvas {
     return group;
   }
 
-  // A line that does not fit goes without the beginning that most calls of the tree share.
-  shortened(line, fits) {
-    if (line.length <= fits) return line;
-    const tight = line.replace(/([,(]) +/g, "$1");
-    if (tight.length <= fits) return tight;
-    return tight.startsWith(this.shared()) ? tight.slice(this.shared().length - 1) : tight;
-  }
-
-  // "name(" if most steps begin with it, otherwise nothing.
-  shared() {
-    if (this.prefix === undefined) {
-      const heads = this.tree.nodes.map(({ id }) => /^\w+\(/.exec(lineOf(this.tree.value("text", id) ?? ""))?.[0]);
-      const counts = new Map();
-      for (const head of heads.filter(Boolean)) counts.set(head, (counts.get(head) ?? 0) + 1);
-      const [head, count] = [...counts].sort((a, b) => b[1] - a[1])[0] ?? ["", 0];
-      this.prefix = count > heads.length / 2 ? head : " ";
+  // Lines without needless space; if some do not fit, without the call that most steps begin with.
+  labels(fits) {
+    const { tree } = this;
+    const lines = tree.nodes.map(({ id }) =>
+      (id ? lineOf(tree.value("text", id) ?? "") || `node ${tree.label(id)}` : "prompt"));
+    const tight = lines.map((line) => (line.length > fits ? line.replace(/([,(]) +/g, "$1") : line));
+    const heads = new Map();
+    for (const line of tight) {
+      const head = /^\w+(?=\()/.exec(line)?.[0];
+      if (head) heads.set(head, (heads.get(head) ?? 0) + 1);
     }
-    return this.prefix;
+    const [head, count] = [...heads].sort((a, b) => b[1] - a[1])[0] ?? ["", 0];
+    if (count < lines.length / 2 || tight.every((line) => line.length <= fits)) return tight;
+    return tight.map((line) => (line.startsWith(`${head}(`) ? line.slice(head.length) : line));
   }
 
   second(id, measure, ink) {
@@ -139,14 +138,14 @@ class Canvas {
       }
     }
     const anchors = new Map();
-    search.probes.forEach((probe, i) =>
+    replay(search, this.verifyFinal).forEach((probe, i) =>
       anchors.set(probe.anchor, [...(anchors.get(probe.anchor) ?? []), { ...probe, order: i + 1 }]));
     for (const [anchor, probes] of anchors) {
       const { x, width, middle } = this.layout.box(path[anchor - 1]);
       const attempts = sum(probes.map((probe) => probe.attempts));
       const successes = sum(probes.map((probe) => probe.successes));
       const at = x + width + 14;
-      group.append(s("g", { class: `anchor ${successes ? "alive" : "lost"}` },
+      group.append(s("g", { class: `anchor ${stateOfProbe({ successes, undecided: probes.some((one) => one.undecided) })}` },
         s("title", {}, `probe ${probes.map((one) => one.order).join(", ")}: after step ${anchor}, ${successes} of ${attempts} completions succeeded`),
         s("circle", { cx: at, cy: middle, r: 8.5 }),
         s("text", { x: at, y: middle + 3.6, "text-anchor": "middle" }, probes.map((one) => one.order).join(",")),

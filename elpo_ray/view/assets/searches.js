@@ -13,6 +13,11 @@ function replay(search, verifyFinal) {
   });
 }
 
+function stateOfProbe({ successes, undecided }) {
+  if (successes) return "alive";
+  return undecided ? "undecided" : "lost";
+}
+
 function verdict(search) {
   const { critical, confirmed, interval, length, step } = search;
   if (known(critical)) {
@@ -45,7 +50,7 @@ function searchDiagram(search, algorithm) {
     const [low, high] = probe.before;
     const [from, to] = [x(low), x(high) + cell - 2];
     const at = x(probe.anchor) + cell - 2;
-    const state = probe.undecided ? "undecided" : probe.successes ? "alive" : "lost";
+    const state = stateOfProbe(probe);
     svg.append(
       s("line", { class: "range", x1: from, x2: to, y1: y + 9, y2: y + 9 }),
       s("g", { class: `anchor ${state}` },

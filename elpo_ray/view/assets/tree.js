@@ -12,7 +12,10 @@ class TreePage {
     this.search = 0;
     const first = tree.searches[0];
     this.selected = first?.critical ?? first?.leaf ?? Math.min(1, tree.size - 1);
-    this.canvas = new Canvas(tree, { select: (id) => this.select(id) });
+    this.canvas = new Canvas(tree, {
+      select: (id) => this.select(id),
+      verifyFinal: overview.algorithm.verify_final,
+    });
     this.card = h("div");
     this.tabs = h("div", { class: "tabs", role: "tablist" });
     this.body = h("div", { class: "details-body", role: "tabpanel", tabindex: "0" });
