@@ -89,7 +89,10 @@ class RolloutGroup:
         self._workers = [Worker(number, handle) for number, handle in enumerate(workers)]
         self._loop = asyncio.new_event_loop()
         self._closing = False
-        self._thread = threading.Thread(target=self._talk, name="rollouts", daemon=True)
+        self._end = asyncio.Event()
+        self._thread = threading.Thread(
+            target=lambda: self._loop.run_until_complete(self._talk()), name="rollouts", daemon=True
+        )
         self._thread.start()
 
     # --- what the driver asks for ---
@@ -180,7 +183,7 @@ class RolloutGroup:
         waits for fail."""
         self._closing = True
         self.queue.stop(Fault("the rollout workers were closed"))
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(timeout=10)
 
     def _all(self, batch: Batch, advance: Advance) -> list[Any]:
@@ -199,11 +202,13 @@ class RolloutGroup:
 
     # --- the thread ---
 
-    def _talk(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        for worker in self._workers:
-            self._loop.create_task(self._serve(worker))
-        self._loop.run_forever()
+    async def _talk(self) -> None:
+        """Until `close`."""
+        talks = [asyncio.ensure_future(self._serve(worker)) for worker in self._workers]
+        await self._end.wait()
+        for talk in talks:
+            talk.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
 
     def _wake(self) -> None:
         for handle in self.members:

@@ -9,28 +9,39 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from elpo_ray.weights import Inbox, WeightSyncError, checkpoint_shapes, pack, unpack
+from elpo_ray.weights import Inbox, WeightSyncError, checkpoint_shapes, pack, verify, write_file
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_tensors_survive_bit_by_bit(dtype: torch.dtype) -> None:
+def test_tensors_survive_bit_by_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = {
         "matrix": torch.randn(3, 5).to(dtype),
         "transposed": torch.randn(4, 6).to(dtype).t(),
         "scalar": torch.tensor(1.5, dtype=dtype),
     }
-    for wire in pack(tensors):
+    wires = pack(tensors)
+    for wire in wires:
         wire.data.flags.writeable = False
-        back = unpack(wire)
+        verify(wire)
+    write_file(tmp_path / "file", wires)
+    for name, back in load_file(tmp_path / "file").items():
         assert back.dtype is dtype
-        assert torch.equal(back, tensors[wire.name])
+        assert torch.equal(back, tensors.pop(name))
+    assert not tensors
+
+
+def test_a_flipped_bit_is_noticed() -> None:
+    (wire,) = pack({"a": torch.zeros(3, 5)})
+    wire.data[7] ^= 1
+    with pytest.raises(WeightSyncError, match="the bytes that arrived"):
+        verify(wire)
 
 
 @pytest.mark.parametrize("change", [{"shape": (5, 3)}, {"dtype": "int32"}, {"name": "b"}])
 def test_a_changed_header_is_noticed(change: dict[str, object]) -> None:
     (wire,) = pack({"a": torch.zeros(3, 5)})
     with pytest.raises(WeightSyncError, match="the bytes that arrived"):
-        unpack(replace(wire, **change))
+        verify(replace(wire, **change))
 
 
 def test_an_inbox_holds_exactly_what_was_sent(tmp_path: Path) -> None:

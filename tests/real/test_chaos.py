@@ -1,0 +1,142 @@
+"""kill -9 of every kind of process in a real run: the run goes on, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import family
+
+from elpo_ray.growth.budget import Totals
+from elpo_ray.tree import RolloutTree
+from tests.real.test_train import metrics, start, train, wait_for_steps
+
+pytestmark = [pytest.mark.real, pytest.mark.chaos]
+KINDS = {
+    "engine": "EngineCore",
+    "rollout worker": "ray::RolloutActor",
+    "sandbox actor": "ray::SandboxActor",
+}
+"""What the command line of a process of each kind contains; the run mends each and goes on."""
+LEARNER = "ray::LearnerActor"
+N_TOTAL = 6
+INPUTS = 2
+"""Of a step, as `test_train.SMALL` has it."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def processes(run: subprocess.Popen[str], title: str) -> list[int]:
+    """Processes of a run whose command line contains `title`."""
+    found = []
+    for pid in family(run.pid):
+        try:
+            if title in " ".join(psutil.Process(pid).cmdline()):
+                found.append(pid)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def kill(run: subprocess.Popen[str], title: str, within_s: float = 120) -> int:
+    """kill -9 of one such process, once there is one."""
+    deadline = time.monotonic() + within_s
+    while not (found := processes(run, title)):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline, f"no process {title}"
+        time.sleep(0.1)
+    victim = random.choice(found)
+    os.kill(victim, signal.SIGKILL)
+    return victim
+
+
+def check_steps(folder: Path, steps: int) -> None:
+    """Every step is there; every input has exactly N_total leaves, all paid for."""
+    assert [row["step"] for row in metrics(folder)] == list(range(1, steps + 1))
+    for step in range(1, steps + 1):
+        lines = (folder / "trees" / f"step_{step:05d}.jsonl").read_text().splitlines()
+        trees = [RolloutTree.from_json(json.loads(line)) for line in lines]
+        assert len(trees) == INPUTS
+        for tree in trees:
+            assert len(tree.leaves()) == tree.budget == N_TOTAL == Totals.of(tree.ledger).rollouts
+    inputs = [tree.task_id for tree in trees]
+    assert len(set(inputs)) == INPUTS
+    assert not (folder / "set_aside").exists()
+
+
+def check_orphans(pids: set[int]) -> None:
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in pids if psutil.pid_exists(pid)]:
+        zombies = [p for p in left if psutil.Process(p).status() == psutil.STATUS_ZOMBIE]
+        if len(zombies) == len(left):
+            return
+        assert time.monotonic() < deadline, [psutil.Process(p).cmdline() for p in left]
+        time.sleep(0.2)
+
+
+def siege(
+    folder: Path, cache: Path, steps: int, kills: list[str], *overrides: str, gap_s: float
+) -> tuple[list[int], float]:
+    """A run of `steps` steps in which processes of these kinds die, one after another."""
+    name = "siege"
+    run = start(folder, cache, f"trainer.run_name={name}", f"trainer.steps={steps}", *overrides)
+    seen: set[int] = set()
+    wait_for_steps(folder / name, 1, run)
+    victims = []
+    for kind in kills:
+        time.sleep(random.uniform(0.5, gap_s))
+        if run.poll() is not None:
+            break
+        seen |= family(run.pid)
+        victims.append(kill(run, KINDS[kind]))
+    while run.poll() is None:
+        seen |= family(run.pid)
+        time.sleep(0.5)
+    out, err = run.communicate()
+    assert run.returncode == 0, out[-4000:] + err[-4000:]
+    check_steps(folder / name, steps)
+    check_orphans(seen)
+    return victims, metrics(folder / name)[-1]["faults/restarts"]
+
+
+def test_engine_worker_and_sandbox_die_and_every_step_is_made(tmp_path: Path, cache: Path) -> None:
+    kills = list(KINDS)
+    victims, restarts = siege(tmp_path, cache, 60, kills, gap_s=3.0)
+    assert len(victims) == len(kills), "the run was over before all had been killed"
+    assert restarts >= 2, "a lost engine and a lost worker are each one restart"
+
+
+def test_a_dead_learner_ends_the_run_clearly_and_it_can_be_resumed(
+    tmp_path: Path, cache: Path
+) -> None:
+    run = start(tmp_path, cache, "trainer.run_name=cut", "trainer.steps=40")
+    wait_for_steps(tmp_path / "cut", 2, run)
+    seen = family(run.pid)
+    kill(run, LEARNER)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 1, out[-3000:] + err[-3000:]
+    assert "a learner rank died" in err and "trainer.resume=" in err
+    check_orphans(seen)
+    steps = len(metrics(tmp_path / "cut")) + 1
+    done = train(tmp_path, cache, f"trainer.resume={tmp_path / 'cut'}", f"trainer.steps={steps}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    check_steps(tmp_path / "cut", steps)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_twenty_kills_in_twenty_steps(tmp_path: Path, cache: Path, staleness: int) -> None:
+    kills = [random.choice(list(KINDS)) for _ in range(20)]
+    victims, _ = siege(tmp_path, cache, 20, kills, f"schedule.staleness={staleness}", gap_s=10.0)
+    assert len(victims) >= 10, "too few processes were killed to say anything"
