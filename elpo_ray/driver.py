@@ -225,6 +225,7 @@ class Trainer:
         tokens = self.config.logging.dump_tokens
         self.run.write_trees(self.state.step, batch.trees, tokens=tokens)
         self.metrics.log(self.state.step, values)
+        self.metrics.show(self.state.step, batch.trees)
 
     def checkpoint_if_due(self) -> None:
         every, step = self.config.trainer.checkpoint_every, self.state.step

@@ -1,6 +1,6 @@
 """What a run says about itself: one object of numbers a step, sent to every sink.
 
-Sinks: `metrics.jsonl` (everything), the console (one readable row), Weights & Biases.
+Sinks: `metrics.jsonl` (everything), the console (one readable row), the trackers.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from elpo_ray.config import BelConfig, Config, WandbMode
+from elpo_ray.config import BelConfig, Config
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
 from elpo_ray.growth.dynamic import has_contrast
+from elpo_ray.trackers import SampleTree, Sink, Values, sample_trees, trackers
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Score
-
-Values = dict[str, float]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -151,11 +150,6 @@ class Stopwatch:
         return seconds | {"other": whole - sum(seconds.values())}
 
 
-class Sink(Protocol):
-    def write(self, step: int, values: Values) -> None: ...
-    def close(self) -> None: ...
-
-
 class JsonlSink:
     """One JSON object a line, `step` first, flushed at once."""
 
@@ -165,6 +159,8 @@ class JsonlSink:
     def write(self, step: int, values: Values) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+
+    def show(self, step: int, samples: Sequence[SampleTree]) -> None: ...
 
     def close(self) -> None:
         self._file.close()
@@ -220,31 +216,9 @@ class ConsoleSink:
     def _print(self, line: str, style: str) -> None:
         self._console.print(line, style=style, highlight=False, soft_wrap=True)
 
+    def show(self, step: int, samples: Sequence[SampleTree]) -> None: ...
+
     def close(self) -> None: ...
-
-
-class WandbSink:
-    """Weights & Biases, offline by default; its files lie in the run folder."""
-
-    def __init__(self, folder: Path, config: Config) -> None:
-        import wandb
-        from omegaconf import OmegaConf
-
-        settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-        self._run = wandb.init(
-            project=config.logging.wandb_project,
-            name=folder.name,
-            dir=str(folder),
-            mode=config.logging.wandb.value,
-            config=dict(settings),
-            settings=wandb.Settings(silent=True),
-        )
-
-    def write(self, step: int, values: Values) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 class Metrics:
@@ -258,14 +232,18 @@ class Metrics:
         columns: dict[str, tuple[str, str]] = COLUMNS,
     ) -> None:
         log = JsonlSink(folder / "metrics.jsonl")
-        self._sinks: list[Sink] = [log, ConsoleSink(console, columns)]
-        if config.logging.wandb is not WandbMode.disabled:
-            self._sinks.append(WandbSink(folder, config))
+        self._sinks: list[Sink] = [log, ConsoleSink(console, columns), *trackers(folder, config)]
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         numbers = {key: float(value) for key, value in values.items()}
         for sink in self._sinks:
             sink.write(step, numbers)
+
+    def show(self, step: int, trees: Sequence[RolloutTree]) -> None:
+        """A few of the step's trees, where people look at a run."""
+        samples = sample_trees(trees)
+        for sink in self._sinks if samples else ():
+            sink.show(step, samples)
 
     def close(self) -> None:
         for sink in self._sinks:

@@ -87,7 +87,12 @@ class LoggingConfig:
     """What is written beside `metrics.jsonl`."""
 
     wandb: WandbMode = WandbMode.offline
-    wandb_project: str = "elpo_ray"
+    tensorboard: bool = False
+    """Event files under `runs/NAME/tensorboard`."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow server or folder (http://…, file:…); null = none."""
+    project: str = "elpo_ray"
+    """Project of Weights & Biases, experiment of MLflow."""
     progress: bool = True
     """Progress bars on a terminal."""
     dump_tokens: bool = True

@@ -16,7 +16,8 @@ EDGES = {
     "deepspeed": {"learner/"},
     "peft": {"learner/lora.py"},
     "hydra": {"command.py", "config/errors.py"},
-    "wandb": {"metrics.py"},
+    "wandb": {"trackers.py"},
+    "mlflow": {"trackers.py"},
     "datasets": {"tasks/sources.py"},
     "math_verify": {"grading/equality.py"},
 }
@@ -38,6 +39,7 @@ LAYERS = [
         "learner",
         "tools",
         "sandbox_host",
+        "trackers",
         "metrics",
         "runs",
         "report",
