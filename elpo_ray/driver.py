@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from elpo_ray.checks import check_prompts
-from elpo_ray.cluster import Cluster, LearnerGroup, LearnerLost, RolloutGroup
+from elpo_ray.cluster import Cluster, Gauges, LearnerGroup, LearnerLost, RolloutGroup
 from elpo_ray.cold_start import base_model, starting_model
 from elpo_ray.config import Config
 from elpo_ray.credit import assign
@@ -102,6 +102,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         staleness, steps = self.config.schedule.staleness, self.config.trainer.steps
+        self.gauges = Gauges()
         self.schedule = Schedule(self.grow, staleness=staleness, steps=steps)
 
     def train(self) -> Outcome:
@@ -225,6 +226,7 @@ class Trainer:
         tokens = self.config.logging.dump_tokens
         self.run.write_trees(self.state.step, batch.trees, tokens=tokens)
         self.metrics.log(self.state.step, values)
+        self.gauges.set(values)
         self.metrics.show(self.state.step, batch.trees)
 
     def checkpoint_if_due(self) -> None:

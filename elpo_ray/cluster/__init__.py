@@ -6,7 +6,8 @@ has a deadline (`cluster.call_timeout_s`) whose miss names the actor and the pha
 """
 
 from elpo_ray.cluster.cluster import Cluster
+from elpo_ray.cluster.gauges import Gauges
 from elpo_ray.cluster.groups import LearnerGroup, LearnerLost
 from elpo_ray.cluster.rollouts import RolloutGroup
 
-__all__ = ["Cluster", "LearnerGroup", "LearnerLost", "RolloutGroup"]
+__all__ = ["Cluster", "Gauges", "LearnerGroup", "LearnerLost", "RolloutGroup"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
+from elpo_ray.cluster.gauges import Gauges
 from elpo_ray.config import Config, OptimizerConfig
 from elpo_ray.dispatch import Job, JobRunner, Report
 from elpo_ray.forest import TrainForest
@@ -63,6 +64,7 @@ class LearnerActor:
         )
         seed = config.trainer.seed
         self.config, self.index = config, rank
+        self.gauges = Gauges("elpo_learner_")
         self.rank = LearnerRank(
             local_folder(folder), settings, process, total_steps=total_steps, seed=seed
         )
@@ -71,7 +73,10 @@ class LearnerActor:
         from elpo_ray.learner import Objective
 
         objective = Objective.nll if supervised else Objective.surrogate
-        return asdict(self.rank.update(forest, objective))
+        stats = asdict(self.rank.update(forest, objective))
+        if self.index == 0:
+            self.gauges.set({"update_seconds": stats["seconds"], "loss": stats["loss"]})
+        return stats
 
     def connect(self, workers: list[ActorHandle[Any]]) -> None:
         """Prepare to publish weights to these rollout workers' engines. On GPUs this forms the
@@ -94,7 +99,10 @@ class LearnerActor:
         """To `workers`; one that dies meanwhile is passed over."""
         if workers != self._connected:
             self.connect(workers)
+        began = time.monotonic()
         self.publisher.publish(version)
+        if self.index == 0:
+            self.gauges.set({"sync_seconds": time.monotonic() - began, "weight_version": version})
 
     def reset_optimizer(self, config: OptimizerConfig, total_steps: int, reference: str) -> None:
         self.rank.reset_optimizer(config, total_steps, reference)
@@ -203,6 +211,7 @@ class RolloutActor:
     """A rollout worker's process: one engine, and the trees that grow next to it."""
 
     runner: JobRunner | None = None
+    gauges: Gauges | None = None
 
     async def start(self, config: Config, folder: str, sandboxes: list[ActorHandle[Any]]) -> None:
         """With `engine.endpoint` there is no engine: the model is behind that URL."""
@@ -244,6 +253,8 @@ class RolloutActor:
         report = await self._running.exchange(jobs, patience_s)
         if self.engine is not None:
             self.engine.check()
+        self.gauges = self.gauges or Gauges("elpo_worker_")
+        self.gauges.set(report.load | {"weight_version": await self.engine_version()})
         return report
 
     async def wake(self) -> None:
