@@ -114,6 +114,8 @@ def gpus_asked(config: Config, *, learner: bool = True, engines: bool = True) ->
     """GPUs of the parts that are there: one a learner rank, `tensor_parallel_size` an engine."""
     if not config.cluster.gpus:
         return 0
+    if config.cluster.share_gpu:
+        return 1
     serving = config.cluster.rollout_workers * config.engine.tensor_parallel_size
     return serving * engines + config.cluster.learner_ranks * learner
 
@@ -172,6 +174,12 @@ def _devices(config: Config) -> list[tuple[str, str]]:
     if not cluster.gpus:
         return [("actors", actors), ("GPUs", "none: engines and learner run on CPU")]
     tensor = config.engine.tensor_parallel_size
+    if cluster.share_gpu:
+        share = config.engine.gpu_memory_utilization
+        return [
+            ("actors", actors),
+            ("GPUs", f"1, shared: {share:.0%} of its memory for the engine"),
+        ]
     return [
         ("actors", actors),
         ("GPUs", f"{gpus_asked(config)} = {cluster.rollout_workers} engines x {tensor} "
@@ -203,10 +211,13 @@ def model_states(config: Config) -> ModelStates | None:
     weight_bytes = 2 if config.model.precision is Precision.bf16 else 4
     cluster, stage = config.cluster, config.learner.zero_stage
     ranks = cluster.learner_ranks
+    adapters = config.learner.adapters
+    trained = 1.0 if adapters is None else adapter_share(count, adapters.rank or 0)
     # Weights and gradients in the model's precision; master weights and two moments in fp32.
-    optimizer = 12 if weight_bytes == 2 else 8
+    optimizer = trained * (12 if weight_bytes == 2 else 8)
     offload = config.learner.offload_optimizer
-    rank = weight_bytes / (ranks if stage >= 3 else 1) + weight_bytes / (ranks if stage >= 2 else 1)
+    rank = (1 + trained * (adapters is not None)) * weight_bytes / (ranks if stage >= 3 else 1)
+    rank += trained * weight_bytes / (ranks if stage >= 2 else 1)
     rank += 0 if offload else optimizer / (ranks if stage >= 1 else 1)
     engine = weight_bytes / config.engine.tensor_parallel_size
     host: float = ranks * weight_bytes + offload * optimizer  # each rank loads the whole model once
@@ -217,8 +228,15 @@ def model_states(config: Config) -> ModelStates | None:
         rank=count * rank,
         engine=count * engine,
         host=count * host + cache,
-        checkpoint=count * (weight_bytes + optimizer),
+        checkpoint=count * (12 * trained + weight_bytes * (adapters is not None)),
     )
+
+
+def adapter_share(count: float, rank: int) -> float:
+    """Adapters' parameters over the model's, about: rank * (in + out) over in * out, for a
+    transformer of 12 * width**2 parameters a layer and as many layers as width / 128."""
+    width = (count * 128 / 12) ** (1 / 3)
+    return 2 * rank / width
 
 
 def _memory(config: Config) -> list[tuple[str, str]]:

@@ -125,7 +125,8 @@ def _base_key(config: Config) -> dict[str, Any]:
 def _cold_start_key(config: Config) -> dict[str, Any]:
     settings = asdict(config.cold_start)
     del settings["cache"], settings["enabled"]
-    return {
+    adapters = config.learner.adapters
+    return ({} if adapters is None else {"adapters": asdict(adapters)}) | {
         "base": config.model.path or _base_key(config),
         "task": [
             config.task.name,

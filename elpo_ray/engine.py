@@ -45,6 +45,7 @@ class Engine:
         self._config = config
         self._seed = seed
         self._gpus = gpus
+        self._host_transfer = config.host_transfer or not gpus
         self._threads = threads
         self._stop_ids = end_of_turn_ids(self._path)
         self._llm: Any = None
@@ -108,7 +109,7 @@ class Engine:
                 enable_prefix_caching=True,
                 logprobs_mode="processed_logprobs",
                 weight_transfer_config=WeightTransferConfig(
-                    backend="nccl" if self._gpus else "host"
+                    backend="host" if self._host_transfer else "nccl"
                 ),
                 generation_config="vllm",
                 disable_log_stats=True,
@@ -171,8 +172,9 @@ class Engine:
         )
         prompt = tokens_input(list(prefix), cache_salt=f"weights-{self.version}")
         last = None
+        priority, number = 0 if sampling.warm else 1, str(next(self._ids))
         try:
-            async for output in self._llm.generate(prompt, params, str(next(self._ids))):
+            async for output in self._llm.generate(prompt, params, number, priority=priority):
                 last = output
         except (EngineDeadError, EngineGenerateError) as error:
             raise InfrastructureError(f"vLLM failed: {error!r}") from error
@@ -185,15 +187,15 @@ class Engine:
     async def begin_update(self) -> None:
         """Let turns in flight finish, hold back new ones, empty the prefix cache."""
         await self._llm.pause_generation(mode="wait", clear_cache=True)
-        if self._gpus:
-            await self._llm.start_weight_update()
-        else:
+        if self._host_transfer:
             self._drop_inbox()
             self._inbox = Inbox(checkpoint_shapes(self._path))
 
+        else:
+            await self._llm.start_weight_update()
     async def receive(self, part: Sequence[WireTensor] | dict[str, Any]) -> None:
-        """Take a part of the weights: a bucket on CPU; on GPU vLLM's update info, whose tensors
-        arrive over NCCL. Raises WeightSyncError on CPU, which leaves the weights as they were."""
+        """Take a part of the weights: a bucket in host memory, or vLLM's update info, whose tensors
+        arrive over NCCL. Raises WeightSyncError on a bad bucket; the weights are as they were."""
         if isinstance(part, dict):
             await self._update(part)
         else:
@@ -203,8 +205,8 @@ class Engine:
     async def finish_update(self, version: int) -> None:
         """Serve the new weights as `version`.
 
-        Raises WeightSyncError (CPU) if any are missing, InfrastructureError if vLLM fails, after
-        which its weights are undefined and the engine must be restarted.
+        Raises WeightSyncError (host memory) if any are missing, InfrastructureError if vLLM fails,
+        after which its weights are undefined and the engine must be restarted.
         """
         if self._inbox is not None:
             self._inbox.check_complete()
@@ -219,7 +221,7 @@ class Engine:
         await self._llm.resume_generation()
 
     async def abandon_update(self) -> None:
-        """Go on with the old weights after a failed `receive` or an incomplete update (CPU).
+        """Go on with the old weights after a failed or incomplete update (host memory).
 
         Does nothing once loading has begun: such an engine has finished, or is broken and stays
         paused."""

@@ -108,7 +108,7 @@ class RunFolder:
                 f"{key}: no complete checkpoint in {self.checkpoints}; start the run anew"
             )
         saved, now = OmegaConf.load(self.path / "config.yaml"), OmegaConf.structured(config)
-        for name in ("model", "learner.zero_stage", "cluster.learner_ranks", "task.name"):
+        for name in ("model", "learner.lora", "task.name"):
             old, new = OmegaConf.select(saved, name), OmegaConf.select(now, name)
             if _plain(old) != _plain(new):
                 raise ValueError(

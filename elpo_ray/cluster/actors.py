@@ -7,7 +7,7 @@ import resource
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -79,13 +79,13 @@ class LearnerActor:
         return stats
 
     def connect(self, workers: list[ActorHandle[Any]]) -> None:
-        """Prepare to publish weights to these rollout workers' engines. On GPUs this forms the
-        NCCL group, again whenever the workers are others."""
+        """Prepare to publish weights to these rollout workers' engines. With NCCL this forms the
+        group, again whenever the workers are others."""
         self._engines = RemoteEngines(workers, self.config.cluster.call_timeout_s)
         self._connected = workers
         buckets, config = self.rank.weight_buckets, self.config
         self.publisher: Publisher
-        if config.cluster.gpus:
+        if not config.host_transfer:
             from elpo_ray.nccl_transfer import BucketSource, NcclPublisher
 
             counts = [config.engine.tensor_parallel_size] * len(workers)
@@ -288,7 +288,7 @@ def make_engine(config: Config, folder: str) -> Engine:
     return Engine(
         local_folder(folder),
         config.model,
-        config.engine,
+        replace(config.engine, host_transfer=config.host_transfer),
         seed=config.trainer.seed,
         gpus=config.cluster.gpus,
         threads=config.cluster.engine_threads,

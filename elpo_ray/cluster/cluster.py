@@ -116,6 +116,7 @@ class Cluster:
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": concurrency}
         group = None
         if self.config.cluster.gpus and gpus:
+            gpus = 0.5 if self.config.cluster.share_gpu else gpus
             options |= {"num_cpus": 1, "num_gpus": gpus}
             group = placement_group([{"CPU": 1.0, "GPU": gpus}] * count, strategy="PACK")
             self._placements.append(group)

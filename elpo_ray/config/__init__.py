@@ -35,6 +35,7 @@ from elpo_ray.config.learner import (
     AttentionBackend,
     ColdStartConfig,
     LearnerConfig,
+    LoraConfig,
     OptimizerConfig,
     Packing,
     Schedule,
@@ -86,6 +87,7 @@ __all__ = [
     "LastLine",
     "LearnerConfig",
     "LoggingConfig",
+    "LoraConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -149,6 +151,12 @@ class Config:
         return loss
 
     @property
+    def host_transfer(self) -> bool:
+        """Weights travel through host memory: NCCL has no two ranks on one GPU, and none on CPU."""
+        cluster = self.cluster
+        return not cluster.gpus or cluster.share_gpu or self.engine.host_transfer
+
+    @property
     def allowance(self) -> tuple[int, int, int]:
         """(fewest, first granted, most) rollouts of an input."""
         n_total = self.algorithm.growth.n_total
@@ -172,6 +180,12 @@ class Config:
         return min(self.task.max_turns, calls + 1)
 
     def __post_init__(self) -> None:
+        require(
+            not self.cluster.share_gpu or self.engine.tensor_parallel_size == 1,
+            "engine.tensor_parallel_size",
+            self.engine.tensor_parallel_size,
+            "cluster.share_gpu=true has one GPU; use 1",
+        )
         require(
             self.trainer.inputs_per_step % self.learner.minibatch_inputs == 0,
             "learner.minibatch_inputs",

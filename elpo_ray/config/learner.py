@@ -71,6 +71,34 @@ class OptimizerConfig:
 
 
 @dataclass(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters: W + alpha / rank * B A is trained with W frozen. No dropout: old and new
+    log-probabilities must come from one function."""
+
+    rank: int | None = None
+    """null = no adapters, all weights are trained."""
+    alpha: int = 32
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Ends of module names, such as q_proj; all-linear = every linear layer but the output head."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.rank is None or self.rank >= 1,
+            "learner.lora.rank",
+            self.rank,
+            "use 1 or more, or null to train all weights",
+        )
+        require(self.alpha >= 1, "learner.lora.alpha", self.alpha, "use 1 or more")
+        require(
+            bool(self.target_modules)
+            and (len(self.target_modules) == 1 or "all-linear" not in self.target_modules),
+            "learner.lora.target_modules",
+            self.target_modules,
+            "name modules, such as [q_proj, v_proj], or use [all-linear]",
+        )
+
+
+@dataclass(kw_only=True)
 class LearnerConfig:
     """How the policy is trained under DeepSpeed."""
 
@@ -86,7 +114,13 @@ class LearnerConfig:
     attention: AttentionBackend = AttentionBackend.auto
     gradient_checkpointing: bool = False
     offload_optimizer: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    @property
+    def adapters(self) -> LoraConfig | None:
+        """What is trained instead of all weights."""
+        return None if self.lora.rank is None else self.lora
 
     def __post_init__(self) -> None:
         require(

@@ -36,6 +36,9 @@ class EngineConfig:
     max_num_seqs: int = 256
     """Sequences decoded at once."""
     enforce_eager: bool = False
+    host_transfer: bool = False
+    """New weights come through host memory on GPUs too, where NCCL will not do; always so on CPU
+    and under `cluster.share_gpu`."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible server that samples instead of vLLM; never in training."""
     served_model: str | None = None

@@ -44,6 +44,9 @@ class ClusterConfig:
     sandbox_actors: int = 1
     gpus: bool = True
     """Each learner rank takes one GPU, each rollout worker `engine.tensor_parallel_size`."""
+    share_gpu: bool = False
+    """The engine and the learner rank, one each, live on one GPU: lower
+    `engine.gpu_memory_utilization` so that both fit. Weights go through host memory."""
     engine_threads: int = 1
     """Threads of an engine on CPU; tools and episodes want the other cores."""
     learner_threads: int = 1
@@ -70,6 +73,12 @@ class ClusterConfig:
             "sandbox_sessions",
         ):
             require(getattr(self, key) >= 1, f"cluster.{key}", getattr(self, key), "use 1 or more")
+        require(
+            not self.share_gpu or (self.gpus and self.rollout_workers == self.learner_ranks == 1),
+            "cluster.share_gpu",
+            self.share_gpu,
+            "one rollout worker and one learner rank share one GPU; use cluster=gpu1",
+        )
         for key in ("start_timeout_s", "call_timeout_s", "stuck_s"):
             require(getattr(self, key) > 0, f"cluster.{key}", getattr(self, key), "use above 0")
 

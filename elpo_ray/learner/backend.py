@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +19,14 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 from elpo_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, Precision
-from elpo_ray.learner.policy import PolicyModule, load_policy
+from elpo_ray.learner import lora
+from elpo_ray.learner.attention import choose_backend
+from elpo_ray.learner.batching import Form
+from elpo_ray.learner.policy import DTYPES, PolicyModule, load_policy
+from elpo_ray.learner.settings import LearnerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +90,7 @@ def clips_itself(model: ModelConfig, learner: LearnerConfig) -> bool:
 def deepspeed_config(
     model: ModelConfig, learner: LearnerConfig, grad_norm: float, parameters: int
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration; `parameters` bounds its buffers."""
+    """DeepSpeed's configuration; `parameters`, how many are trained, bounds its buffers."""
     bucket = min(parameters, 500_000_000)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -114,12 +120,16 @@ def deepspeed_config(
 def build_engine(
     folder: Path, model: ModelConfig, learner: LearnerConfig, optimizer: OptimizerConfig
 ) -> Any:
-    """The trainable policy under DeepSpeed, its AdamW in `basic_optimizer`."""
+    """The trainable policy under DeepSpeed, its AdamW in `basic_optimizer`. With `lora.rank`
+    only the adapters are trained."""
     import deepspeed
 
     policy = load_policy(folder, model.precision, checkpointing=learner.gradient_checkpointing)
+    if learner.adapters is not None:
+        lora.attach(policy.model, learner.adapters)
+    trained = [p for p in policy.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(
-        policy.parameters(),
+        trained,
         lr=optimizer.lr,
         betas=(optimizer.betas[0], optimizer.betas[1]),
         weight_decay=optimizer.weight_decay,
@@ -128,7 +138,7 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=policy,
         optimizer=adamw,
-        config=deepspeed_config(model, learner, optimizer.grad_norm, _numel(policy)),
+        config=deepspeed_config(model, learner, optimizer.grad_norm, _numel(trained)),
     )
     return engine
 
@@ -143,10 +153,19 @@ def build_reference(
     import deepspeed
 
     engine, *_ = deepspeed.initialize(
-        model=policy, config=deepspeed_config(model, learner, 0.0, _numel(policy))
+        model=policy, config=deepspeed_config(model, learner, 0.0, _numel(policy.parameters()))
     )
     return engine
 
 
-def _numel(policy: PolicyModule) -> int:
-    return sum(p.numel() for p in policy.parameters())
+def _numel(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def form_of(policy: PolicyModule, settings: LearnerSettings, device: torch.device) -> Form:
+    """How this policy's packs are laid out. Raises ValueError on a backend that cannot run here."""
+    dtype = DTYPES[settings.model.precision]
+    if not policy.takes_trees:
+        return Form(device, None, dtype)
+    asked = settings.learner.attention
+    return Form(device, choose_backend(asked, policy.head_dim, device, dtype), dtype)

@@ -1,8 +1,12 @@
-"""Folders that appear whole or not at all, written by all ranks together.
+"""Folders that appear whole or not at all, written by all ranks together; checkpoints.
 
 Invariants: files go to a sibling `NAME.partial`, are flushed to disk, and become NAME by a rename;
 an error on any rank (a full disk) is raised on every rank, removes the partial folder, and leaves
 whatever NAME held before untouched; no rank leaves a collective early.
+
+A checkpoint holds whole tensors by name (`masters.state_tensors`), every rank a share of them in
+files of its own, so that any number of ranks under any ZeRO stage can go on from it: equal numbers
+of ranks bit by bit.
 """
 
 from __future__ import annotations
@@ -10,17 +14,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial as partial_call
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from elpo_ray.learner.masters import MOMENTS, Masters, set_weight, state_tensors
 
 META = "meta.json"
-STATE = "state"
-"""DeepSpeed's tag: the folder of its own files."""
+SHARD_BYTES = 4 << 30
+"""Of one file."""
 
 
 def write_folder(path: Path, write: Callable[[Path], str | None]) -> None:
@@ -31,8 +40,9 @@ def write_folder(path: Path, write: Callable[[Path], str | None]) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     _agree(path, partial, _attempt(lambda: _fresh(partial)) if dist.get_rank() == 0 else None)
-    error = write(partial)
-    _agree(path, partial, error or _attempt(lambda: _flush(partial)))
+    _agree(path, partial, write(partial))
+    # Not before all have written: what is being written comes and goes.
+    _agree(path, partial, _attempt(lambda: _flush(partial)))
     _agree(path, partial, _attempt(lambda: _move(partial, path)) if dist.get_rank() == 0 else None)
 
 
@@ -84,50 +94,53 @@ def _move(partial: Path, path: Path) -> None:
         os.close(handle)
 
 
-class _PatientWriter:
-    """DeepSpeed's checkpoint writer, but a failed write is remembered instead of raised: a rank
-    that raised would leave the others waiting in the save's last collective."""
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-        self.error: str | None = None
-
-    def save(self, state_dict: dict[str, Any], path: str) -> None:
-        try:
-            self._writer.save(state_dict, path)
-        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-            self.error = f"{path}: {error}"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._writer, name)
-
-
 def signature(model: nn.Module) -> dict[str, Any]:
     """What a checkpoint must agree with: architecture and parameter shapes."""
     shapes = {n: list(getattr(p, "ds_shape", p.shape)) for n, p in model.named_parameters()}
     return {"architecture": type(model).__name__, "parameters": shapes}
 
 
-def save(engine: Any, path: Path, meta: dict[str, Any]) -> None:
+def save(engine: Any, path: Path, meta: Mapping[str, Any]) -> None:
     """Weights, optimizer and RNG of every rank, and `meta`. Raises OSError on all ranks."""
     rank = dist.get_rank()
+    whole = {**meta, "adam_steps": Masters(engine).steps}
 
     def write(partial: Path) -> str | None:
-        writer = _PatientWriter(engine.checkpoint_engine)
-        engine.checkpoint_engine = writer
-        # Rank 0 alone would copy its conversion scripts, and on a full disk raise alone.
-        engine._copy_recovery_script = lambda _: None
-        try:
-            engine.save_checkpoint(str(partial), tag=STATE, save_latest=False)
-        finally:
-            engine.checkpoint_engine = writer._writer
-            del engine._copy_recovery_script
-        return writer.error or _attempt(lambda: _write_own(partial, rank, meta))
+        error: str | None = None
+        for number, shard in enumerate(_own_shards(engine)):
+            if error is None:  # after a failure the gathers go on with the other ranks
+                error = _attempt(partial_call(_write_shard, partial, number, shard))
+        return error or _attempt(lambda: _write_rest(partial, rank, whole))
 
     write_folder(path, write)
 
 
-def _write_own(partial: Path, rank: int, meta: dict[str, Any]) -> None:
+def _own_shards(engine: Any) -> Iterator[dict[str, Tensor]]:
+    """This rank's share of the state in host memory, at most `SHARD_BYTES` (or one tensor) each.
+    A collective: all ranks must iterate to the end."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for index, (key, tensor) in enumerate(state_tensors(engine)):
+        if index % world_size != rank:
+            continue
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[key] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+        shard[key].copy_(tensor)
+        size += tensor.nbytes
+    yield shard
+
+
+def _write_shard(partial: Path, number: int, shard: dict[str, Tensor]) -> None:
+    try:
+        save_file(shard, partial / f"state_{dist.get_rank():05d}_{number:05d}.safetensors")
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _write_rest(partial: Path, rank: int, meta: dict[str, Any]) -> None:
     try:
         torch.save(_rng_state(), partial / f"rng_{rank}.pt")
     except RuntimeError as error:
@@ -136,20 +149,58 @@ def _write_own(partial: Path, rank: int, meta: dict[str, Any]) -> None:
         (partial / META).write_text(json.dumps(meta))
 
 
-def load(engine: Any, path: Path, expected: dict[str, Any]) -> dict[str, Any]:
-    """Restore what `save` wrote and return its meta.
-
-    `expected` = the entries of meta that must agree. Raises ValueError where `path` holds no
-    checkpoint, or one of another model, precision, ZeRO stage or number of ranks.
-    """
+def read_meta(path: Path) -> dict[str, Any]:
+    """Raises ValueError where `path` holds no checkpoint."""
     if not (path / META).is_file():
         raise ValueError(f"checkpoint {path}: no {META}; name a folder that a run has saved")
     meta: dict[str, Any] = json.loads((path / META).read_text())
+    return meta
+
+
+class StateFiles:
+    """A checkpoint's tensors, read one by one."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError on a damaged file."""
+        self._path = path
+        self._of: dict[str, Any] = {}
+        for file in sorted(path.glob("state_*.safetensors")):
+            try:
+                opened = safe_open(file, "pt")
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"checkpoint {path}: {file.name} is damaged ({error})") from error
+            self._of |= dict.fromkeys(opened.keys(), opened)  # type: ignore[no-untyped-call]
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Raises ValueError if the checkpoint lacks it."""
+        if key not in self._of:
+            raise ValueError(f"checkpoint {self._path}: {key} is missing; take an older one")
+        tensor: Tensor = self._of[key].get_tensor(key)
+        return tensor
+
+
+def load(engine: Any, path: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """Restore what `save` wrote, on any number of ranks, and return its meta.
+
+    `expected` = the entries of meta that must agree. Raises ValueError where `path` holds no
+    checkpoint, or a damaged one, or one of another model or precision.
+    """
+    meta = read_meta(path)
     for key, want in expected.items():
-        if meta[key] != want:
-            raise ValueError(_difference(path, key, meta[key], want))
-    engine.load_checkpoint(str(path), tag=STATE)
-    _restore_rng(torch.load(path / f"rng_{dist.get_rank()}.pt", weights_only=True))
+        if meta.get(key) != want:
+            raise ValueError(_difference(path, key, meta.get(key), want))
+    files, masters = StateFiles(path), Masters(engine)
+    for name, parameter in engine.module.model.named_parameters():
+        weight = files[f"weight/{name}"]
+        set_weight(parameter, weight)
+        if parameter.requires_grad:
+            masters.write(parameter, weight)
+            for moment in MOMENTS:
+                masters.write(parameter, files[f"{moment}/{name}"], moment)
+    masters.steps = meta["adam_steps"]
+    rng = path / f"rng_{dist.get_rank()}.pt"
+    if rng.is_file():
+        _restore_rng(torch.load(rng, weights_only=True))
     return meta
 
 

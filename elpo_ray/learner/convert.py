@@ -6,18 +6,15 @@ twice.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from elpo_ray.config import Precision
-from elpo_ray.learner.checkpoint import META, STATE
+from elpo_ray.learner import lora
+from elpo_ray.learner.checkpoint import StateFiles, read_meta
 from elpo_ray.learner.policy import DTYPES
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
@@ -29,20 +26,16 @@ def write_model(checkpoint: Path, base: Path, target: Path) -> None:
 
     Raises ValueError if `checkpoint` is none, or of another architecture than `base`.
     """
-    if not (checkpoint / META).is_file():
-        raise ValueError(f"checkpoint {checkpoint}: no {META}; name a folder that a run has saved")
-    meta: dict[str, Any] = json.loads((checkpoint / META).read_text())
+    meta = read_meta(checkpoint)
     dtype = DTYPES[Precision(meta["precision"])]
-    prefix = "model."  # the policy module holds the model under this name
-    state = {
-        name.removeprefix(prefix): tensor.to(dtype)
-        for name, tensor in _whole(checkpoint, meta["zero_stage"]).items()
-        if name.removeprefix(prefix) in meta["parameters"]
-    }
+    files = StateFiles(checkpoint)
+    state = {name: _weight(files, part, meta["scale"]).to(dtype)
+             for name, part in lora.parts(meta["parameters"]).items()}  # fmt: skip
+    saved = {name: list(tensor.shape) for name, tensor in state.items()}
     shape = AutoConfig.from_pretrained(base)
     model = AutoModelForCausalLM.from_config(shape, dtype=dtype)  # type: ignore[no-untyped-call]
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    if shapes != meta["parameters"] or shapes.keys() != state.keys():
+    if shapes != saved:
         raise ValueError(
             f"checkpoint {checkpoint}: it holds a {meta['architecture']} of other shapes than the "
             f"model in {base}; give the model folder that the run began with"
@@ -55,13 +48,9 @@ def write_model(checkpoint: Path, base: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def _whole(checkpoint: Path, stage: int) -> dict[str, torch.Tensor]:
-    """All weights by the names of DeepSpeed's module. Below ZeRO-3 every rank has them whole."""
-    if stage < 3:
-        file = checkpoint / STATE / "mp_rank_00_model_states.pt"
-        saved = torch.load(file, map_location="cpu", weights_only=False)
-        return dict(saved["module"])
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=STATE))
+def _weight(files: StateFiles, part: lora.Parts, scale: float) -> Tensor:
+    base = files[f"weight/{part.base}"]
+    if part.down is None or part.up is None:
+        return base
+    down, up = (files[f"weight/{name}"].to(base.dtype) for name in (part.down, part.up))
+    return lora.merged(base, down, up, scale)

@@ -2,7 +2,7 @@
 
 Invariants: all ranks iterate in lockstep (gathering shards is a collective); a bucket holds at most
 `max_bytes`, or a single larger tensor; a tied tensor appears once, under the name that
-`save_pretrained` keeps.
+`save_pretrained` keeps; adapters are merged into their weights, and the model stays as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from elpo_ray.learner import lora
 from elpo_ray.learner.checkpoint import write_folder
+from elpo_ray.learner.masters import gathered
 
 SHARD_BYTES = 4 << 30
 
@@ -43,49 +45,69 @@ def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
+Sources = list[Tensor]
+"""A weight, then its adapter's A and B if it has one."""
+
+
 def weight_buckets(
-    model: PreTrainedModel, rank: int, max_bytes: int
+    model: PreTrainedModel, rank: int, max_bytes: int, scale: float
 ) -> Iterator[dict[str, Tensor]]:
     """Full tensors by name, on the learner's device; rank 0 gets them, others empty dicts.
 
-    The tensors may be views of live weights: use them up before the next bucket or update.
+    `scale` multiplies the adapters' products (`lora.scale`). The tensors may be views of live
+    weights: use them up before the next bucket or update.
     """
-    for bucket in _split(named_weights(model), max_bytes):
-        sharded = [t for t in bucket.values() if hasattr(t, "ds_id")]
-        if not sharded:
-            yield {name: t.detach() for name, t in bucket.items()} if rank == 0 else {}
-            continue
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(sharded):
-            full = {n: t.detach().clone() for n, t in bucket.items()} if rank == 0 else {}
+    for bucket in _split(_sources(named_weights(model)), max_bytes):
+        every = [t for sources in bucket.values() for t in sources]
+        sharded = any(hasattr(t, "ds_id") for t in every)
+        full: dict[str, Tensor] = {}
+        with gathered(every):
+            if rank == 0:
+                for name, (base, *adapter) in bucket.items():
+                    whole = base.detach()
+                    if adapter:
+                        down, up = (t.detach() for t in adapter)
+                        full[name] = lora.merged(whole, down, up, scale)
+                    else:
+                        full[name] = whole.clone() if sharded else whole
         yield full
 
 
-def _split(weights: dict[str, Tensor], max_bytes: int) -> Iterator[dict[str, Tensor]]:
-    bucket: dict[str, Tensor] = {}
+def _sources(weights: dict[str, Tensor]) -> dict[str, Sources]:
+    """What each weight of the merged model is made of."""
+    return {
+        name: [weights[part] for part in (p.base, p.down, p.up) if part is not None]
+        for name, p in lora.parts(weights).items()
+    }
+
+
+def _split(weights: dict[str, Sources], max_bytes: int) -> Iterator[dict[str, Sources]]:
+    bucket: dict[str, Sources] = {}
     size = 0
-    for name, tensor in weights.items():
+    for name, sources in weights.items():
+        tensor = sources[0]
         nbytes = getattr(tensor, "ds_numel", tensor.numel()) * tensor.element_size()
         if bucket and size + nbytes > max_bytes:
             yield bucket
             bucket, size = {}, 0
-        bucket[name] = tensor
+        bucket[name] = sources
         size += nbytes
     if bucket:
         yield bucket
 
 
-def export(model: PreTrainedModel, source: Path, target: Path, rank: int) -> None:
+def export(model: PreTrainedModel, source: Path, target: Path, rank: int, scale: float) -> None:
     """Write a plain Hugging Face folder: the weights, and every other file of `source` (config,
     tokenizer, chat template). Raises OSError on all ranks if the disk is full."""
-    write_folder(target, lambda partial: _write(model, source, partial, rank))
+    write_folder(target, lambda partial: _write(model, source, partial, rank, scale))
 
 
-def _write(model: PreTrainedModel, source: Path, partial: Path, rank: int) -> str | None:
+def _write(
+    model: PreTrainedModel, source: Path, partial: Path, rank: int, scale: float
+) -> str | None:
     error: str | None = None
     shards: list[dict[str, Any]] = []
-    for bucket in weight_buckets(model, rank, SHARD_BYTES):
+    for bucket in weight_buckets(model, rank, SHARD_BYTES, scale):
         if rank != 0 or error:
             continue
         try:

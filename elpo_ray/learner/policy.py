@@ -59,10 +59,9 @@ class _TargetLogProbs(torch.autograd.Function):
         hidden, weight, targets, *rest = ctx.saved_tensors
         bias = rest[0] if rest else None
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(
-            weight.shape, dtype=_wide(weight.dtype), device=weight.device
-        )  # fp32 sum over chunks
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=_wide(bias.dtype))
+        # fp32 sums over chunks; none of a frozen head.
+        grad_weight = _zeros(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = _zeros(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for rows in _chunks(len(targets), len(weight), weight.device):
             # d logp / d logits = scale * (onehot - p)
             grad = _log_probs(hidden[rows], weight, bias, ctx.scale).exp_().neg_()
@@ -72,12 +71,18 @@ class _TargetLogProbs(torch.autograd.Function):
                 grad_bias += grad.sum(0)
             grad = grad.to(weight.dtype)
             grad_hidden[rows] = grad @ weight
+            if grad_weight is None:
+                continue
             if grad_weight.dtype == grad.dtype:
                 grad_weight.addmm_(grad.T, hidden[rows])
             else:
                 grad_weight += grad.T @ hidden[rows]
-        grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None
+        sums = [g if g is None else g.to(weight.dtype) for g in (grad_weight, grad_bias)]
+        return grad_hidden, *sums, None, None
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter, dtype=_wide(parameter.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -7,9 +7,11 @@ packs nor ranks; an update that is not finite raises on all ranks and leaves the
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -19,20 +21,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from elpo_ray.config import OptimizerConfig, Packing
+from elpo_ray.config import LoraConfig, OptimizerConfig, Packing
 from elpo_ray.forest import Plan, Rules, TrainForest, plan
-from elpo_ray.learner import checkpoint, export, speed
-from elpo_ray.learner.attention import choose_backend
+from elpo_ray.learner import checkpoint, export, lora, speed
 from elpo_ray.learner.backend import (
     RankProcess,
     build_engine,
     build_reference,
     clips_itself,
+    form_of,
     join_group,
 )
-from elpo_ray.learner.batching import Form, Pack, collate
+from elpo_ray.learner.batching import Pack, collate
 from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
-from elpo_ray.learner.policy import DTYPES, PolicyModule, model_folder
+from elpo_ray.learner.policy import PolicyModule, model_folder
 from elpo_ray.learner.settings import LearnerSettings, Objective
 from elpo_ray.learner.stats import UpdateStats, all_reduce, entropy_moments, means
 from elpo_ray.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
@@ -55,8 +57,7 @@ class LearnerRank:
         `total_steps` = optimizer steps of the learning-rate schedule, settings.learner.optimizer.
         The reference policy, built when `kl_coef` > 0 first needs it, is what `folder` holds then.
         """
-        self._folder = model_folder(folder)
-        self._reference_folder = self._folder
+        self._reference_folder = model_folder(folder)
         self._settings = settings
         self._process = process
         self._device = join_group(process)
@@ -64,15 +65,18 @@ class LearnerRank:
         self._optimizer_cfg = settings.learner.optimizer
         self._total_steps = total_steps
         self._step = 0
-        self._engine = build_engine(
-            self._folder, settings.model, settings.learner, self._optimizer_cfg
-        )
+        self._engine = self._load(self._reference_folder)
         self._reference: Any = None
         policy: PolicyModule = self._engine.module
         self._cost = policy.cost()
-        self._form = _form(policy, settings, self._device)
+        self._form = form_of(policy, settings, self._device)
         self._updates = 0
         self._speedup = 0.0
+
+    def _load(self, folder: Path) -> Any:
+        settings = self._settings
+        self._folder = folder
+        return build_engine(folder, settings.model, settings.learner, self._optimizer_cfg)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -89,14 +93,25 @@ class LearnerRank:
         self, cfg: OptimizerConfig, total_steps: int, reference: str | Path | None = None
     ) -> None:
         """Begin another phase (RL after the cold start) with the weights as they are: moments and
-        schedule start afresh. `reference` = folder of the reference policy from now on."""
+        schedule start afresh. `reference` = folder of the reference policy from now on; adapters
+        are its difference from the policy, so with `learner.lora.rank` it must hold the weights as
+        they are, and new adapters start on it."""
+        self._optimizer_cfg, self._total_steps, self._step = cfg, total_steps, 0
+        if reference is not None:
+            self._reference_folder, self._reference = model_folder(reference), None
+            if self._lora is not None and self._reference_folder != self._folder:
+                self._engine.destroy()
+                self._engine = None
+                gc.collect()  # the old weights make room
+                self._engine = self._load(self._reference_folder)
         forget(self._engine.basic_optimizer)
         apply_config(self._engine.basic_optimizer, cfg)
         if not self._clips_itself:
             self._engine.optimizer.clip_grad = cfg.grad_norm
-        self._optimizer_cfg, self._total_steps, self._step = cfg, total_steps, 0
-        if reference is not None:
-            self._reference_folder, self._reference = Path(reference), None
+
+    @property
+    def _lora(self) -> LoraConfig | None:
+        return self._settings.learner.adapters
 
     def update(
         self, forest: TrainForest, objective: Objective = Objective.surrogate
@@ -155,16 +170,26 @@ class LearnerRank:
                 for pack in packs:
                     pack.old_logp = self._forward(self._engine, pack)
             if self._settings.loss.kl_coef > 0:
-                if self._reference is None:
-                    self._reference = build_reference(
-                        self._reference_folder,
-                        self._settings.model,
-                        self._settings.learner,
-                        self._device,
-                    )
-                for packs in minibatches:
-                    for pack in packs:
-                        pack.ref_logp = self._forward(self._reference, pack)
+                with self._reference_policy() as reference:
+                    for packs in minibatches:
+                        for pack in packs:
+                            pack.ref_logp = self._forward(reference, pack)
+
+    @contextmanager
+    def _reference_policy(self) -> Iterator[Any]:
+        """The policy that `kl_coef` holds on to: the one under the adapters, or a second one."""
+        if self._lora is not None:
+            with lora.disabled(self.model):
+                yield self._engine
+            return
+        if self._reference is None:
+            self._reference = build_reference(
+                self._reference_folder,
+                self._settings.model,
+                self._settings.learner,
+                self._device,
+            )
+        yield self._reference
 
     def _forward(self, policy: Any, pack: Pack) -> Tensor:
         """Log-probabilities of a pack's scored tokens, for keeping."""
@@ -297,22 +322,26 @@ class LearnerRank:
         )
 
     def weight_buckets(self, max_bytes: int) -> Iterator[dict[str, Tensor]]:
-        """The policy's full tensors by Hugging Face name, in buckets of at most `max_bytes`.
+        """The policy's full tensors by Hugging Face name, in buckets of at most `max_bytes`,
+        adapters merged into them.
 
         All ranks must iterate to the end together; rank 0 gets the tensors, others empty dicts.
         A bucket may be views of live weights: use it up before asking for the next.
         """
-        return export.weight_buckets(self.model, self._process.rank, max_bytes)
+        rank, scale = self._process.rank, lora.scale(self._lora)
+        return export.weight_buckets(self.model, rank, max_bytes, scale)
 
     def export(self, path: str | Path) -> None:
         """Write a plain Hugging Face folder. Raises OSError on all ranks; never half a folder."""
-        export.export(self.model, self._folder, Path(path), self._process.rank)
+        rank, scale = self._process.rank, lora.scale(self._lora)
+        export.export(self.model, self._folder, Path(path), rank, scale)
 
     def save(self, path: str | Path) -> None:
         """Checkpoint weights, optimizer, schedule and RNG to the folder `path`, replacing it whole.
         Raises OSError on all ranks (a full disk); what `path` held before then survives."""
         meta = {
             **self._signature(),
+            "scale": lora.scale(self._lora),
             "step": self._step,
             "total_steps": self._total_steps,
             "reference": str(self._reference_folder),
@@ -320,18 +349,17 @@ class LearnerRank:
         checkpoint.save(self._engine, Path(path), meta)
 
     def load(self, path: str | Path) -> None:
-        """Continue exactly where `save` was called. Raises ValueError on a checkpoint of another
-        model, precision, ZeRO stage or number of ranks, or none at all."""
+        """Continue exactly where `save` was called, on as many ranks bit by bit. Raises ValueError
+        on a checkpoint of another model, precision or adapters, or none at all."""
         meta = checkpoint.load(self._engine, Path(path), self._signature())
         self._step, self._total_steps = meta["step"], meta["total_steps"]
         self._reference_folder, self._reference = Path(meta["reference"]), None
 
     def _signature(self) -> dict[str, Any]:
         return {
+            "lora": None if self._lora is None else asdict(self._lora),
             **checkpoint.signature(self.model),
             "precision": self._settings.model.precision.value,
-            "zero_stage": self._settings.learner.zero_stage,
-            "ranks": self._process.world_size,
         }
 
     def close(self) -> None:
@@ -349,12 +377,3 @@ class _Step:
     lr: float
     padded_tokens: int
     packs: int
-
-
-def _form(policy: PolicyModule, settings: LearnerSettings, device: torch.device) -> Form:
-    """How this policy's packs are laid out. Raises ValueError on a backend that cannot run here."""
-    dtype = DTYPES[settings.model.precision]
-    if not policy.takes_trees:
-        return Form(device, None, dtype)
-    asked = settings.learner.attention
-    return Form(device, choose_backend(asked, policy.head_dim, device, dtype), dtype)

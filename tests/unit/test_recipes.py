@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 import elpo_ray.main
 import elpo_ray.sft
 from elpo_ray import checks
-from elpo_ray.config import CONF_DIR, Config, RewardName, Schedule, TaskName
+from elpo_ray.config import CONF_DIR, ClusterConfig, Config, RewardName, Schedule, TaskName
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 GIB_OF_80 = 60.0
@@ -72,11 +73,36 @@ def test_the_papers_recipe(experiment: str, parameters: float) -> None:
 def test_the_everyday_recipe_differs_where_it_says() -> None:
     paper, ours = config_of("paper_7b"), config_of("aime")
     assert ours.task.reward.name is RewardName.verify and not ours.cold_start.enabled
-    ours.task.reward, ours.cold_start, ours.experiment = (
-        paper.task.reward, paper.cold_start, paper.experiment,
+    ours.task.reward, ours.cold_start, ours.experiment, ours.sandbox = (
+        paper.task.reward, paper.cold_start, paper.experiment, paper.sandbox,
     )  # fmt: skip
     assert ours == paper
 
 
-def test_two_gpus_are_two() -> None:
-    assert checks.gpus_asked(config_of("aime_2gpu")) == 2
+def test_gpus_are_counted() -> None:
+    for experiment, count in (("aime_2gpu", 2), ("aime_1gpu", 1), ("aime_lora", 1)):
+        config = config_of(experiment)
+        assert checks.gpus_asked(config) == count
+        assert config.host_transfer == (count == 1), "NCCL cannot reach its own GPU"
+
+
+def test_adapters_spare_gradients_and_optimizer() -> None:
+    whole, adapters = config_of("aime"), config_of("aime_lora")
+    assert adapters.model == whole.model and adapters.learner.adapters is not None
+    states = checks.model_states(adapters)
+    assert states is not None
+    weights = 2 * 7.6e9
+    assert weights < states.rank < 1.15 * weights
+    # Qwen2.5-7B: 28 layers of 3584, 18944 wide inside, 512 for keys and values; rank 32.
+    sides = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
+    exact = 28 * 32 * sides
+    assert 0.7 < checks.adapter_share(7.6e9, 32) * 7.6e9 / exact < 1.5
+
+
+def test_a_shared_gpu_holds_one_engine_and_one_rank() -> None:
+    with pytest.raises(ValueError, match=r"cluster\.share_gpu=True: one rollout worker"):
+        ClusterConfig(share_gpu=True, learner_ranks=2)
+    config = config_of("aime_1gpu")
+    config.engine.tensor_parallel_size = 2
+    with pytest.raises(ValueError, match=r"engine\.tensor_parallel_size=2"):
+        replace(config)

@@ -1,0 +1,107 @@
+"""Low-rank adapters by PEFT, put into the model in place.
+
+Invariants: the model keeps its class and its forward pass, so that tree attention, ZeRO and
+checkpointing do not know of adapters; only adapters require gradients; outside the learner
+(engines, exported folders) there are only merged weights W + scale * B A under their Hugging Face
+names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from elpo_ray.config import LoraConfig
+
+_ADAPTER = "default"
+_DOWN, _UP = f".lora_A.{_ADAPTER}.weight", f".lora_B.{_ADAPTER}.weight"
+
+
+def attach(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Freeze the model and add adapters, B = 0, hence the same function.
+
+    Raises ValueError on a target that no module is called, or that is the embedding or the output
+    head, whose weights the learner reads directly.
+    """
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    assert config.rank is not None, "adapters have a rank"
+    targets = list(config.target_modules)
+    key = f"learner.lora.target_modules={targets}"
+    linear = targets == ["all-linear"]
+    for target in [] if linear else targets:
+        if not any(f".{name}".endswith(f".{target}") for name, _ in model.named_modules()):
+            raise ValueError(f"{key}: no module of the model is called {target}")
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules="all-linear" if linear else targets,
+    )
+    try:
+        peft.inject_adapter_in_model(settings, model, adapter_name=_ADAPTER)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    if any(isinstance(module, BaseTunerLayer) for module in ends):
+        raise ValueError(f"{key}: embeddings and output head take no adapter; leave them out")
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The frozen model, inside."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def scale(config: LoraConfig | None) -> float:
+    """What multiplies B A."""
+    if config is None:
+        return 0.0
+    assert config.rank is not None, "adapters have a rank"
+    return config.alpha / config.rank
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Names of what makes up one weight of the merged model."""
+
+    base: str
+    down: str | None
+    """A, shape [rank, in]; None where there is no adapter."""
+    up: str | None
+    """B, shape [out, rank]."""
+
+
+def parts(names: Iterable[str]) -> dict[str, Parts]:
+    """The merged model's names, in order, from those of the model with or without adapters."""
+    every = dict.fromkeys(names)
+    found: dict[str, Parts] = {}
+    for name in every:
+        if name.endswith((_DOWN, _UP)):
+            continue
+        owner = name.removesuffix(".base_layer.weight")
+        down, up = owner + _DOWN, owner + _UP
+        adapted = owner != name and down in every
+        plain = name.replace(".base_layer.", ".")
+        found[plain] = Parts(name, down if adapted else None, up if adapted else None)
+    return found
+
+
+def merged(base: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """W + scale * B A, added up in fp32 or wider, in W's precision."""
+    wide = torch.promote_types(base.dtype, torch.float32)
+    return base.to(wide).addmm(up.to(wide), down.to(wide), alpha=scale).to(base.dtype)
