@@ -17,6 +17,7 @@ from elpo_ray.view.folder import Notice
 
 SCRIPTS = (
     "dom.js",
+    "theme.js",
     "data.js",
     "scale.js",
     "charts.js",

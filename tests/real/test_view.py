@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from run_folders import write_run
 
+from elpo_ray import compare
 from elpo_ray.config import AlgorithmConfig
 from elpo_ray.credit.__main__ import credit_lines
 from elpo_ray.view.__main__ import main
@@ -211,6 +212,24 @@ def test_bad_input_is_told_and_the_rest_is_shown(page: "playwright.Page", tmp_pa
     assert page.locator("h1").inner_text() == "figure4"
     page.goto((run / "view.html").as_uri() + "#/tree/2/99")
     playwright.expect(page.locator(".notices")).to_contain_text("no tree in line 99")
+
+
+def test_runs_are_compared_over_what_they_spent(page: "playwright.Page", tmp_path: Path) -> None:
+    runs = [str(write_run(tmp_path / f"run{steps}", steps, 2)) for steps in (2, 3)]
+    out = tmp_path / "compare.html"
+    assert compare.main([*runs, "--out", str(out)]) == 0
+    show(page, out)
+    assert "budgets differ in rollouts" in page.locator(".notices").inner_text()
+    axis = page.locator("figure.chart .tick").last
+    assert axis.text_content() == "rollouts 96"
+    page.get_by_role("button", name="common budget").click()
+    assert axis.text_content() == "rollouts 64"
+    page.get_by_role("button", name="steps", exact=True).click()
+    assert axis.text_content() == "steps 2"
+    assert page.get_by_role("row", name="trainer.steps").locator("td").all_inner_texts() == [
+        "2",
+        "3",
+    ]
 
 
 def test_a_served_run_is_followed(page: "playwright.Page", tmp_path: Path) -> None:

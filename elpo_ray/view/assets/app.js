@@ -19,14 +19,8 @@ const KEYS = [
 const root = document.getElementById("app");
 const state = { overview: null, rows: [], page: null };
 
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-}
-
-function switchTheme() {
-  const theme = dark() ? "light" : "dark";
-  memory.set("theme", theme);
-  setTheme(theme);
+function otherTheme() {
+  switchTheme();
   route();
 }
 
@@ -38,7 +32,7 @@ document.body.append(help);
 
 function tools() {
   return h("span", { class: "tools" },
-    button("◐", switchTheme, { title: "dark or light (d)", "aria-label": "dark or light" }),
+    button("◐", otherTheme, { title: "dark or light (d)", "aria-label": "dark or light" }),
     button("?", () => help.showModal(), { title: "keys (?)", "aria-label": "keys" }));
 }
 
@@ -118,14 +112,14 @@ document.addEventListener("keydown", (event) => {
   if (event.target.matches?.("button, summary, a") && event.key === "Enter") return;
   if (event.target.closest?.(".details-body") && event.key.startsWith("Arrow")) return;
   if (event.key === "?") help.showModal();
-  else if (event.key === "d") switchTheme();
+  else if (event.key === "d") otherTheme();
   else if (!state.page.key(event)) return;
   event.preventDefault();
 });
 window.addEventListener("hashchange", route);
 
 async function begin() {
-  setTheme(memory.get("theme") ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
+  startTheme();
   try {
     take(await source.overview());
   } catch (error) {

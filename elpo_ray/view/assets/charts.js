@@ -40,8 +40,9 @@ class Cursor {
   }
 }
 
-// One chart. `series`: {name, x, y, style}, style counting from 0; `percent` formats values.
-function lineChart({ title, series, cursor, axis, percent: asPercent, pick }) {
+// One chart. `series`: {name, x, y, style}, style counting from 0; `percent` formats values, `pick` is
+// told of a click, without `keys` the series are named elsewhere.
+function lineChart({ title, series, cursor, axis, percent: asPercent, pick, keys = true }) {
   const { width, height, left, right, top, bottom } = CHART;
   const format = asPercent ? percent : brief;
   const [x0, x1] = extent(series.map((one) => one.x));
@@ -103,7 +104,7 @@ function lineChart({ title, series, cursor, axis, percent: asPercent, pick }) {
   if (pick) svg.addEventListener("click", (event) => pick(nearest(event)));
   cursor.charts.push(show);
   show(null);
-  const names = series.length > 1 || series[0].name !== title;
+  const names = keys && (series.length > 1 || series[0].name !== title);
   return h("figure", { class: `chart${pick ? " pickable" : ""}` },
     h("figcaption", {}, h("b", {}, title), readout),
     svg,

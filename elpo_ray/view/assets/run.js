@@ -1,7 +1,7 @@
 // The run page: what the run is, how it went by step, and every tree that it grew.
 
 const CHARTS = [
-  { title: "pass@1 on training inputs", percent: true, keys: { "pass@1": "pass_at_1" } },
+  { title: "pass@1, training inputs", percent: true, keys: { "pass@1": "pass_at_1" } },
   { title: "reward", keys: { reward: "reward" } },
   { title: "searches", keys: { begun: "searches", "step named": "critical_found" } },
   { title: "right, by the oracle", percent: true, keys: { right: "localization_accuracy" } },

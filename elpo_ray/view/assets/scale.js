@@ -29,7 +29,6 @@ function mixed(stops, at) {
   };
 }
 
-const dark = () => document.documentElement.dataset.theme === "dark";
 const stopsOf = (kind) => STOPS[dark() ? "dark" : "light"][kind];
 
 const MEASURES = {
