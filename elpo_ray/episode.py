@@ -90,6 +90,7 @@ async def run_episode(
             turn_number = len(start.steps) + len(steps) + 1
             drawn = replace(
                 sampling,
+                warm=turn_number > 1,
                 max_tokens=min(sampling.max_tokens, agent.max_context - len(context)),
                 seed=None if sampling.seed is None else derive_seed(sampling.seed, turn_number),
             )

@@ -70,6 +70,8 @@ class Sampling:
     top_p: float = 1.0
     max_tokens: int
     seed: int | None = None
+    warm: bool = False
+    """The engine has decoded the prefix before: such turns go first where not all can run."""
 
 
 @dataclass(frozen=True, slots=True)

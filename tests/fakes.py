@@ -104,10 +104,12 @@ class ScriptedPolicy:
         self._left: dict[int, list[Word]] = {}
         self._depth: dict[int, int] = {}
         self.seeds: list[int | None] = []
+        self.warm: list[bool] = []
         self.prefixes: list[str] = []
 
     async def generate(self, prefix: Sequence[int], sampling: Sampling) -> Turn:
         self.seeds.append(sampling.seed)
+        self.warm.append(sampling.warm)
         text = decode(prefix)
         self.prefixes.append(text)
         depth, last = text.count(";"), text.rfind(";")

@@ -18,8 +18,10 @@ from elpo_ray.config import (
     EntropyBranchConfig,
     GrowthConfig,
     GrowthRule,
+    LearnerConfig,
     RandomBranchConfig,
 )
+from elpo_ray.credit import assign
 from elpo_ray.dispatch import (
     Batch,
     Hopeless,
@@ -30,6 +32,7 @@ from elpo_ray.dispatch import (
     SetAside,
     TreeBatch,
 )
+from elpo_ray.forest import pack
 from elpo_ray.growth.budget import Totals
 from elpo_ray.growth.journal import Completion, TreeEnd, assemble
 from elpo_ray.growth.shared import SharedBudget, can_teach
@@ -371,5 +374,18 @@ async def test_a_batch_hands_rollouts_from_solved_inputs_to_open_ones() -> None:
     solved = [trees[i].budget for i in (1, 3, 5)]
     opened = [trees[i].budget for i in (0, 2, 4)]
     assert solved == [6, 6, 6] and sum(opened) == 3 * 8 + 6
+    check_credit([trees[i] for i in range(6)], config)
     for tree in trees.values():
         assert len(tree.leaves()) == tree.budget == Totals.of(tree.ledger).rollouts
+
+
+def check_credit(trees: list[RolloutTree], config: Config) -> None:
+    """Trees of unequal size: every leaf of a mini-batch weighs alike (Eq. 1), nothing is lost."""
+    learner = LearnerConfig(minibatch_inputs=6)
+    forest = pack(trees, assign(trees, config.algorithm), config.loss, learner)
+    (batch,) = forest.minibatches
+    assert [len(tree.leaf_weight) for tree in batch] == [tree.budget for tree in trees]
+    assert sum(tree.token_weight.sum() for tree in batch) == pytest.approx(1.0)
+    for packed, tree in zip(batch, trees, strict=True):
+        mixed = len({leaf.score.success for leaf in tree.leaves() if leaf.score}) == 2
+        assert bool((packed.advantage != 0).any()) == mixed

@@ -84,6 +84,13 @@ def test_each_turn_has_its_own_seed_and_none_stays_none() -> None:
     assert world.policy.seeds[5:] == [None, None, None]
 
 
+def test_all_turns_but_the_first_after_the_prompt_are_warm() -> None:
+    world = World("g", "g", "=ok")
+    whole = world.run()
+    world.run(whole.steps[:1])
+    assert world.policy.warm == [False, True, True, True, True]
+
+
 def test_last_allowed_turn_is_not_called() -> None:
     world = World("g", "g", "g", "=ok", max_turns=2)
     episode = world.run()
