@@ -107,6 +107,7 @@ class Engine:
                 max_num_seqs=config.max_num_seqs,
                 enforce_eager=config.enforce_eager,
                 enable_prefix_caching=True,
+                scheduling_policy="priority",
                 logprobs_mode="processed_logprobs",
                 weight_transfer_config=WeightTransferConfig(
                     backend="host" if self._host_transfer else "nccl"
@@ -171,8 +172,8 @@ class Engine:
             skip_clone=True,
         )
         prompt = tokens_input(list(prefix), cache_salt=f"weights-{self.version}")
-        last = None
         priority, number = 0 if sampling.warm else 1, str(next(self._ids))
+        last = None
         try:
             async for output in self._llm.generate(prompt, params, number, priority=priority):
                 last = output
@@ -190,9 +191,9 @@ class Engine:
         if self._host_transfer:
             self._drop_inbox()
             self._inbox = Inbox(checkpoint_shapes(self._path))
-
         else:
             await self._llm.start_weight_update()
+
     async def receive(self, part: Sequence[WireTensor] | dict[str, Any]) -> None:
         """Take a part of the weights: a bucket in host memory, or vLLM's update info, whose tensors
         arrive over NCCL. Raises WeightSyncError on a bad bucket; the weights are as they were."""
