@@ -22,7 +22,7 @@ function verdict(search) {
   const { critical, confirmed, interval, length, step } = search;
   if (known(critical)) {
     return [h("b", {}, `Step ${step} of ${length}`), confirmed
-      ? " is the first from which nothing was saved." : " is blamed, without a probe that says so."];
+      ? " is the first after which no completion succeeded." : " is named, but not confirmed."];
   }
   const [first, last] = interval;
   const where = first === last ? `step ${first}` : `steps ${first}–${last}`;
