@@ -97,7 +97,7 @@ class LearnerActor:
 
     def publish(self, version: int, workers: list[ActorHandle[Any]]) -> None:
         """To `workers`; one that dies meanwhile is passed over."""
-        if workers != self._connected:
+        if workers != self._connected or self._engines.lost:
             self.connect(workers)
         began = time.monotonic()
         self.publisher.publish(version)
@@ -124,6 +124,7 @@ class RemoteEngines:
     def __init__(self, workers: list[ActorHandle[Any]], timeout_s: float) -> None:
         self._workers = list(workers)
         self._timeout_s = timeout_s
+        self.lost: list[ActorHandle[Any]] = []
 
     def call(self, method: str, *args: Any) -> None:
         shared = [ray.put(arg) for arg in args]
@@ -135,17 +136,16 @@ class RemoteEngines:
 
     def _answers(self, refs: list[Any]) -> None:
         deadline = time.monotonic() + self._timeout_s
-        lost = []
         for worker, ref in zip(self._workers, refs, strict=True):
             try:
                 ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-                lost.append(worker)
+                self.lost.append(worker)
             except ray.exceptions.RayTaskError as error:
                 if not isinstance(error.cause, InfrastructureError):
                     raise (error.cause if error.cause is not None else error) from error
-                lost.append(worker)
-        self._workers = [worker for worker in self._workers if worker not in lost]
+                self.lost.append(worker)
+        self._workers = [worker for worker in self._workers if worker not in self.lost]
 
 
 class SandboxActor:
@@ -254,7 +254,8 @@ class RolloutActor:
         if self.engine is not None:
             self.engine.check()
         self.gauges = self.gauges or Gauges("elpo_worker_")
-        self.gauges.set(report.load | {"weight_version": await self.engine_version()})
+        report.version = await self.engine_version()
+        self.gauges.set(report.load | {"weight_version": report.version})
         return report
 
     async def wake(self) -> None:

@@ -233,9 +233,11 @@ class RolloutGroup:
         self.queue.join(number)
         moved = time.monotonic()
         while True:
-            jobs = self.queue.give(number, room)
+            jobs, served = self.queue.give(number, room), self.version
             call: Any = worker.handle.exchange.remote(jobs, PATIENCE_S)
             report = await answer(call, cluster.stuck_s, f"{worker.name} hangs ({worker.phase})")
+            if report.version < served:
+                raise WorkerLost(f"{worker.name} missed version {served} of the weights")
             self.queue.take(number, report)
             room, worker.load = report.room, report.load
             worker.phase = report.phase

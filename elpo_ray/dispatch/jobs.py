@@ -51,6 +51,8 @@ class Report:
 
     phase: str = ""
     """What the worker is doing, in words."""
+    version: int = 0
+    """Of the weights that it serves."""
 
     @property
     def progress(self) -> bool:

@@ -106,6 +106,11 @@ def pid(handle: Any) -> int:
     return ray.get(handle.process.remote(), timeout=30)
 
 
+def publish(group: RolloutGroup, version: int) -> None:
+    ray.get([handle.serve.remote(version) for handle in group.members])
+    group.version = version
+
+
 def grow(group: RolloutGroup, count: int, step: int = 0) -> list[Any]:
     return group.grow([TASK.train_problem(i) for i in range(count)], step)
 
@@ -117,7 +122,7 @@ def check(tree: Any, index: int) -> None:
 
 
 def test_workers_pull_and_what_dies_goes_on_from_its_last_completion(group: RolloutGroup) -> None:
-    group.version = 7
+    publish(group, 7)
     stop, killed = threading.Event(), []
 
     def strike() -> None:
@@ -144,7 +149,7 @@ def test_workers_pull_and_what_dies_goes_on_from_its_last_completion(group: Roll
         assert time.monotonic() < deadline, "a worker did not come back"
         time.sleep(0.1)
     versions = ray.get([handle.engine_version.remote() for handle in group.members])
-    assert 7 in versions, "a new worker serves what the others serve"
+    assert versions == [7, 7], "a new worker serves what the others serve"
 
 
 def test_an_input_that_kills_its_worker_is_set_aside(group: RolloutGroup, tmp_path: Path) -> None:
@@ -163,6 +168,20 @@ def test_a_worker_that_hangs_is_replaced(group: RolloutGroup, tmp_path: Path) ->
         check(tree, index)
     assert group.restarts == 1
     assert len(hung & {p for p in hung if psutil.pid_exists(p)}) == 1
+
+
+def test_a_worker_that_missed_the_weights_is_replaced(group: RolloutGroup) -> None:
+    ray.get(group.members[0].serve.remote(3))
+    group.version = 3
+    for index, tree in enumerate(grow(group, 4)):
+        check(tree, index)
+    deadline = time.monotonic() + 60
+    while len(group.members) < 2 or group.restarts == 0:
+        assert time.monotonic() < deadline, "the worker was not replaced"
+        time.sleep(0.1)
+    assert group.restarts == 1
+    versions = ray.get([handle.engine_version.remote() for handle in group.members])
+    assert versions == [3, 3]
 
 
 def test_workers_that_die_again_and_again_end_the_run(group: RolloutGroup, tmp_path: Path) -> None:
