@@ -85,10 +85,8 @@ def run(config: Config, *, quick: bool) -> int:
 
 def tell(console: Console, finding: Finding, where: str = "") -> None:
     """One finding, its remedy below it."""
-    place = f"{where}  " if where else ""
-    console.print(
-        f"{MARKS[finding.status]}  {place}{finding.name}: {escape(finding.detail)}", soft_wrap=True
-    )
+    line = f"{where}{finding.name}: {finding.detail}"
+    console.print(f"{MARKS[finding.status]}  {escape(line)}", soft_wrap=True)
     if finding.remedy:
         console.print(f"         -> {escape(finding.remedy)}", soft_wrap=True)
 
