@@ -162,9 +162,13 @@ class RolloutGroup:
     def describe(self) -> str:
         """Who still has what to do, most first: the stragglers."""
         pending = sorted(self.queue.pending().items(), key=lambda item: -item[1])
-        shown = ", ".join(f"rollout-{number}: {count}" for number, count in pending[:4])
+        shown = [
+            f"rollout-{number}: {count} inputs, {worker.load.get('episodes', 0):.0f} trajectories"
+            for number, count in pending[:3]
+            for worker in [self._workers[number]]
+        ]
         down = sum(worker.handle is None for worker in self._workers)
-        return f"inputs at {shown}" + (f"; {down} workers are down" if down else "")
+        return "; ".join([*shown, f"{down} workers are down"] if down else shown)
 
     def metrics(self) -> Values:
         """Sums since the start: what faults cost, and how long engines had nothing to do."""

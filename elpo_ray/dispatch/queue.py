@@ -146,6 +146,7 @@ class InputQueue:
         self._keys = count()
         self._batches: dict[int, Batch] = {}
         self._entries: dict[tuple[int, int], Entry] = {}
+        self._stopped: BaseException | None = None
         self.set_aside = 0
         """Inputs, since the start."""
         self.requeued = 0
@@ -155,6 +156,8 @@ class InputQueue:
         """`first`: before what waits already."""
         entries = [Entry(job, batch, index) for index, job in enumerate(batch.jobs)]
         with self._lock:
+            if self._stopped is not None:
+                batch.stop(self._stopped)
             self._batches[id(batch)] = batch
             self._entries |= {(id(batch), e.index): e for e in entries}
             if first:
@@ -172,8 +175,9 @@ class InputQueue:
             self._entries = {k: e for k, e in self._entries.items() if e.batch is not batch}
 
     def stop(self, error: BaseException) -> None:
-        """No batch will be finished."""
+        """No batch will be finished, nor any that is submitted later."""
         with self._lock:
+            self._stopped = error
             for batch in self._batches.values():
                 batch.stop(error)
 

@@ -285,6 +285,14 @@ async def test_a_bug_is_raised_where_the_batch_is_waited_for() -> None:
         await finish(site, batch)
 
 
+def test_after_the_end_no_batch_is_waited_for() -> None:
+    queue, batch = InputQueue(), TreeBatch(jobs(2))
+    queue.stop(RuntimeError("all workers are gone"))
+    queue.submit(batch)
+    with pytest.raises(RuntimeError, match="gone"):
+        dict(batch.results())
+
+
 async def test_a_worker_that_loses_too_much_is_hopeless() -> None:
     def check() -> None:
         raise InfrastructureError("all calls are lost")
