@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers.utils.logging
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
@@ -80,10 +80,17 @@ def build_tiny(
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, **ids
     )
-    # nobody waits for a megabyte
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model.save_pretrained(folder)
+    _write(model, folder)
     return folder
+
+
+def _write(model: Qwen2ForCausalLM, folder: Path) -> None:
+    """As `save_pretrained`, which would load DeepSpeed into the driver to see what it is given."""
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    weights = {name: value for name, value in model.state_dict().items() if "lm_head" not in name}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _render(

@@ -1,0 +1,114 @@
+"""Every key of a schema with its type, default and explanation, read from the schema's source.
+
+The explanation of a key is the string below its field; Python does not keep it, so the source is
+parsed. `markdown` is the configuration reference of the documentation.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from enum import Enum
+from typing import Any, get_args, get_origin, get_type_hints
+
+from elpo_ray.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key as a user writes it."""
+
+    name: str
+    """With its sections: `learner.optimizer.lr`."""
+    type: str
+    default: str
+    explanation: str
+
+
+def keys(schema: type[Any] = Config, prefix: str = "") -> Iterator[Key]:
+    """The keys of a dataclass and of the dataclasses in it, in order."""
+    hints, told = get_type_hints(schema), _explanations(schema)
+    for field in fields(schema):
+        kind, name = hints[field.name], prefix + field.name
+        if is_dataclass(kind) and isinstance(kind, type):
+            yield from keys(kind, f"{name}.")
+        else:
+            text = " ".join(part for part in (told.get(field.name), _options(kind)) if part)
+            yield Key(name, _name(kind), _default(field), text)
+
+
+def markdown() -> str:
+    """A page with one table a section."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Every key of a run, from the schema in `elpo_ray/config/`; `key=value` on the command",
+        "line overrides it. The defaults are the schema's; `conf/` holds what experiments set.",
+    ]
+    section = None
+    for key in keys():
+        first, dot, _ = key.name.partition(".")
+        if (own := first if dot else "run") != section:
+            section = own
+            head = ["| key | type | default | |", "|---|---|---|---|"]
+            lines += ["", f"## {own}", "", *head]
+        cells = (f"`{key.name}`", f"`{key.type}`", f"`{key.default}`", key.explanation)
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _explanations(schema: type[Any]) -> dict[str, str]:
+    """The strings below the fields of a class, or the options of a choice, by name."""
+    (node,) = ast.parse(inspect.getsource(schema)).body
+    assert isinstance(node, ast.ClassDef)
+    told = {}
+    for field, below in zip(node.body, node.body[1:], strict=False):
+        match field, below:
+            case (
+                (ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)])),
+                ast.Expr(ast.Constant(value=str(text))),
+            ):
+                told[name] = " ".join(text.split())
+    return told
+
+
+def _options(kind: Any) -> str:
+    """What a choice is about, and what its options mean."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        return ""
+    about = " ".join((kind.__doc__ or "").split())
+    return " ".join([about, *(f"`{name}`: {text}" for name, text in _explanations(kind).items())])
+
+
+def _name(kind: Any) -> str:
+    """A type as a user thinks of it; of a choice, the options."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return ", ".join(str(option.value) for option in kind)
+    if isinstance(kind, type):
+        return kind.__name__
+    inner = [_name(each) for each in get_args(kind)]
+    if get_origin(kind) is list:
+        return f"list of {inner[0]}"
+    if get_origin(kind) is tuple:
+        return f"list of {len(inner)} {inner[0]}"
+    if get_origin(kind) is dict:
+        return f"{inner[0]} -> {inner[1]}"
+    return " or ".join("null" if each == "NoneType" else each for each in inner) or str(kind)
+
+
+def _default(field: Field[Any]) -> str:
+    default = field.default
+    if default is MISSING:
+        assert field.default_factory is not MISSING, f"{field.name} has no default"
+        default = field.default_factory()
+    if isinstance(default, Enum):
+        default = default.value
+    match default:
+        case None:
+            return "null"
+        case bool():
+            return str(default).lower()
+        case _:
+            return str(default)
