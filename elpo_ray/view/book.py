@@ -91,7 +91,7 @@ class Book:
         keys = list(rows[0]) if rows else []
         table = {key: [row[key] for row in rows] for key in keys}
         table["chunk"] = [None if row["chunk"] in missing else row["chunk"] for row in rows]
-        own = [*self._settings.notices, *faults]
+        own = [*self._settings.notices, *faults, *self._vocabulary.notices]
         own += [notice for part in self._parts.values() for notice in part.notices]
         summary = read_summary(self.run)
         return deflate(
@@ -162,25 +162,33 @@ class Book:
 
 
 class Vocabulary:
-    """Texts of token ids, by the tokenizer that the run has kept; empty without one."""
+    """Texts of token ids, by the tokenizer that the run has kept; empty without a sound one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._tokenizer: Any = None
         self._known: dict[int, str] = {}
+        self.notices: list[Notice] = []
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
         """By id; bytes that are no whole character come as U+FFFD."""
-        if self._tokenizer is None and self._path.is_file():
-            from tokenizers import Tokenizer
-
-            self._tokenizer = Tokenizer.from_file(str(self._path))
+        if self._tokenizer is None and not self.notices and self._path.is_file():
+            self._load()
         if self._tokenizer is None:
             return {}
         for token in ids:
             if token not in self._known:
                 self._known[token] = self._tokenizer.decode([token], skip_special_tokens=False)
         return {token: self._known[token] for token in ids}
+
+    def _load(self) -> None:
+        from tokenizers import Tokenizer
+
+        try:
+            self._tokenizer = Tokenizer.from_file(str(self._path))
+        except Exception as error:  # the library raises nothing narrower
+            text = f"tokens are shown as ids: {error}"
+            self.notices.append(Notice(text, self._path.name))
 
 
 def describe(algorithm: AlgorithmConfig) -> dict[str, Any]:

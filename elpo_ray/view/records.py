@@ -193,5 +193,5 @@ def _tokens(node: Node, key: str, limits: Limits) -> Sequence[int | None] | None
         return None
     kept = values[: limits.tokens]
     if key == "token_ids":
-        return kept if all(type(x) is int for x in kept) else None
+        return kept if all(type(x) is int and 0 <= x < 1 << 32 for x in kept) else None
     return [round(100 * x) if math.isfinite(x) else None for x in kept]

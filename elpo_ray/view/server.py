@@ -6,14 +6,26 @@ open elsewhere can read rollouts through a name of its own.
 
 from __future__ import annotations
 
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from elpo_ray.view.book import Book
 from elpo_ray.view.page import live_page
 
 HOSTS = {"127.0.0.1", "localhost"}
+
+
+class Server(ThreadingHTTPServer):
+    """A browser that goes away in the middle of an answer is no error."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Following:
@@ -81,4 +93,4 @@ def make_server(book: Book, port: int) -> ThreadingHTTPServer:
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    return Server(("127.0.0.1", port), Handler)

@@ -205,6 +205,7 @@ def test_optional_fields_of_any_kind_never_break_the_page(fields: list[dict[str,
     columns = json.loads(text)["columns"]
     assert all(len(column) == made["size"] for column in columns.values())
     assert all(x is None or isinstance(x, str) for x in columns.get("text", []))
+    assert all(type(i) is int and i >= 0 for ids in columns.get("ids", []) for i in ids or [])
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12))
@@ -274,6 +275,14 @@ def test_tokens_are_shown_with_the_tokenizer_that_the_run_kept(tmp_path: Path) -
     node = json.loads(path.read_text())["nodes"][1]
     assert columns["ids"][1] == node["token_ids"]
     assert columns["entropies"][1] == [round(100 * x) for x in node["token_entropies"]]
+
+
+def test_a_broken_tokenizer_leaves_ids(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 1, 1)
+    (run / "tokenizer.json").write_text("{}")
+    book = opened(run)
+    assert len(notices(book)) == 1 and "shown as ids" in notices(book)[0]
+    assert tree_of(book, 0)["columns"]["ids"]
 
 
 def test_limits_of_a_node_bound_its_part_of_the_page(tmp_path: Path) -> None:
