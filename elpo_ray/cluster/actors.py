@@ -17,8 +17,8 @@ from elpo_ray.cluster.gauges import Gauges
 from elpo_ray.config import Config, OptimizerConfig
 from elpo_ray.dispatch import Job, JobRunner, Report
 from elpo_ray.forest import TrainForest
-from elpo_ray.metrics import Values
 from elpo_ray.model_folder import local_folder
+from elpo_ray.trackers import Values
 from elpo_ray.types import InfrastructureError
 from elpo_ray.weights import HostPublisher, Publisher
 

@@ -12,8 +12,8 @@ from ray.actor import ActorHandle
 
 from elpo_ray.config import OptimizerConfig
 from elpo_ray.forest import TrainForest
-from elpo_ray.metrics import Values
 from elpo_ray.runs import Fault
+from elpo_ray.trackers import Values
 
 if TYPE_CHECKING:
     from elpo_ray.cluster.rollouts import RolloutGroup

@@ -23,10 +23,10 @@ from elpo_ray.cluster.groups import first_line, wait_for
 from elpo_ray.config import BudgetScope, Config
 from elpo_ray.dispatch import Batch, Hopeless, InputQueue, Job, SetAside, TreeBatch
 from elpo_ray.growth.shared import SharedBudget
-from elpo_ray.metrics import Values
 from elpo_ray.rollout import RolloutWorker
 from elpo_ray.runs import Fault
 from elpo_ray.samples import Sample
+from elpo_ray.trackers import Values
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import InfrastructureError, Problem
 from sandbox.metrics import merged
