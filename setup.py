@@ -47,6 +47,7 @@ setup(
             "mlflow-skinny>=3.17,<4",
             "hypothesis",
             "jsonschema",
+            "mkdocs-material>=9.7,<10",
             "mypy",
             "playwright",
             "pre-commit",

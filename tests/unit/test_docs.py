@@ -1,0 +1,106 @@
+"""The documentation builds without a warning, and its examples run."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeTools, Plan, make_config, make_worker, planted
+
+from elpo_ray import growth
+from elpo_ray.config import Config, CreditConfig, GrowthConfig, GrowthRule
+from elpo_ray.config.reference import keys, markdown
+from elpo_ray.credit.parts import leaf_mean
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import FinishReason, Score, Step, ToolCall, ToolKind, Turn
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCK = re.compile(r'```python title="([^"]+)"\n(.*?)```', re.DOTALL)
+
+
+def example(name: str) -> dict[str, Any]:
+    """What the block of that title in docs/extending.md defines."""
+    blocks = dict(BLOCK.findall((ROOT / "docs" / "extending.md").read_text()))
+    (code,) = (text for title, text in blocks.items() if title.endswith(f"/{name}.py"))
+    defined: dict[str, Any] = {"__name__": name}
+    exec(compile(code, f"{name}.py", "exec"), defined)
+    return defined
+
+
+def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "learner.optimizer.lr" in (tmp_path / "configuration" / "index.html").read_text()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text()
+    missing = [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in nav]
+    assert not missing
+
+
+def test_the_reference_has_every_key_with_its_explanation() -> None:
+    found = {key.name: key for key in keys(Config)}
+    assert found["learner.optimizer.lr"].default == "1e-06"
+    assert found["algorithm.clip.scope"].type.startswith("none, critical_subtree")
+    assert "Eq. 11" in found["algorithm.clip.scope"].explanation
+    assert found["task.train_file"].type == "str or null"
+    for name in found:
+        assert f"| `{name}` |" in markdown()
+
+
+def step(text: str) -> Step:
+    return Step(Turn((1,), (0.0,), (0.0,), FinishReason.STOP, 0), action_text=text)
+
+
+def test_the_credit_rule_ranks_leaves() -> None:
+    tree = RolloutTree("t", 3)
+    for reward in (5.0, -1.0, 0.0):
+        tree.add_trajectory(0, [step("x")], Score(reward, reward > 0))
+    (parts,) = example("ranked")["parts"]([tree], CreditConfig())
+    assert leaf_mean(tree, parts.leaf) == [0.0, 1.0, -1.0, 0.0]
+
+
+@pytest.mark.parametrize("plan", [planted(3, 2), planted(1, 1), lambda number, before: ["=ok"]])
+def test_the_growth_rule_spends_the_budget(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(growth.GROWTH, GrowthRule.random_branch, example("twice")["grow"])
+    config = make_config(GrowthConfig(rule=GrowthRule.random_branch, n_total=9))
+    worker = make_worker(plan, config)
+    tree = asyncio.run(worker.grow(worker.task.train_problem(0), 0))
+    assert len(tree.leaves()) == 9
+    branched = [entry for entry in tree.ledger if entry["anchor"] == 1]
+    assert len(branched) == (4 if len(plan(0, [])) > 1 else 0)
+
+
+async def test_the_task_scores_its_own_answers() -> None:
+    task = example("sums")["Sums"]()
+    problem = task.train_problem(3)
+    right = step(f"the sum = {problem.ground_truth}")
+    assert await task.score(problem, [right], FakeTools()) == Score(1.0, True)
+    assert await task.score(problem, [step("= 0")], FakeTools()) == Score(-1.0, False)
+    held_out = {held.messages[0]["content"] for held in task.eval_problems(5)}
+    assert problem.messages[0]["content"] not in held_out and len(held_out) == 5
+
+
+async def test_the_tool_answers_beside_the_interpreter() -> None:
+    inner = FakeTools()
+    tools = example("glossary")["WithGlossary"](inner)
+    session = await tools.open(at=None, tree="t")
+    found = await session.call(ToolCall("look_up", {"term": "leaf"}))
+    assert (found.kind, found.text) == (ToolKind.OK, "a completed trajectory")
+    await session.call(ToolCall("move", {"move": "g"}))
+    assert session.state == ("g",)
+    await session.close()
+    await tools.release("t")
+    assert (inner.live, inner.trees) == (0, set())
