@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(TARGET)
 
-.PHONY: help install quickstart test test-unit lint clean
+.PHONY: help install quickstart test test-unit lint docs clean
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -34,6 +34,9 @@ test-unit: install    ## the fast tier only
 
 lint: install         ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+docs: install         ## the documentation as pages, in site/
+	$(BIN)/python -m mkdocs build --strict
 
 clean:                ## remove .venv and caches, keep runs/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
