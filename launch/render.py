@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from elpo_ray import checks
 from elpo_ray.command import composed
 from elpo_ray.config import Config, require
+from elpo_ray.probes.software import pinned
 from launch.config import KubeRayConfig, Runtime, SlurmConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -72,6 +73,7 @@ def kuberay_manifest(config: KubeRayConfig, overrides: Sequence[str]) -> str:
     return _render(
         "rayjob.yaml.jinja",
         c=config,
+        ray_version=pinned("cpu")["ray"],
         entrypoint=shlex.join([*start, "--address", "auto", "--", *overrides]),
     )
 
