@@ -18,6 +18,7 @@ import json
 import os
 import random
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,27 +27,29 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import ray
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from rich.console import Console
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file lies a `sandbox`
 
-from elpo_ray.cluster import Cluster, RolloutGroup
-from elpo_ray.cluster import cluster as placement
-from elpo_ray.cluster.actors import RemoteEngines, RolloutActor
-from elpo_ray.cold_start import base_model, starting_model
-from elpo_ray.command import typed
-from elpo_ray.config import CONF_DIR, Config
-from elpo_ray.credit import assign
-from elpo_ray.dispatch import JobRunner
-from elpo_ray.forest import pack
-from elpo_ray.growth.dynamic import Batch, collect
-from elpo_ray.metrics import rollout_metrics
-from elpo_ray.rollout import RolloutWorker
-from elpo_ray.schedule import Schedule
-from elpo_ray.tasks import make_task
-from elpo_ray.tree import RolloutTree
-from elpo_ray.types import (
+import ray  # noqa: E402
+from hydra import compose, initialize_config_dir  # noqa: E402
+from hydra.core.config_store import ConfigStore  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from elpo_ray.cluster import Cluster, RolloutGroup  # noqa: E402
+from elpo_ray.cluster import cluster as placement  # noqa: E402
+from elpo_ray.cluster.actors import RemoteEngines, RolloutActor  # noqa: E402
+from elpo_ray.cold_start import base_model, starting_model  # noqa: E402
+from elpo_ray.command import typed  # noqa: E402
+from elpo_ray.config import CONF_DIR, Config  # noqa: E402
+from elpo_ray.credit import assign  # noqa: E402
+from elpo_ray.dispatch import JobRunner  # noqa: E402
+from elpo_ray.forest import pack  # noqa: E402
+from elpo_ray.growth.dynamic import Batch, collect  # noqa: E402
+from elpo_ray.metrics import rollout_metrics  # noqa: E402
+from elpo_ray.rollout import RolloutWorker  # noqa: E402
+from elpo_ray.schedule import Schedule  # noqa: E402
+from elpo_ray.tasks import make_task  # noqa: E402
+from elpo_ray.tree import RolloutTree  # noqa: E402
+from elpo_ray.types import (  # noqa: E402
     FinishReason,
     Parsed,
     Problem,
@@ -56,7 +59,7 @@ from elpo_ray.types import (
     ToolResult,
     Turn,
 )
-from elpo_ray.weights import HostPublisher
+from elpo_ray.weights import HostPublisher  # noqa: E402
 
 Values = dict[str, Any]
 PAIRS = 3

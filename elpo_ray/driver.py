@@ -7,7 +7,7 @@ same ones, whatever had been grown ahead; Ctrl-C never cuts an update in two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +76,7 @@ def train(config: Config) -> Outcome:
                 config=config,
                 task=task,
                 learner=learner,
+                new_learner=lambda: cluster.learner(start.folder, config.optimizer_steps),
                 rollouts=rollouts,
                 run=run,
                 metrics=metrics,
@@ -93,6 +94,8 @@ class Trainer:
     config: Config
     task: Task
     learner: LearnerGroup
+    new_learner: Callable[[], LearnerGroup]
+    """Starts another one with the weights that the run began with, the lost one gone."""
     rollouts: RolloutGroup
     run: RunFolder
     metrics: Metrics
@@ -101,13 +104,18 @@ class Trainer:
     state: RunState = field(default_factory=RunState)
 
     def __post_init__(self) -> None:
+        self.gauges, self.schedule = Gauges(), self.new_schedule()
+        self.lost_at = -1
+        """Finished steps when a learner was last lost."""
+
+    def new_schedule(self) -> Schedule:
         staleness, steps = self.config.schedule.staleness, self.config.trainer.steps
-        self.gauges = Gauges()
-        self.schedule = Schedule(self.grow, staleness=staleness, steps=steps)
+        return Schedule(self.grow, staleness=staleness, steps=steps)
 
     def train(self) -> Outcome:
         """Evaluate, take the steps, evaluate; on Ctrl-C write a checkpoint and stop."""
-        self.restore()
+        if self.config.trainer.resume is not None:
+            self.restore()
         signals = Interrupts()
         try:
             with signals:
@@ -115,7 +123,10 @@ class Trainer:
                     self.state.pass_at_1_before = self.evaluate()
                     self.tell_pass_at_1(self.state.pass_at_1_before)
                 while self.state.step < self.config.trainer.steps:
-                    self.step(signals)
+                    try:
+                        self.step(signals)
+                    except LearnerLost as lost:
+                        self.start_over(lost)
                 after = self.evaluate()
         except KeyboardInterrupt:
             self.checkpoint()
@@ -124,10 +135,6 @@ class Trainer:
                 f"trainer.resume={self.run.path}"
             )
             return Outcome(self.run.path, interrupted=True)
-        except LearnerLost as lost:
-            kept = self.run.newest_checkpoint() is not None
-            hint = f"continue with trainer.resume={self.run.path}" if kept else "start the run anew"
-            raise Fault(f"step {self.state.step + 1}: {lost}; {hint}") from lost
         self.finish(after)
         return Outcome(self.run.path, interrupted=False)
 
@@ -240,16 +247,31 @@ class Trainer:
             self.learner.save(folder / "learner")
 
     def restore(self) -> None:
-        """Continue from the newest checkpoint of a resumed run: learner, engines, cursor."""
-        if self.config.trainer.resume is None:
-            return
+        """Continue from the newest checkpoint: learner, engines, cursor."""
         checkpoint = self.run.newest_checkpoint()
-        assert checkpoint is not None, "RunFolder.of checked it"
+        assert checkpoint is not None, "whoever calls this knows that there is one"
         self.state = read_state(checkpoint)
         with self.learner.moving():
             self.learner.load(checkpoint / "learner")
             self.learner.publish(version=self.state.step)
         self.console.print(f"resumed {self.run.path} after step {self.state.step}")
+
+    def start_over(self, lost: LearnerLost) -> None:
+        """A new learner goes on from the newest checkpoint; the steps after it are made again.
+        Raises Fault if there is none, or if no step was made since the last time."""
+        step, kept = self.state.step, self.run.newest_checkpoint()
+        if kept is None or step <= self.lost_at:
+            hint = f"continue with trainer.resume={self.run.path}" if kept else "start the run anew"
+            raise Fault(f"step {step + 1}: {lost}; {hint}") from lost
+        self.lost_at = step
+        self.console.print(f"step {step + 1}: {lost}; a new learner goes on", highlight=False)
+        self.rollouts.abandon()
+        self.schedule = self.new_schedule()
+        self.run.rewind(read_state(kept).step)
+        self.learner = self.new_learner()
+        with self.rollouts.weights_move:
+            self.learner.connect(self.rollouts)
+            self.restore()
 
     def finish(self, pass_at_1_after: float) -> None:
         self.state.add(**{f"seconds/{phase}": s for phase, s in self.watch.lap().items()})

@@ -155,9 +155,12 @@ class RunFolder:
         """Drop metrics and trees of steps after `step`, and what an interrupted save left."""
         log = self.path / "metrics.jsonl"
         if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _is_json(line) and json.loads(line)["step"] <= step]
-            write_whole(log, "".join(line + "\n" for line in kept))
+            end = 0
+            for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+                if not _is_json(line) or json.loads(line)["step"] > step:
+                    break
+                end += len(line.encode())
+            os.truncate(log, end)  # in place: a sink may have it open
         for path in self.trees.glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()

@@ -31,6 +31,10 @@ class Cluster:
         self._actors: list[ActorHandle[Any]] = []
         self._placements: list[PlacementGroup] = []
         self._rollouts: RolloutGroup | None = None
+        self._ranks: list[ActorHandle[Any]] = []
+        self._spawn_rank: Spawn | None = None
+        self._learners = 0
+        """Groups of learner ranks so far."""
         cluster = config.cluster
         ray.init(
             address=cluster.address,
@@ -74,10 +78,14 @@ class Cluster:
         return wait_for(refs, self.config.cluster.start_timeout_s, f"{phase} of {actor}")
 
     def learner(self, folder: Path, total_steps: int) -> LearnerGroup:
-        """All learner ranks, with the weights of `folder`."""
+        """All learner ranks, with the weights of `folder`; earlier ones are ended."""
         config, count = self.config, self.config.cluster.learner_ranks
-        spawn = self._spawner("learner", LearnerActor, count, 1.0, 1)
-        ranks = [spawn(rank, 0) for rank in range(count)]
+        for rank in self._ranks:
+            ray.kill(rank)
+        if self._spawn_rank is None:
+            self._spawn_rank = self._spawner("learner", LearnerActor, count, 1.0, 1)
+        ranks = [self._spawn_rank(rank, self._learners) for rank in range(count)]
+        self._ranks, self._learners = ranks, self._learners + 1
         master = self._get(ranks[0].endpoint.remote(), "start", "learner-0")
         starts = [
             actor.start.remote(config, str(folder), rank, master, total_steps)

@@ -68,6 +68,7 @@ class LearnerGroup:
         down will when it is up again."""
         assert self._rollouts is not None, "connect() comes first"
         with self.moving():
+            self._rollouts.version = min(version, self._rollouts.version)
             self._send(version, self._rollouts.members)
             self._rollouts.version = version
 

@@ -19,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 
 from elpo_ray import growth
-from elpo_ray.cluster.groups import first_line, wait_for
+from elpo_ray.cluster.groups import LearnerLost, first_line, wait_for
 from elpo_ray.config import BudgetScope, Config
 from elpo_ray.dispatch import Batch, Hopeless, InputQueue, Job, SetAside, TreeBatch
 from elpo_ray.growth.shared import SharedBudget
@@ -36,7 +36,7 @@ Spawn = Callable[[int, int], ActorHandle[Any]]
 """(number, life) -> a new actor for worker `number`, not yet started."""
 PATIENCE_S = 1.0
 """Longest time between two reports of a worker that is well."""
-MAX_DEATHS = 5
+MAX_DEATHS = 8
 """Deaths of one worker, without a completed trajectory between them, that retire it."""
 
 
@@ -182,6 +182,10 @@ class RolloutGroup:
             "engine_idle_s": idle,
         }
 
+    def abandon(self) -> None:
+        """Nobody waits any longer for the batches that are under way."""
+        self.queue.fail(Fault("the batch was abandoned"))
+
     def close(self) -> None:
         """End the conversations; the workers are the cluster's to kill. Batches that somebody still
         waits for fail."""
@@ -240,7 +244,7 @@ class RolloutGroup:
             jobs, served = self.queue.give(number, room), self.version
             call: Any = worker.handle.exchange.remote(jobs, PATIENCE_S)
             report = await answer(call, cluster.stuck_s, f"{worker.name} hangs ({worker.phase})")
-            if report.version < served:
+            if report.version < min(served, self.version):
                 raise WorkerLost(f"{worker.name} missed version {served} of the weights")
             self.queue.take(number, report)
             room, worker.load = report.room, report.load
@@ -274,13 +278,21 @@ class RolloutGroup:
                 cluster = self._config.cluster
                 start: Any = new.start.remote(self._config, self._folder, self.sandboxes)
                 await answer(start, cluster.start_timeout_s, f"{worker.name} does not start")
-                await asyncio.to_thread(self._rejoin, worker, new)
+                await self._rejoin(worker, new)
                 return True
             except WorkerLost as again:
                 worker.handle, why = new, str(again)
 
-    def _rejoin(self, worker: Worker, handle: ActorHandle[Any]) -> None:
+    async def _rejoin(self, worker: Worker, handle: ActorHandle[Any]) -> None:
         """Serve what the others serve, then be one of them. Raises WorkerLost."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._update, worker, handle)
+            except LearnerLost as lost:  # the driver hears of it, and starts another one
+                self.queue.fail(lost)
+                await asyncio.sleep(PATIENCE_S)
+
+    def _update(self, worker: Worker, handle: ActorHandle[Any]) -> None:
         with self.weights_move:
             if self.version and self.bring_up_to_date is not None:
                 self.bring_up_to_date(self.version, [handle])

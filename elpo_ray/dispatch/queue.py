@@ -2,8 +2,8 @@
 
 Invariants: an input is with one worker at most; its journal only grows, and whoever gets the input
 next gets the journal; its result comes once. A dead worker's inputs go back to the front. One that
-was with a worker at two deaths and completed nothing in between is a suspect: it is then given out
-alone, and set aside when its worker dies again - or at once, where it is the only suspect.
+was with a worker at two deaths and completed nothing in between is a suspect: if others were there,
+it is given out alone, and set aside when its worker dies once more. No other death convicts it.
 
 Called from two threads: one talks with the workers, another waits for batches.
 """
@@ -178,6 +178,11 @@ class InputQueue:
         """No batch will be finished, nor any that is submitted later."""
         with self._lock:
             self._stopped = error
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """No batch of now will be finished."""
+        with self._lock:
             for batch in self._batches.values():
                 batch.stop(error)
 
@@ -252,12 +257,12 @@ class InputQueue:
             held = list(self._held.pop(worker, {}).values())
             for entry in held:
                 entry.strike()
-            suspects = [entry for entry in held if entry.strikes >= STRIKES]
             for entry in reversed(held):
-                if entry in suspects and len(suspects) == 1:
+                suspect = entry.strikes >= STRIKES
+                if suspect and len(held) == 1:
                     self._give_up(entry, f"its worker died {entry.strikes} times: {why}")
                     continue
-                entry.alone = entry in suspects
+                entry.alone = suspect
                 self._waiting.appendleft(entry)
                 self.requeued += 1
 
