@@ -20,6 +20,8 @@ from elpo_ray.probes.software import pinned
 from launch.config import KubeRayConfig, Runtime, SlurmConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
+SHARED = "/shared"
+"""Where the volume is that all pods of a RayJob mount."""
 OPTIONS = {
     "mem": "memory",
     "partition": "partition",
@@ -69,12 +71,13 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
 def kuberay_manifest(config: KubeRayConfig, overrides: Sequence[str]) -> str:
     """A RayJob as YAML. Raises ValueError as `slurm_script` does."""
     _checked(overrides, config.workers * config.gpus_per_worker, "workers x gpus_per_worker")
-    start = ["python", "-m", "launch.start", "--run", f"/shared/runs/{config.name}"]
+    start = ["python", "-m", "launch.start", "--run", f"{SHARED}/runs/{config.name}"]
+    cache = f"cold_start.cache={SHARED}/cache"  # actors on all nodes load what is made there
     return _render(
         "rayjob.yaml.jinja",
         c=config,
         ray_version=pinned("cpu")["ray"],
-        entrypoint=shlex.join([*start, "--address", "auto", "--", *overrides]),
+        entrypoint=shlex.join([*start, "--address", "auto", "--", cache, *overrides]),
     )
 
 
