@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elpo_ray.runs import write_whole
-from elpo_ray.view.book import deflate, grouped
+from elpo_ray.view.book import compact, deflate, grouped
 from elpo_ray.view.folder import Notice, check_run, read_metrics, read_settings, read_summary
 from elpo_ray.view.page import assemble
 
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len({run.name for run in runs}) < len(runs):
             for run in runs:
                 run.name = str(run.path)
-        data = base64.b64encode(deflate(compared(runs))).decode()
+        data = base64.b64encode(deflate(compact(compared(runs)))).decode()
         title = " / ".join(run.name for run in runs)
         script = f'<script type="text/plain" id="overview">{data}</script>'
         page = assemble(f"{title} · elpo_ray", SCRIPTS, script)

@@ -8,9 +8,10 @@ schema gives them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from elpo_ray.config import ElcScope
 from elpo_ray.credit import Credit
@@ -20,6 +21,8 @@ from elpo_ray.tree import Localization, Node, RolloutTree
 
 DIGITS = 5
 """Significant digits of a number on the page."""
+MOST_NATS = 1e6
+"""Of a token's entropy or log-probability; beyond is no number of this kind."""
 
 
 @dataclass(frozen=True)
@@ -185,13 +188,17 @@ def _number(node: Node, key: str) -> float | None:
     return value if abs(value) < 1e15 else None
 
 
-def _tokens(node: Node, key: str, limits: Limits) -> Sequence[int | None] | None:
+def _tokens(node: Node, key: str, limits: Limits) -> list[int] | None:
     """A turn's first tokens, entropies and log-probabilities in hundredths of a nat; None unless
-    the whole list is of numbers."""
+    the whole list is of numbers in their range."""
     values = node.extra.get(key)
-    if not isinstance(values, list) or not all(type(x) in (int, float) for x in values):
+    if not isinstance(values, list) or not values or not {*map(type, values)} <= {int, float}:
         return None
     kept = values[: limits.tokens]
     if key == "token_ids":
-        return kept if all(type(x) is int and 0 <= x < 1 << 32 for x in kept) else None
-    return [round(100 * x) if math.isfinite(x) else None for x in kept]
+        sound = {*map(type, kept)} == {int} and min(kept) >= 0 and max(kept) < 1 << 32
+        return kept if sound else None
+    if not (min(kept) > -MOST_NATS and max(kept) < MOST_NATS):
+        return None
+    hundredths = np.rint(100 * np.array(kept, dtype=np.float64))
+    return hundredths.astype(int).tolist() if np.isfinite(hundredths).all() else None
