@@ -59,7 +59,7 @@ FIGURES = (
 """Metrics of the table, of those that any run has."""
 SUMMARY = ("pass_at_1_before", "pass_at_1_after", "localization_accuracy", "steps", "inputs",
            "rollouts", "tokens_generated", "wall_seconds")  # fmt: skip
-COMPARABLE = ("task.name", "task.eval_file", "task.eval_problems", "task.eval_samples")
+COMPARABLE = ("task.name", "task.eval_file", "task.eval_problems")
 """Held-out pass@1 means the same only if these agree."""
 UNTOLD = ("trainer.run_name", "trainer.run_dir", "trainer.resume", "logging.")
 """Settings whose difference says nothing of a result."""
