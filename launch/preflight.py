@@ -83,7 +83,7 @@ class Report:
 
 def look(place: Place, config: Config, gpus: int) -> list[Finding]:
     """What this node finds by itself; the first one also looks at what all share."""
-    probes = node_probes(config, gpu_count=gpus)
+    probes = node_probes(config, gpu_count=gpus, nodes=len(place.nodes))
     if place.rank == 0:
         ports = [place.port + offset for offset in range(HEAD_PORTS)]
         probes = [*shared_probes(config), Probe("free ports", partial(free_ports, ports)), *probes]

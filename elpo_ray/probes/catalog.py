@@ -22,13 +22,13 @@ KEPT_AT_ONCE = 1
 """Checkpoints beyond `trainer.keep_checkpoints`: the new one is written before an old one goes."""
 
 
-def node_probes(config: Config, *, gpu_count: int | None = None) -> list[Probe]:
-    """What must hold on every node of a run; `gpu_count` of this node's GPUs, None = all that the
-    configuration asks for."""
+def node_probes(config: Config, *, gpu_count: int | None = None, nodes: int = 1) -> list[Probe]:
+    """What must hold on every one of the `nodes` of a run; `gpu_count`: this node's GPUs, None =
+    all that the configuration asks for."""
     states = model_states(config)
     wanted = gpus_asked(config) if gpu_count is None else gpu_count
     with_gpus = config.cluster.gpus
-    host = int(states.host) if states else 0
+    host = int(states.host / nodes) if states else 0
     weights = int(states.engine) * config.engine.tensor_parallel_size if states else 0
     probes = [
         Probe("python", software.interpreter),
