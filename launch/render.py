@@ -62,7 +62,8 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
         checkout=str(checkout),
         run_dir=str(run_dir),
         logs=str(logs),
-        ray=str(Path(python).with_name("ray")) if "/" in python else "ray",
+        python=python,
+        bin=str(Path(python).parent),
         mounts=[f"{path}:{path}" for path in own] + config.container.mounts,
         overrides=list(overrides),
     )
