@@ -172,8 +172,9 @@ def rank_main(
 class Plain:
     """The same updates in plain torch: one sequence at a time, full logits, whole loss at once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self.adam = torch.optim.AdamW(
             self.model.parameters(), betas=OPTIMIZER.betas, weight_decay=OPTIMIZER.weight_decay
         )
@@ -193,28 +194,31 @@ class Plain:
             for s, w in zip(t.sequences(), t.leaf_weight, strict=True)
         ]
 
-    def update(self, forest: TrainForest, first_step: int = 0) -> None:
-        cfg = settings(0)
+    def old(self, trees: list[TrainTree]) -> list[torch.Tensor]:
         with torch.no_grad():
-            old = [
-                [self.logp(t, s) for t, s, _ in self.rows(trees)] for trees in forest.minibatches
-            ]
+            return [self.logp(tree, tokens) for tree, tokens, _ in self.rows(trees)]
+
+    def loss(self, trees: list[TrainTree], old: list[torch.Tensor]) -> torch.Tensor:
+        cfg, losses = settings(0), []
+        for (tree, tokens, weight), before in zip(self.rows(trees), old, strict=True):
+            trained = tokens[tree.agent[tokens]]
+            node = tree.token_node[trained]
+            batch = TokenBatch(
+                weight=torch.full((len(trained),), weight, dtype=self.dtype),
+                advantage=torch.tensor(tree.advantage[node], dtype=self.dtype),
+                clip_low=torch.tensor(tree.clip_low[node], dtype=self.dtype),
+                old_logp=before,
+                rollout_logp=before,
+                entropy=before,
+            )
+            losses.append(surrogate_loss(self.logp(tree, tokens), batch, cfg.clip, cfg.loss)[0])
+        return torch.stack(losses).sum()
+
+    def update(self, forest: TrainForest, first_step: int = 0) -> None:
+        old = [self.old(trees) for trees in forest.minibatches]
         for i, trees in enumerate(forest.minibatches):
-            losses = []
-            for (tree, tokens, weight), before in zip(self.rows(trees), old[i], strict=True):
-                trained = tokens[tree.agent[tokens]]
-                node = tree.token_node[trained]
-                batch = TokenBatch(
-                    weight=torch.full((len(trained),), weight),
-                    advantage=torch.tensor(tree.advantage[node], dtype=torch.float32),
-                    clip_low=torch.tensor(tree.clip_low[node], dtype=torch.float32),
-                    old_logp=before,
-                    rollout_logp=before,
-                    entropy=before,
-                )
-                losses.append(surrogate_loss(self.logp(tree, tokens), batch, cfg.clip, cfg.loss)[0])
             self.adam.zero_grad()
-            loss = torch.stack(losses).sum()
+            loss = self.loss(trees, old[i])
             loss.backward()
             self.losses.append(loss.item())
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZER.grad_norm)

@@ -1,0 +1,136 @@
+"""The same trees, trained on twice: with shared prefixes and as flat sequences.
+
+    python benchmarks/curve.py runs/NAME --model FOLDER [--steps 5]
+
+Takes the dumped trees of a run (`logging.dump_tokens=true`) and the model that it began with, and
+lets two fresh learners take the run's steps, one with learner.packing=tree and one with flat.
+Prints one JSON object: loss, gradient norm and seconds of every step under both, and the largest
+differences, which should be rounding. Credit is assigned once, so both get one forest. Dumped
+log-probabilities have 4 decimals; they matter to the mismatch statistics and their corrections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from elpo_ray.chat import Chat
+from elpo_ray.config import Config, Packing
+from elpo_ray.credit import assign
+from elpo_ray.forest import TrainForest, pack
+from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
+from elpo_ray.tasks import make_task
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import FinishReason, Step, Turn
+
+
+SECTIONS = ["model", "task", "algorithm", "learner", "sampling", "trainer", "cluster"]
+"""Of a run's configuration, what its updates depend on."""
+
+
+def with_tokens(tree: RolloutTree, chat: Chat) -> RolloutTree:
+    """A dumped tree with the tokens that it was grown from: the sampled ones as they stand there,
+    prompt and observations encoded anew."""
+    if not tree.messages:
+        raise ValueError(f"tree {tree.task_id}: no messages; dump it with logging.dump_tokens=true")
+    tree.prompt_ids = tuple(chat.prompt_ids(tree.messages))
+    for node in tree.nodes[1:]:
+        seen = node.extra.get("observation")
+        ids = () if seen is None else tuple(chat.observation_ids(seen))
+        counted = node.extra.get("num_observation_tokens", 0)
+        if len(ids) != counted:
+            raise ValueError(
+                f"tree {tree.task_id}: node {node.label} observed {counted} tokens, {len(ids)} "
+                "with this tokenizer; give the model that the run began with"
+            )
+        turn = Turn(
+            token_ids=tuple(node.extra["token_ids"]),
+            logprobs=tuple(node.extra["token_logprobs"]),
+            entropies=tuple(node.extra["token_entropies"]),
+            finish=FinishReason.STOP,
+            weight_version=node.extra["weight_version"],
+        )
+        node.step = Step(turn=turn, observation_ids=ids, observation_text=seen or "")
+    return tree
+
+
+def forests(run: Path, config: Config, model: Path, steps: int) -> list[TrainForest]:
+    task = make_task(config.task, config.trainer.seed)
+    chat = Chat.from_folder(str(model), task.tools)
+    found = []
+    for dump in sorted((run / "trees").glob("step_*.jsonl"))[:steps]:
+        lines = dump.read_text(encoding="utf-8").splitlines()
+        trees = [with_tokens(RolloutTree.from_line(line), chat) for line in lines]
+        credits = assign(trees, config.algorithm)
+        found.append(pack(trees, credits, config.algorithm.loss, config.learner))
+    return found
+
+
+def train(
+    config: Config, model: Path, batches: list[TrainForest], packing: Packing, sender: Any
+) -> None:
+    """Send the statistics of every step, taken by one rank on the CPU."""
+    torch.set_num_threads(1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = LearnerSettings(
+        model=config.model,
+        learner=replace(config.learner, packing=packing),
+        clip=config.algorithm.clip,
+        loss=config.loss,
+        temperature=config.sampling.temperature,
+    )
+    process = RankProcess(master_port=port)
+    learner = LearnerRank(model, settings, process, total_steps=config.optimizer_steps)
+    sender.send([vars(learner.update(batch)) for batch in batches])
+    learner.close()
+
+
+def alone(*arguments: Any) -> list[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=train, args=(*arguments, sender))
+    process.start()
+    sender.close()
+    result: list[dict[str, Any]] = receiver.recv()
+    process.join()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("--model", type=Path, required=True, help="the folder that it began with")
+    parser.add_argument("--steps", type=int, default=5)
+    arguments = parser.parse_args()
+    saved = OmegaConf.masked_copy(OmegaConf.load(arguments.run / "config.yaml"), SECTIONS)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), saved))
+    assert isinstance(config, Config)
+    batches = forests(arguments.run, config, arguments.model, arguments.steps)
+    curves = {
+        packing.value: alone(config, arguments.model, batches, packing) for packing in Packing
+    }
+    pairs = list(zip(curves["tree"], curves["flat"], strict=True))
+    report: dict[str, Any] = {
+        name: {key: [step[key] for step in curve] for key in ("loss", "grad_norm", "seconds")}
+        for name, curve in curves.items()
+    }
+    report |= {
+        f"largest_{key}_difference": max(abs(tree[key] - flat[key]) for tree, flat in pairs)
+        for key in ("loss", "grad_norm")
+    }
+    report["r_tok"] = [tree["r_tok"] for tree, _ in pairs]
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
