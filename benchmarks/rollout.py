@@ -36,6 +36,7 @@ from rich.console import Console  # noqa: E402
 
 from elpo_ray.cluster import Cluster, RolloutGroup  # noqa: E402
 from elpo_ray.cluster import cluster as placement  # noqa: E402
+from elpo_ray.cluster import rollouts as group_module  # noqa: E402
 from elpo_ray.cluster.actors import RemoteEngines, RolloutActor  # noqa: E402
 from elpo_ray.cold_start import base_model, starting_model  # noqa: E402
 from elpo_ray.command import typed  # noqa: E402
@@ -191,21 +192,37 @@ def memory(steps: int) -> Values:
     return {"steps": steps, "rollouts": steps * 4 * 16, **marks}
 
 
-def extrapolate(driver_us: float, worker_us: float) -> list[Values]:
-    """Of one driver: the rate at which it is busy half of the time, and what that means for each
-    engine; a 7 B model's engine completes about one trajectory of 2,000 tokens a second."""
+def exchange_cost(seconds: float) -> float:
+    """Processor microseconds of the driver for one exchange without news."""
+    patience, group_module.PATIENCE_S = group_module.PATIENCE_S, 0.005
+    try:
+        with scripted_group(2) as group:
+            count, take = 0, group.queue.take
+
+            def counted(worker: int, report: Any) -> None:
+                nonlocal count
+                count += 1
+                take(worker, report)
+
+            group.queue.take = counted  # type: ignore[method-assign]
+            time.sleep(1.0)
+            count, used = 0, cpu_seconds()
+            time.sleep(seconds)
+            return (cpu_seconds() - used) / count * 1e6
+    finally:
+        group_module.PATIENCE_S = patience
+
+
+def extrapolate(driver_us: float, exchange_us: float) -> list[Values]:
+    """Share of a core that one driver needs for so many engines. A worker reports once a second and
+    whenever a tree is finished; what its own Python needs does not grow with their number."""
     rows = []
     for engines in (2, 64, 512):
-        most = 0.5e6 / driver_us
-        rows.append(
-            {
-                "engines": engines,
-                "rollouts_per_s_at_half_a_core": most,
-                "per_engine": most / engines,
-                "driver_busy_at_1_rollout_per_s_each": engines * driver_us / 1e6,
-                "worker_busy_at_1_rollout_per_s": worker_us / 1e6,
-            }
-        )
+        row: Values = {"engines": engines}
+        for each in (1, 5):
+            busy = each * driver_us + (1 + each / 16) * exchange_us
+            row[f"driver_core_share_at_{each}_rollouts_per_s_each"] = engines * busy / 1e6
+        rows.append(row)
     return rows
 
 
@@ -213,11 +230,17 @@ def control(args: argparse.Namespace) -> Values:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         one, two = rate(1, 400), rate(2, 800)
-        flat = memory(1000)
+        flat, exchange = memory(1000), exchange_cost(3.0)
     finally:
         ray.shutdown()
-    table = extrapolate(two["driver_cpu_us_per_rollout"], two["worker_cpu_us_per_rollout"])
-    return {"one_worker": one, "two_workers": two, "driver_memory": flat, "extrapolation": table}
+    table = extrapolate(two["driver_cpu_us_per_rollout"], exchange)
+    return {
+        "one_worker": one,
+        "two_workers": two,
+        "driver_memory": flat,
+        "driver_cpu_us_per_exchange": exchange,
+        "extrapolation": table,
+    }
 
 
 # --- growth ---------------------------------------------------------------------------------------

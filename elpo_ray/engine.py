@@ -50,6 +50,8 @@ class Engine:
         self._stop_ids = end_of_turn_ids(self._path)
         self._llm: Any = None
         self._inbox: Inbox | None = None
+        self._collecting = False
+        """Between the beginning of an update and its loading (host memory)."""
         self._ids = itertools.count()
         self.version = 0
         """Version of the weights now served; 0 = those of the folder."""
@@ -70,7 +72,8 @@ class Engine:
     async def stop(self) -> None:
         """End vLLM's processes. Turns still being sampled fail with InfrastructureError."""
         llm, self._llm = self._llm, None
-        self._drop_inbox()
+        if self._inbox is not None:
+            self._inbox.close()
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
 
@@ -189,8 +192,9 @@ class Engine:
         """Let turns in flight finish, hold back new ones, empty the prefix cache."""
         await self._llm.pause_generation(mode="wait", clear_cache=True)
         if self._host_transfer:
-            self._drop_inbox()
-            self._inbox = Inbox(checkpoint_shapes(self._path))
+            self._inbox = self._inbox or Inbox(checkpoint_shapes(self._path))
+            self._inbox.begin()
+            self._collecting = True
         else:
             await self._llm.start_weight_update()
 
@@ -200,7 +204,7 @@ class Engine:
         if isinstance(part, dict):
             await self._update(part)
         else:
-            assert self._inbox is not None, "receive() outside begin_update() .. finish_update()"
+            assert self._inbox is not None and self._collecting, "receive() outside an update"
             await asyncio.to_thread(self._inbox.accept, part)
 
     async def finish_update(self, version: int) -> None:
@@ -209,14 +213,12 @@ class Engine:
         Raises WeightSyncError (host memory) if any are missing, InfrastructureError if vLLM fails,
         after which its weights are undefined and the engine must be restarted.
         """
-        if self._inbox is not None:
+        if self._inbox is not None and self._collecting:
             self._inbox.check_complete()
-            try:
-                await self._llm.start_weight_update()
-                for file in self._inbox.files:
-                    await self._update({"path": str(file)})
-            finally:
-                self._drop_inbox()
+            self._collecting = False
+            await self._llm.start_weight_update()
+            for file in self._inbox.files:
+                await self._update({"path": str(file)})
         await self._llm.finish_weight_update(str(version))
         self.version = version
         await self._llm.resume_generation()
@@ -226,8 +228,8 @@ class Engine:
 
         Does nothing once loading has begun: such an engine has finished, or is broken and stays
         paused."""
-        if self._inbox is not None:
-            self._drop_inbox()
+        if self._collecting:
+            self._collecting = False
             await self._llm.resume_generation()
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
@@ -243,11 +245,6 @@ class Engine:
             await self._llm.update_weights(WeightTransferUpdateRequest(update_info))
         except Exception as error:  # vLLM reports a failure in its process as a bare Exception
             raise InfrastructureError(f"vLLM could not load the weights: {error}") from error
-
-    def _drop_inbox(self) -> None:
-        inbox, self._inbox = self._inbox, None
-        if inbox is not None:
-            inbox.close()
 
 
 def end_of_turn_ids(folder: Path) -> list[int]:

@@ -12,12 +12,11 @@ part in the learner's gathers.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -92,7 +91,7 @@ def verify(wire: WireTensor) -> None:
         raise WeightSyncError(f"{wire.name}: the bytes that arrived are not the bytes sent")
 
 
-def write_file(path: Path, tensors: Sequence[WireTensor]) -> None:
+def write_file(file: BinaryIO, tensors: Sequence[WireTensor]) -> None:
     """A safetensors file, straight from the bytes: its own writer would copy them before."""
     header: dict[str, Any] = {}
     end = 0
@@ -106,11 +105,13 @@ def write_file(path: Path, tensors: Sequence[WireTensor]) -> None:
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for wire in tensors:
-            file.write(wire.data.data)
+    file.seek(0)
+    file.write(len(text).to_bytes(8, "little"))
+    file.write(text)
+    for wire in tensors:
+        file.write(wire.data.data)
+    file.truncate()
+    file.flush()
 
 
 def _digest(name: str, dtype: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> str:
@@ -137,15 +138,27 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 class Inbox:
-    """Collects one version of the weights as files in shared memory, verified as it goes."""
+    """Collects one version of the weights as files in memory, verified as it goes.
+
+    The files have no name that could be left behind by a killed process. They are kept from version
+    to version, as fresh pages cost more than the copy: an engine on CPU holds its weights twice.
+    """
 
     def __init__(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         self._expected = expected
         self._seen: set[str] = set()
-        shm = Path("/dev/shm")
-        self._folder = Path(tempfile.mkdtemp("-weights", dir=shm if shm.is_dir() else None))
-        self.files: list[Path] = []
-        """One safetensors file a bucket, in order of arrival."""
+        self._files: list[BinaryIO] = []
+        self._used = 0
+
+    def begin(self) -> None:
+        """Another version comes."""
+        self._seen, self._used = set(), 0
+
+    @property
+    def files(self) -> list[Path]:
+        """One safetensors file a bucket, in order of arrival, for processes of this user."""
+        own = Path("/proc") / str(os.getpid()) / "fd"
+        return [own / str(file.fileno()) for file in self._files[: self._used]]
 
     def accept(self, bucket: Sequence[WireTensor]) -> None:
         """Verify and keep one bucket. Raises WeightSyncError, naming the tensor."""
@@ -162,8 +175,10 @@ class Inbox:
             verify(wire)
             self._seen.add(wire.name)
         if bucket:
-            self.files.append(self._folder / f"{len(self.files)}.safetensors")
-            write_file(self.files[-1], bucket)
+            if self._used == len(self._files):
+                self._files.append(os.fdopen(os.memfd_create("weights"), "r+b"))
+            write_file(self._files[self._used], bucket)
+            self._used += 1
 
     def check_complete(self) -> None:
         """Raises WeightSyncError, naming a tensor, unless everything has arrived."""
@@ -172,8 +187,10 @@ class Inbox:
             raise WeightSyncError(f"{missing[0]}: never sent ({len(missing)} tensors missing)")
 
     def close(self) -> None:
-        """Remove the files."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Give the memory back."""
+        for file in self._files:
+            file.close()
+        self._files, self._used = [], 0
 
 
 # --- the learner's side ---------------------------------------------------------------------------

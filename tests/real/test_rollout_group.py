@@ -126,10 +126,11 @@ def test_workers_pull_and_what_dies_goes_on_from_its_last_completion(group: Roll
     stop, killed = threading.Event(), []
 
     def strike() -> None:
-        draw = random.Random(0)
-        while not stop.wait(draw.uniform(1.0, 2.5)) and len(killed) < 4:
+        draw, before = random.Random(0), 0
+        while not stop.wait(draw.uniform(0.1, 0.5)) and len(killed) < 4:
             up = group.members
-            if up and group.completed > 20 * len(killed):
+            if len(up) == 2 and group.completed > before + 60:
+                before = group.completed
                 killed.append(pid(draw.choice(up)))
                 os.kill(killed[-1], signal.SIGKILL)
 

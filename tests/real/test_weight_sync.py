@@ -88,7 +88,6 @@ async def test_an_engine_follows_the_learner(tmp_path: Path, running: Running, t
             await assert_refuses(engine, old)
             await assert_serves(engine, model, version)
         await check_one_version_a_turn(engine, model)
-        assert not list(Path("/dev/shm").glob("*-weights"))
 
 
 async def assert_refuses(engine: Engine, model: Qwen2ForCausalLM) -> None:

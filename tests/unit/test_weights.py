@@ -23,7 +23,8 @@ def test_tensors_survive_bit_by_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     for wire in wires:
         wire.data.flags.writeable = False
         verify(wire)
-    write_file(tmp_path / "file", wires)
+    with (tmp_path / "file").open("wb") as file:
+        write_file(file, wires)
     for name, back in load_file(tmp_path / "file").items():
         assert back.dtype is dtype
         assert torch.equal(back, tensors.pop(name))
@@ -59,8 +60,19 @@ def test_an_inbox_holds_exactly_what_was_sent(tmp_path: Path) -> None:
         arrived |= load_file(file)
     assert arrived.keys() == tensors.keys()
     assert all(torch.equal(arrived[name], tensors[name]) for name in tensors)
+    inbox.begin()
+    with pytest.raises(WeightSyncError, match="never sent"):
+        inbox.check_complete()
+    newer = {name: tensor + 1 for name, tensor in tensors.items()}
+    inbox.accept(pack({"c": newer["c"]}))  # shorter than what the file held before
+    inbox.accept(pack({"a": newer["a"], "b": newer["b"]}))
+    arrived = {}
+    for file in inbox.files:
+        arrived |= load_file(file)
+    assert all(torch.equal(arrived[name], newer[name]) for name in newer)
+    files = inbox.files
     inbox.close()
-    assert not any(file.exists() for file in inbox.files)
+    assert not any(file.exists() for file in files)
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
