@@ -37,7 +37,7 @@ class Cluster:
         """Groups of learner ranks so far."""
         cluster = config.cluster
         ray.init(
-            address=cluster.address,
+            address=cluster.address or "local",  # None would join what RAY_ADDRESS names
             include_dashboard=cluster.dashboard if cluster.address is None else None,
             logging_level=logging.ERROR,
             log_to_driver=False,

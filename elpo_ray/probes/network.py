@@ -63,16 +63,17 @@ def free_ports(ports: Sequence[int]) -> Iterator[Finding]:
 
 
 def ray_address(address: str | None) -> Iterator[Finding]:
-    """The Ray cluster that `cluster.address` or the environment names."""
+    """The Ray cluster that `cluster.address` names."""
     environment = os.environ.get("RAY_ADDRESS")
     if address is None and environment:
         yield warning(
             "Ray address",
-            f"RAY_ADDRESS={environment} is set: the run would join that cluster, not start one",
-            "unset RAY_ADDRESS, or say cluster.address=auto if that is meant",
+            f"RAY_ADDRESS={environment} is set and not used: the run starts its own Ray",
+            "say cluster.address=auto if that cluster is meant, else unset RAY_ADDRESS",
         )
+    if address == "auto":
         address = environment
-    if address in (None, "auto", "local"):
+    if address in (None, "local"):
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():

@@ -202,7 +202,7 @@ def no_data(place: Place) -> list[str]:
 
 def other_ray(place: Place) -> list[str]:
     place.patch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    return []
+    return ["cluster.address=auto"]
 
 
 def no_head(place: Place) -> list[str]:
@@ -250,12 +250,13 @@ def test_a_planted_fault_is_found_with_its_remedy(
     assert said in failures[0].detail and remedy in failures[0].remedy, failures
 
 
-def test_a_ray_of_the_environment_is_a_trap(place: Place) -> None:
+def test_a_ray_of_the_environment_is_joined_only_on_demand(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         place.patch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
-        (trap, answer) = found("Ray address")
-    assert trap.status is Status.WARNING and "unset RAY_ADDRESS" in trap.remedy
-    assert answer.status is Status.OK
+        (unused,) = found("Ray address")
+        (joined,) = found("Ray address", "cluster.address=auto")
+    assert unused.status is Status.WARNING and "cluster.address=auto" in unused.remedy
+    assert joined.status is Status.OK
 
 
 def test_few_descriptors(place: Place) -> None:
