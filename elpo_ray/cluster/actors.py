@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BUCKET_BYTES = 256 * 2**20
 """Most bytes of weights that are gathered and in flight at once."""
+TELL_S = 5.0
+"""Between looks of the dashboard at a sandbox."""
 OVERCOMMIT = 2
 """Trajectories under way for each that the engine decodes at once: some wait for tools, and
 searches leave gaps."""
@@ -157,13 +159,22 @@ class SandboxActor:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each snapshot takes some
         self.host = SandboxHost(sandbox_of(config.sandbox, config.cluster))
+        self.telling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Raises SandboxUnavailable where the machine cannot isolate."""
         opened = await self.host.open()
         await self.host.close(opened.session)
 
+    async def _tell(self) -> None:
+        gauges = Gauges("elpo_sandbox_")
+        while True:
+            gauges.set(self.host.metrics())
+            await asyncio.sleep(TELL_S)
+
     async def open(self, setup: str, at: Any, tree: str | None, keep: Any) -> Any:
+        if self.telling is None:  # Ray starts no actor again that it made anew
+            self.telling = asyncio.create_task(self._tell())
         return await self.host.open(setup, at, tree, keep)
 
     async def call(self, session_id: str, code: str) -> Any:
@@ -179,6 +190,8 @@ class SandboxActor:
         return self.host.metrics()
 
     async def stop(self) -> None:
+        if self.telling is not None:
+            self.telling.cancel()
         await self.host.shutdown()
 
 

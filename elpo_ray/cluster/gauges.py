@@ -3,6 +3,7 @@
 elpo_<key>          every number of a step, as in `metrics.jsonl`, `/` as `_`   (driver)
 elpo_worker_<...>   a rollout worker, every second; tag `actor`
 elpo_learner_<...>  rank 0 of the learner; tag `actor`
+elpo_sandbox_<...>  a sandbox actor, every few seconds; tag `actor`
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import jsonschema
 import pytest
 
 from elpo_ray.tree import RolloutTree
+from launch.monitoring.dashboard import grafana
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +80,12 @@ def test_a_run_leaves_everything_it_promises(finished: Path) -> None:
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
         assert row["rollouts"] == 12 and row["tokens_generated"] > 0
+
+
+def test_the_dashboard_asks_the_driver_for_what_it_reports(finished: Path) -> None:
+    text = json.dumps(grafana()) + (ROOT / "launch" / "monitoring" / "rules.yaml").read_text()
+    names = set(re.findall(r"ray_elpo_(?!worker_|sandbox_|learner_)(\w+)", text))
+    assert names <= {re.sub(r"\W", "_", key) for key in metrics(finished)[0]}
 
 
 def test_dumped_trees_fit_the_schema_and_the_budget(finished: Path) -> None:

@@ -1,0 +1,1 @@
+"""What watches a run from outside: a Grafana dashboard, Prometheus rules and its configuration."""
