@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -235,7 +236,7 @@ def model_states(config: Config) -> ModelStates | None:
 def adapter_share(count: float, rank: int) -> float:
     """Adapters' parameters over the model's, about: rank * (in + out) over in * out, for a
     transformer of 12 * width**2 parameters a layer and as many layers as width / 128."""
-    width = (count * 128 / 12) ** (1 / 3)
+    width = math.cbrt(count * 128 / 12)
     return 2 * rank / width
 
 

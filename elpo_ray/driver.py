@@ -29,7 +29,6 @@ from elpo_ray.interrupts import Interrupts
 from elpo_ray.metrics import (
     Metrics,
     Stopwatch,
-    Values,
     comparison_axes,
     progress_bar,
     rollout_metrics,
@@ -41,6 +40,7 @@ from elpo_ray.rollout import localization_accuracy
 from elpo_ray.runs import Fault, RunFolder, RunState, read_state
 from elpo_ray.schedule import Schedule
 from elpo_ray.tasks import make_task
+from elpo_ray.trackers import Values
 from elpo_ray.tree import RolloutTree
 
 
