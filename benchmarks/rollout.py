@@ -1,6 +1,7 @@
 """What growing trees costs beside decoding: `python benchmarks/rollout.py [SECTION ...]`, JSON.
 
-control   scripted workers that answer at once: trajectories a second, memory over 1,000 steps
+control   scripted workers that answer at once: trajectories a second, what a driver could serve
+memory    the driver's over 1,000 small steps with such a worker
 growth    BEL trees against independent trajectories, whole stack against the bare engine, prefix
           hits and engine idleness; quickstart model, one engine, pairs in turns
 overlap   steps a minute with staleness 1 against 0, engine and learner pinned to one core each
@@ -140,6 +141,15 @@ def problems(count: int) -> list[Problem]:
 
 
 @contextmanager
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
 def scripted_group(workers: int) -> Iterator[RolloutGroup]:
     config = quickstart("task.max_turns=4")
     remote: Any = ray.remote(ScriptedActor)
@@ -181,13 +191,12 @@ def rate(workers: int, inputs: int) -> Values:
     }
 
 
-def memory(steps: int) -> Values:
-    """Driver memory while it steps."""
-    marks = {}
-    with scripted_group(1) as group:
+def memory(args: argparse.Namespace) -> Values:
+    steps, marks = 1000, {}
+    with local_ray(), scripted_group(1) as group:
         for step in range(steps):
             group.grow(problems(4), step)
-            if step in (steps // 10, steps // 2, steps - 1):
+            if step + 1 in (100, 250, 500, 750, 1000):
                 marks[f"rss_mib_after_{step + 1}"] = rss_mib()
     return {"steps": steps, "rollouts": steps * 4 * 16, **marks}
 
@@ -227,17 +236,12 @@ def extrapolate(driver_us: float, exchange_us: float) -> list[Values]:
 
 
 def control(args: argparse.Namespace) -> Values:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        one, two = rate(1, 400), rate(2, 800)
-        flat, exchange = memory(1000), exchange_cost(3.0)
-    finally:
-        ray.shutdown()
+    with local_ray():
+        one, two, exchange = rate(1, 400), rate(2, 800), exchange_cost(3.0)
     table = extrapolate(two["driver_cpu_us_per_rollout"], exchange)
     return {
         "one_worker": one,
         "two_workers": two,
-        "driver_memory": flat,
         "driver_cpu_us_per_exchange": exchange,
         "extrapolation": table,
     }
@@ -455,8 +459,7 @@ def sync(args: argparse.Namespace) -> Values:
                 bucket[name] = tensor
             yield bucket
 
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        try:
+        with local_ray():
             actor: Any = ray.remote(BareEngineActor).options(max_concurrency=8).remote()
             ray.get(actor.start.remote(config, folder, []))
             publisher = HostPublisher(0, RemoteEngines([actor], 600), buckets, 256 << 20)
@@ -466,8 +469,6 @@ def sync(args: argparse.Namespace) -> Values:
                 publisher.publish(version)
                 seconds.append(time.perf_counter() - began)
             phases = ray.get(actor.phases.remote())
-        finally:
-            ray.shutdown()
     warm = median(seconds[1:])
     return {
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
@@ -498,7 +499,13 @@ class BareEngineActor(RolloutActor):
         return self.timed
 
 
-SECTIONS = {"control": control, "growth": growth, "overlap": overlap, "sync": sync}
+SECTIONS = {
+    "control": control,
+    "memory": memory,
+    "growth": growth,
+    "overlap": overlap,
+    "sync": sync,
+}
 
 
 def main() -> None:

@@ -6,9 +6,26 @@ never re-tokenised; the texts beside them are for people.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def travels(cls: type[T]) -> type[T]:
+    """Class decorator over a dataclass of two fields or more: pickled as its values in order, which
+    takes a third of the time that Python's own way takes for classes with slots. Every completed
+    trajectory crosses from worker to driver as some twenty such objects."""
+    values = attrgetter(*(f.name for f in fields(cls)))  # type: ignore[arg-type]
+
+    def __reduce__(self: T) -> tuple[type[T], tuple[Any, ...]]:
+        return cls, values(self)
+
+    cls.__reduce__ = __reduce__  # type: ignore[method-assign, assignment]
+    return cls
+
 
 Message = dict[str, Any]
 """One chat message in the OpenAI form: `role`, `content`, optionally `tool_calls`."""
@@ -74,6 +91,7 @@ class Sampling:
     """The engine has decoded the prefix before: such turns go first where not all can run."""
 
 
+@travels
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What the policy sampled in one call; the lists run parallel to `token_ids`."""
@@ -91,6 +109,7 @@ class Turn:
     """Of the prefix, that the engine did not compute again."""
 
 
+@travels
 @dataclass(frozen=True, slots=True)
 class ToolCall:
     """A parsed call: the function's name and its JSON arguments."""
@@ -110,6 +129,7 @@ class Parsed:
     """What is wrong with a malformed call, in words meant for the policy."""
 
 
+@travels
 @dataclass(frozen=True, slots=True)
 class ToolResult:
     """What came back from a tool, as the policy will see it."""
@@ -124,6 +144,7 @@ class ToolResult:
     """How the state before the call came about: "fresh", "fork" or "replay"; empty if unknown."""
 
 
+@travels
 @dataclass(frozen=True, slots=True)
 class Step:
     """One assistant turn (the action) and, if it called a tool, the response (the observation).
@@ -160,6 +181,7 @@ class Problem:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@travels
 @dataclass(frozen=True, slots=True)
 class Score:
     """The end of an episode in two words: the advantage uses `reward`, the search `success`."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from elpo_ray.types import travels
+
 
 class SpendKind(StrEnum):
     """Where a completion started."""
@@ -21,6 +23,7 @@ class SpendKind(StrEnum):
     PROBE = "probe"
 
 
+@travels
 @dataclass(slots=True)
 class Cost:
     """What one attempt at a completion has used so far."""
