@@ -351,6 +351,7 @@ def growth(args: argparse.Namespace) -> Values:
                     "engine_idle_independent": independent["idle"],
                 }
             )
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return {
         "inputs": args.inputs,
         "n_total": 16,
