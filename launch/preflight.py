@@ -2,7 +2,7 @@
 
 Every node looks at itself with the doctor's probes and leaves a report on the shared file system;
 then all of them sum a number over gloo (and NCCL where there are GPUs). The first node waits for
-the reports, compares versions and writes one table. Exit codes: 0 all is well; 1 a failure on some
+the reports, compares versions and writes one table, and its own address. Exit codes: 0 all is well; 1 a failure on some
 node, said in `preflight.txt`; 2 a configuration error.
 """
 
@@ -230,6 +230,7 @@ def conclude(place: Place, findings: list[Finding]) -> int:
     gather(place, findings)
     if place.rank:
         return 0  # the first node speaks for all
+    write_whole(place.shared / "head", own_address())  # the job's Ray will listen there
     reports, common = wait_for_reports(place)
     if len(place.nodes) > 1:
         common += versions_equal(reports)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -55,8 +56,10 @@ def start(*options: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture
-def address() -> Iterator[str]:
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Of a cluster of two nodes on this machine."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryDirectory(prefix="br", dir="/tmp", ignore_cleanup_errors=True) as folder:
         port = address.rpartition(":")[2]
