@@ -2,8 +2,8 @@
 
 Every node looks at itself with the doctor's probes and leaves a report on the shared file system;
 then all of them sum a number over gloo (and NCCL where there are GPUs). The first node waits for
-the reports, compares versions and writes one table, and its own address. Exit codes: 0 all is well; 1 a failure on some
-node, said in `preflight.txt`; 2 a configuration error.
+the reports, compares versions, writes one table, `preflight.txt`, and its own address, `head`.
+Exit codes: 0 all is well; 1 a failure on some node; 2 a configuration error.
 """
 
 from __future__ import annotations
