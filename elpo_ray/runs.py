@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 
 from elpo_ray.config import Config
 from elpo_ray.dispatch.jobs import SetAside
+from elpo_ray.dump import dump_tree
 from elpo_ray.growth.budget import Ledger
 from elpo_ray.growth.journal import replay
 from elpo_ray.tree import RolloutTree
@@ -122,10 +123,10 @@ class RunFolder:
             shutil.copyfile(model / "tokenizer.json", self.path / "tokenizer.json")
 
     def write_trees(self, step: int, trees: Iterable[RolloutTree], *, tokens: bool = True) -> None:
-        """`step` counts from 1; `tokens` as in `RolloutTree.to_json`."""
+        """`step` counts from 1; `tokens` as in `dump.dump_tree`."""
         with (self.trees / f"step_{step:05d}.jsonl").open("w", encoding="utf-8") as file:
             for tree in trees:
-                file.write(json.dumps(tree.to_json(tokens), ensure_ascii=False) + "\n")
+                file.write(json.dumps(dump_tree(tree, tokens), ensure_ascii=False) + "\n")
 
     def set_aside(self, step: int, inputs: Iterable[SetAside]) -> None:
         """Records of inputs that were given up; `step` counts from 1."""
@@ -137,7 +138,7 @@ class RunFolder:
                 "step": step,
                 "problem": problem.id,
                 "why": given_up.why,
-                "tree": tree.to_json(),
+                "tree": dump_tree(tree),
             }
             folder = self.path / "set_aside"
             folder.mkdir(exist_ok=True)

@@ -20,7 +20,8 @@ from yaml import YAMLError
 
 from elpo_ray.config import CONF_DIR, AlgorithmConfig
 from elpo_ray.credit import assign
-from elpo_ray.tree import MalformedTreeError, RolloutTree
+from elpo_ray.dump import MalformedTreeError, read_line
+from elpo_ray.tree import RolloutTree
 
 EPILOG = """\
 Input: one tree a line, as in runs/NAME/trees/step_NNNNN.jsonl (docs/tree.schema.json); rules that
@@ -130,7 +131,7 @@ def read_trees(path: Path) -> list[RolloutTree]:
             if line.isspace():
                 continue
             try:
-                trees.append(RolloutTree.from_line(line))
+                trees.append(read_line(line))
             except MalformedTreeError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
     return trees

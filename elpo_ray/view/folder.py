@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from elpo_ray.config import AlgorithmConfig
-from elpo_ray.tree import MalformedTreeError, RolloutTree
+from elpo_ray.dump import MalformedTreeError, read_tree
+from elpo_ray.tree import RolloutTree
 
 SIGNS = ("config.yaml", "metrics.jsonl", "trees")
 """Any of these makes a folder a run."""
@@ -147,7 +148,7 @@ def read_dump(step: int, path: Path) -> Dump:
         record, problem = _object(line)
         if not problem:
             try:
-                dump.trees.append((number, RolloutTree.from_json(record)))
+                dump.trees.append((number, read_tree(record)))
                 continue
             except MalformedTreeError as error:
                 problem = f"tree not shown: {error}"

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from processes import family
 
+from elpo_ray.dump import read_tree
 from elpo_ray.growth.budget import Totals
-from elpo_ray.tree import RolloutTree
 from tests.real.test_train import metrics, start, wait_for_steps
 
 pytestmark = [pytest.mark.real, pytest.mark.chaos]
@@ -66,7 +66,7 @@ def check_steps(folder: Path, steps: int) -> None:
     assert [row["step"] for row in metrics(folder)] == list(range(1, steps + 1))
     for step in range(1, steps + 1):
         lines = (folder / "trees" / f"step_{step:05d}.jsonl").read_text().splitlines()
-        trees = [RolloutTree.from_json(json.loads(line)) for line in lines]
+        trees = [read_tree(json.loads(line)) for line in lines]
         assert len(trees) == INPUTS
         for tree in trees:
             assert len(tree.leaves()) == tree.budget == N_TOTAL == Totals.of(tree.ledger).rollouts

@@ -15,6 +15,7 @@ from fakes import FakeChat, FakeTask, ScriptedPolicy, bel, make_config, planted
 
 from elpo_ray.cluster.actors import RemoteHost, SandboxActor
 from elpo_ray.config import Config
+from elpo_ray.dump import dump_tree
 from elpo_ray.rollout import RolloutWorker
 from elpo_ray.tools import PooledTools
 from elpo_ray.tree import RolloutTree
@@ -74,7 +75,7 @@ def worker_over(handles: list[Any], config: Config) -> RolloutWorker:
 
 
 def restored(tree: RolloutTree) -> list[str]:
-    nodes = tree.to_json()["nodes"]
+    nodes = dump_tree(tree)["nodes"]
     return [node["restored_by"] for node in nodes if "restored_by" in node]
 
 

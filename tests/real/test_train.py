@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from elpo_ray.tree import RolloutTree
+from elpo_ray.dump import read_tree
 from launch.monitoring.dashboard import grafana
 
 pytestmark = pytest.mark.real
@@ -31,6 +31,7 @@ SMALL = [
     "trainer.inputs_per_step=2",
     "learner.minibatch_inputs=1",
     "trainer.checkpoint_every=1",
+    "trainer.background_checkpoints=true",
     "trainer.steps=2",
 ]
 
@@ -96,7 +97,7 @@ def test_dumped_trees_fit_the_schema_and_the_budget(finished: Path) -> None:
         for line in lines:
             dump = json.loads(line)
             jsonschema.validate(dump, schema)
-            tree = RolloutTree.from_json(dump)
+            tree = read_tree(dump)
             assert len(tree.leaves()) == tree.budget == 6
             assert sum(entry["charged"] for entry in tree.ledger) == 6
             versions = {node.get("weight_version") for node in dump["nodes"][1:]}

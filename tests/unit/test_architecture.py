@@ -26,6 +26,7 @@ EDGES = {
 LAYERS = [
     {"types", "config", "load"},
     {"tree", "config/errors"},
+    {"dump"},
     {"interfaces", "loss"},
     {"growth", "credit", "calls", "grading", "chat", "tiny", "model_folder"},
     {"episode", "forest", "tasks", "weights"},

@@ -21,6 +21,7 @@ from elpo_ray.config import (
 from elpo_ray.credit import Credit, assign
 from elpo_ray.credit.__main__ import main
 from elpo_ray.credit.clip import elc_region
+from elpo_ray.dump import read_line, read_tree
 from elpo_ray.tree import RolloutTree
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -39,7 +40,7 @@ def build(parents: list[int], leaves: dict[int, float], **more: Any) -> RolloutT
     for i, reward in leaves.items():
         nodes[i] |= {"leaf": True, "reward": reward, "success": reward > 0}
     record = {"task_id": "t", "budget": len(leaves), "nodes": nodes, "localizations": []}
-    return RolloutTree.from_json(record | more)
+    return read_tree(record | more)
 
 
 def hierarchical(tree: RolloutTree, **credit: Any) -> Credit:
@@ -62,13 +63,13 @@ def test_command_gives_all_116_printed_numbers_of_figure_4(
 
 
 def test_sample_deviation_would_not_give_figure_4() -> None:
-    tree = RolloutTree.from_line(FIGURE_4.read_text())
+    tree = read_line(FIGURE_4.read_text())
     credit = hierarchical(tree, ddof=1)
     assert any(round(credit.advantage[row["id"]], 3) != row["advantage"] for row in PRINTED)
 
 
 def test_root_has_no_advantage() -> None:
-    credit = hierarchical(RolloutTree.from_line(FIGURE_4.read_text()))
+    credit = hierarchical(read_line(FIGURE_4.read_text()))
     assert credit.a_branch[0] == credit.a_traj[0] == credit.advantage[0] == 0
 
 
@@ -125,7 +126,7 @@ def scopes(tree: RolloutTree) -> dict[str, list[int]]:
 
 
 def test_clip_regions_of_figure_4() -> None:
-    tree = RolloutTree.from_line(FIGURE_4.read_text())
+    tree = read_line(FIGURE_4.read_text())
     first, second = tree.localizations
     regions = scopes(tree)
     below = [node.id for found in (first, second) for node in tree.subtree(found.critical or 0)]

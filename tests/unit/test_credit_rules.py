@@ -21,6 +21,7 @@ from elpo_ray.config import (
 )
 from elpo_ray.credit import Credit, assign
 from elpo_ray.credit.__main__ import compose, main
+from elpo_ray.dump import dump_tree
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import UNGRADED, FinishReason, Score, Step, ToolKind, ToolResult, Turn
 
@@ -222,7 +223,7 @@ def test_a_dump_is_one_batch_for_the_command(
 ) -> None:
     trees = [star(leaves, f"t{i}") for i, leaves in enumerate(BATCH)]
     path = tmp_path / "trees.jsonl"
-    path.write_text("".join(json.dumps(tree.to_json()) + "\n" for tree in trees))
+    path.write_text("".join(json.dumps(dump_tree(tree)) + "\n" for tree in trees))
     for name in ("reinforce_pp", "reinforce_pp_baseline", "gigpo", "tree_grpo", "aepo"):
         assert main([str(path), f"algorithm={name}"]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from elpo_ray.config import AlgorithmConfig
 from elpo_ray.credit import assign
 from elpo_ray.credit.hierarchical import step_rewards
-from elpo_ray.tree import MalformedTreeError, RolloutTree
+from elpo_ray.dump import MalformedTreeError, dump_tree, read_line, read_tree
+from elpo_ray.tree import RolloutTree
 from elpo_ray.types import UNGRADED, EndReason, FinishReason, Score, Step, Turn
 
 ROOT = Path(__file__).parents[2]
@@ -97,10 +98,10 @@ def test_step_reward_is_the_mean_of_the_direct_children(tree: RolloutTree) -> No
 @settings(deadline=None)
 @given(trees())
 def test_dump_and_load_are_inverse(tree: RolloutTree) -> None:
-    record = tree.to_json()
+    record = dump_tree(tree)
     check_schema(record)
-    loaded = RolloutTree.from_line(json.dumps(record))
-    assert loaded.to_json() == record
+    loaded = read_line(json.dumps(record))
+    assert dump_tree(loaded) == record
     assert [n.parent for n in loaded.nodes] == [n.parent for n in tree.nodes]
     assert [n.score for n in loaded.nodes] == [n.score for n in tree.nodes]
 
@@ -108,9 +109,9 @@ def test_dump_and_load_are_inverse(tree: RolloutTree) -> None:
 def test_grown_tree_is_dumped_with_all_optional_fields() -> None:
     worker = make_worker(planted(3, 2), make_config(bel(8, b_max=1)))
     tree = asyncio.run(worker.grow(FakeTask().train_problem(0), 0))
-    record = tree.to_json()
+    record = dump_tree(tree)
     check_schema(record)
-    assert RolloutTree.from_line(json.dumps(record)).to_json() == record
+    assert dump_tree(read_line(json.dumps(record))) == record
     assert record["localizations"] and len(record["ledger"]) == 8
     first, leaf = record["nodes"][1], record["nodes"][4]
     assert first == {
@@ -130,7 +131,7 @@ def test_grown_tree_is_dumped_with_all_optional_fields() -> None:
         "token_logprobs": [-0.5] * 4,
     }
     assert record["messages"] == list(FakeTask().train_problem(0).messages)
-    short = tree.to_json(tokens=False)["nodes"][1]
+    short = dump_tree(tree, tokens=False)["nodes"][1]
     assert short == {key: value for key, value in first.items() if not key.startswith("token_")}
     assert leaf["end"] == "answer" and leaf["leaf"] and "observation" not in leaf
 
@@ -138,14 +139,14 @@ def test_grown_tree_is_dumped_with_all_optional_fields() -> None:
 def test_ids_with_gaps_in_any_order_are_kept_as_labels() -> None:
     shuffled = copy.deepcopy(BARE)
     shuffled["nodes"].reverse()
-    tree = RolloutTree.from_json(shuffled)
+    tree = read_tree(shuffled)
     assert [node.label for node in tree.nodes] == [0, 7, 1, 5, 2]
     assert all(node.parent is None or node.parent < node.id for node in tree.nodes)
     found = tree.localizations[0]
     assert tree.nodes[found.leaf].label == 2 and found.critical == found.leaf
     assert tree.nodes[found.leaf].end is EndReason.ANSWER
     assert tree.nodes[2].extra == {"text": "call", "num_action_tokens": 3}
-    dumped = tree.to_json()
+    dumped = dump_tree(tree)
     assert {node["id"]: node for node in dumped["nodes"]} == {
         node["id"]: node for node in BARE["nodes"]
     }
@@ -154,7 +155,7 @@ def test_ids_with_gaps_in_any_order_are_kept_as_labels() -> None:
 
 def test_fixture_follows_the_schema() -> None:
     check_schema(FIGURE_4)
-    assert RolloutTree.from_json(FIGURE_4).to_json() == FIGURE_4 | {"ledger": []}
+    assert dump_tree(read_tree(FIGURE_4)) == FIGURE_4 | {"ledger": []}
 
 
 def test_deep_trees_need_no_recursion() -> None:
@@ -162,7 +163,7 @@ def test_deep_trees_need_no_recursion() -> None:
     nodes += [{"id": i, "parent": i - 1} for i in range(1, 50_000)]
     nodes[-1] |= {"leaf": True, "reward": 1.0, "success": True}
     record = {"task_id": "t", "budget": 1, "nodes": nodes[::-1], "localizations": []}
-    tree = RolloutTree.from_json(record)
+    tree = read_tree(record)
     assert len(tree.path(len(nodes) - 1)) == len(nodes) - 1
     assert assign([tree], AlgorithmConfig())[0].r[0] == 1.0
 
@@ -211,16 +212,16 @@ def test_deep_trees_need_no_recursion() -> None:
 )
 def test_malformed_tree_is_refused_by_field_and_value(edit: Any, told: str) -> None:
     record = copy.deepcopy(BARE)
-    RolloutTree.from_json(record)
+    read_tree(record)
     edit(record)
     with pytest.raises(MalformedTreeError, match=told):
-        RolloutTree.from_json(record)
+        read_tree(record)
 
 
 @pytest.mark.parametrize("line", ["", "[", "nonsense", "[1]", "3", "[" * 100_000, "9" * 5000])
 def test_line_that_is_no_tree_is_refused(line: str) -> None:
     with pytest.raises(MalformedTreeError):
-        RolloutTree.from_line(line)
+        read_line(line)
 
 
 def test_completed_trajectory_cannot_be_continued() -> None:

@@ -14,7 +14,7 @@ from run_folders import grow, write_run
 
 from elpo_ray.config import AlgorithmConfig, Config, ElcScope, ModelConfig
 from elpo_ray.credit import assign
-from elpo_ray.tree import RolloutTree
+from elpo_ray.dump import dump_tree, read_line, read_tree
 from elpo_ray.view.__main__ import main
 from elpo_ray.view.book import Book
 from elpo_ray.view.page import whole_page
@@ -77,7 +77,7 @@ def test_credit_is_that_of_the_trainer_with_the_run_s_own_configuration(tmp_path
     algorithm = AlgorithmConfig()
     algorithm.credit.lam = 0.25
     lines = (run / "trees" / "step_00001.jsonl").read_text().splitlines()
-    trees = [RolloutTree.from_line(line) for line in lines]
+    trees = [read_line(line) for line in lines]
     book = opened(run)
     for row, credit in enumerate(assign(trees, algorithm)):
         columns = tree_of(book, row)["columns"]
@@ -88,7 +88,7 @@ def test_credit_is_that_of_the_trainer_with_the_run_s_own_configuration(tmp_path
 def test_the_paper_s_figure_4_is_shown_as_it_is_printed(tmp_path: Path) -> None:
     book = opened(bare_run(tmp_path / "run", FIGURE_4))
     record = tree_of(book, 0)
-    tree = RolloutTree.from_line(FIGURE_4)
+    tree = read_line(FIGURE_4)
     expected = assign([tree], AlgorithmConfig())[0]
     assert record["columns"]["advantage"] == pytest.approx(expected.advantage.tolist(), rel=1e-4)
     assert [found["step"] for found in record["searches"]] == [1, 2]
@@ -197,7 +197,7 @@ def test_optional_fields_of_any_kind_never_break_the_page(fields: list[dict[str,
     record = json.loads(FIGURE_4)
     for node, extra in zip(record["nodes"][1:], fields, strict=False):
         node |= extra
-    tree = RolloutTree.from_json(record)
+    tree = read_tree(record)
     credit = assign([tree], AlgorithmConfig())[0]
     made = tree_record(tree, credit, ElcScope.critical_subtree, Limits())
     made |= table_row(tree, credit)
@@ -287,7 +287,7 @@ def test_a_broken_tokenizer_leaves_ids(tmp_path: Path) -> None:
 
 def test_limits_of_a_node_bound_its_part_of_the_page(tmp_path: Path) -> None:
     config = Config(model=ModelConfig(path="some/model"))
-    tree = RolloutTree.from_json(grow(1, config).to_json())
+    tree = read_tree(dump_tree(grow(1, config)))
     made = tree_record(tree, None, ElcScope.none, Limits(chars=20, tokens=3))
     assert max(len(text) for text in made["columns"]["text"] if text) < 80
     assert max(len(ids) for ids in made["columns"]["ids"] if ids) == 3
