@@ -8,7 +8,8 @@ same ones, whatever had been grown ahead; Ctrl-C never cuts an update in two.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ class Trainer:
         self.gauges, self.schedule = Gauges(), self.new_schedule()
         self.lost_at = -1
         """Finished steps when a learner was last lost."""
+        self.unfinished: ExitStack | None = None
+        """Commits the checkpoint that is being written."""
 
     def new_schedule(self) -> Schedule:
         staleness, steps = self.config.schedule.staleness, self.config.trainer.steps
@@ -128,6 +131,8 @@ class Trainer:
                     except LearnerLost as lost:
                         self.start_over(lost)
                 after = self.evaluate()
+                with signals.deferred():
+                    self.finish_checkpoint()
         except KeyboardInterrupt:
             self.checkpoint()
             self.console.print(
@@ -149,6 +154,7 @@ class Trainer:
                 if batch.trained:
                     credits = assign(batch.trained, algorithm)
                     forest = pack(batch.trained, credits, self.config.loss, self.config.learner)
+            self.finish_checkpoint()
             with self.learner.moving():
                 with self.watch.phase("update"), self.status(f"step {step + 1}: updating"):
                     stats = self.learner.update(forest)
@@ -239,12 +245,24 @@ class Trainer:
     def checkpoint_if_due(self) -> None:
         every, step = self.config.trainer.checkpoint_every, self.state.step
         if (every and step % every == 0) or step == self.config.trainer.steps:
-            self.checkpoint()
+            self.checkpoint(background=self.config.trainer.background_checkpoints)
 
-    def checkpoint(self) -> None:
-        keep = self.config.trainer.keep_checkpoints
-        with self.watch.phase("checkpoint"), self.run.checkpoint(self.state, keep) as folder:
-            self.learner.save(folder / "learner")
+    def checkpoint(self, *, background: bool = False) -> None:
+        """`background`: complete after `finish_checkpoint` only."""
+        self.finish_checkpoint()
+        keep, state = self.config.trainer.keep_checkpoints, deepcopy(self.state)
+        with self.watch.phase("checkpoint"), ExitStack() as stack:
+            folder = stack.enter_context(self.run.checkpoint(state, keep))
+            self.learner.save(folder / "learner", background=background)
+            if background:
+                self.unfinished = stack.pop_all()
+
+    def finish_checkpoint(self) -> None:
+        """Wait for what is still being written. CheckpointError if it could not be."""
+        unfinished, self.unfinished = self.unfinished, None
+        if unfinished is not None:
+            with self.watch.phase("checkpoint"), unfinished:
+                self.learner.finish_save()
 
     def restore(self) -> None:
         """Continue from the newest checkpoint: learner, engines, cursor."""
@@ -263,7 +281,7 @@ class Trainer:
         if kept is None or step <= self.lost_at:
             hint = f"continue with trainer.resume={self.run.path}" if kept else "start the run anew"
             raise Fault(f"step {step + 1}: {lost}; {hint}") from lost
-        self.lost_at = step
+        self.lost_at, self.unfinished = step, None
         self.console.print(f"step {step + 1}: {lost}; a new learner goes on", highlight=False)
         self.rollouts.abandon()
         self.schedule = self.new_schedule()

@@ -109,8 +109,11 @@ class LearnerActor:
     def reset_optimizer(self, config: OptimizerConfig, total_steps: int, reference: str) -> None:
         self.rank.reset_optimizer(config, total_steps, reference)
 
-    def save(self, path: str) -> None:
-        self.rank.save(path)
+    def save(self, path: str, background: bool) -> None:
+        self.rank.save(path, background=background)
+
+    def finish_save(self) -> None:
+        self.rank.finish_save()
 
     def load(self, path: str) -> None:
         self.rank.load(path)

@@ -79,9 +79,14 @@ class LearnerGroup:
         refs = [r.reset_optimizer.remote(config, total_steps, str(reference)) for r in self.ranks]
         self._all(refs, "reset_optimizer")
 
-    def save(self, path: Path) -> None:
-        """Raises OSError if the disk refuses; then nothing of the checkpoint is left."""
-        self._all([rank.save.remote(str(path)) for rank in self.ranks], "save")
+    def save(self, path: Path, *, background: bool = False) -> None:
+        """Raises OSError if the disk refuses; then nothing of the checkpoint is left. `background`:
+        `finish_save` must follow."""
+        self._all([rank.save.remote(str(path), background) for rank in self.ranks], "save")
+
+    def finish_save(self) -> None:
+        """Wait for what `save` left to the background. Raises OSError if the disk refused."""
+        self._all([rank.finish_save.remote() for rank in self.ranks], "finish_save")
 
     def load(self, path: Path) -> None:
         """Raises ValueError on a checkpoint of another model."""

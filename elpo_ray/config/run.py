@@ -18,6 +18,9 @@ class TrainerConfig:
     checkpoint_every: int = 20
     """Steps between checkpoints; the last step is always kept. 0 = only the last."""
     keep_checkpoints: int = 2
+    background_checkpoints: bool = False
+    """Write while the next step's trees grow: each learner rank keeps a copy of its share of the
+    state in host memory meanwhile, and the checkpoint is complete before the next update."""
     eval_every: int = 0
     """Steps between held-out evaluations; 0 = only before and after."""
     run_dir: str = "runs"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial as partial_call
 from pathlib import Path
@@ -38,15 +39,27 @@ def write_folder(path: Path, write: Callable[[Path], str | None]) -> None:
     `write` may use collectives, so it must not raise OSError but return what went wrong. Raises
     OSError on all ranks if any rank failed.
     """
+    partial = begin_folder(path)
+    commit_folder(path, partial, write(partial))
+
+
+def begin_folder(path: Path) -> Path:
+    """The empty folder that will become `path`. Raises OSError on all ranks."""
     partial = path.with_name(path.name + ".partial")
     _agree(path, partial, _attempt(lambda: _fresh(partial)) if dist.get_rank() == 0 else None)
-    _agree(path, partial, write(partial))
+    return partial
+
+
+def commit_folder(path: Path, partial: Path, error: str | None) -> None:
+    """Move a folder to `path` that all ranks have filled, or raise OSError on all of them if this
+    or another rank has an error."""
+    _agree(path, partial, error)
     # Not before all have written: what is being written comes and goes.
     _agree(path, partial, _attempt(lambda: _flush(partial)))
     _agree(path, partial, _attempt(lambda: _move(partial, path)) if dist.get_rank() == 0 else None)
 
 
-def _attempt(action: Callable[[], None]) -> str | None:
+def _attempt(action: Callable[[], object]) -> str | None:
     try:
         action()
     except OSError as error:
@@ -74,11 +87,15 @@ def _fresh(partial: Path) -> None:
 def _flush(folder: Path) -> None:
     """fsync every file and folder below, so that the rename cannot outlive the data."""
     for entry in (*folder.rglob("*"), folder):
-        handle = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync(entry)
+
+
+def _sync(entry: Path) -> None:
+    handle = os.open(entry, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _move(partial: Path, path: Path) -> None:
@@ -87,11 +104,7 @@ def _move(partial: Path, path: Path) -> None:
         path.rename(replaced)
     partial.rename(path)
     shutil.rmtree(replaced, ignore_errors=True)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    _sync(path.parent)
 
 
 def signature(model: nn.Module) -> dict[str, Any]:
@@ -102,17 +115,48 @@ def signature(model: nn.Module) -> dict[str, Any]:
 
 def save(engine: Any, path: Path, meta: Mapping[str, Any]) -> None:
     """Weights, optimizer and RNG of every rank, and `meta`. Raises OSError on all ranks."""
-    rank = dist.get_rank()
-    whole = {**meta, "adam_steps": Masters(engine).steps}
+    rest = _Rest(engine, meta)
 
     def write(partial: Path) -> str | None:
         error: str | None = None
         for number, shard in enumerate(_own_shards(engine)):
             if error is None:  # after a failure the gathers go on with the other ranks
                 error = _attempt(partial_call(_write_shard, partial, number, shard))
-        return error or _attempt(lambda: _write_rest(partial, rank, whole))
+        return error or _attempt(lambda: rest.write(partial))
 
     write_folder(path, write)
+
+
+class BackgroundSave:
+    """`save` in two parts: this rank's share is copied to host memory here and written by a thread;
+    `finish`, on all ranks, waits for the files and gives the folder its name.
+
+    Until then, and after a kill, there is only the partial folder.
+    """
+
+    def __init__(self, engine: Any, path: Path, meta: Mapping[str, Any]) -> None:
+        """Raises OSError on all ranks."""
+        self._path, self._partial = path, begin_folder(path)
+        self._rest = _Rest(engine, meta)
+        self._shards = list(_own_shards(engine))
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._write, name="checkpoint")
+        self._thread.start()
+
+    def _write(self) -> None:
+        """No collective: the other ranks' threads are elsewhere."""
+        self._error = _attempt(self._write_all)
+
+    def _write_all(self) -> None:
+        for number, shard in enumerate(self._shards):
+            _sync(_write_shard(self._partial, number, shard))
+            shard.clear()
+        self._rest.write(self._partial)
+
+    def finish(self) -> None:
+        """Raises OSError on all ranks if any of them could not write."""
+        self._thread.join()
+        commit_folder(self._path, self._partial, self._error)
 
 
 def _own_shards(engine: Any) -> Iterator[dict[str, Tensor]]:
@@ -133,20 +177,30 @@ def _own_shards(engine: Any) -> Iterator[dict[str, Tensor]]:
     yield shard
 
 
-def _write_shard(partial: Path, number: int, shard: dict[str, Tensor]) -> None:
+def _write_shard(partial: Path, number: int, shard: dict[str, Tensor]) -> Path:
+    file = partial / f"state_{dist.get_rank():05d}_{number:05d}.safetensors"
     try:
-        save_file(shard, partial / f"state_{dist.get_rank():05d}_{number:05d}.safetensors")
+        save_file(shard, file)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    return file
 
 
-def _write_rest(partial: Path, rank: int, meta: dict[str, Any]) -> None:
-    try:
-        torch.save(_rng_state(), partial / f"rng_{rank}.pt")
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-    if rank == 0:
-        (partial / META).write_text(json.dumps(meta))
+class _Rest:
+    """What a rank writes besides tensors, as it is now."""
+
+    def __init__(self, engine: Any, meta: Mapping[str, Any]) -> None:
+        self._meta = json.dumps({**meta, "adam_steps": Masters(engine).steps})
+        self._rng = _rng_state()
+
+    def write(self, partial: Path) -> None:
+        rank = dist.get_rank()
+        try:
+            torch.save(self._rng, partial / f"rng_{rank}.pt")
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        if rank == 0:
+            (partial / META).write_text(self._meta)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

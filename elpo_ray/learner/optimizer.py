@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -30,6 +31,21 @@ def apply_config(optimizer: torch.optim.Optimizer, cfg: OptimizerConfig) -> None
     """Give every parameter group the settings of `cfg`."""
     for group in optimizer.param_groups:
         group.update(lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
+
+
+def apply_gradients(engine: Any, clip_to: float | None) -> float | None:
+    """Clip and step under DeepSpeed; returns the gradient norm before clipping, or None if it is
+    not finite and the gradients were thrown away. `clip_to`: the norm, where DeepSpeed does not
+    clip by itself (`backend.clips_itself`)."""
+    if clip_to is None:
+        engine.step()
+        return float(engine.get_global_grad_norm()) if engine.was_step_applied() else None
+    norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), clip_to)
+    if not torch.isfinite(norm):
+        engine.zero_grad()
+        return None
+    engine.step()
+    return float(norm)
 
 
 def forget(optimizer: torch.optim.Optimizer) -> None:

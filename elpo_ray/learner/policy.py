@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from elpo_ray.config import Precision
-from elpo_ray.forest import CostModel
+from elpo_ray.forest import CostModel, TrainForest
 from elpo_ray.learner.attention import IMPLEMENTATION, why_not
 from elpo_ray.learner.batching import Inputs
 
@@ -154,6 +154,16 @@ class PolicyModule(nn.Module):
             hidden.flatten(0, 1)[inputs.select], inputs.targets, 1.0 / temperature
         )
         return result
+
+    def check_vocabulary(self, forest: TrainForest) -> None:
+        """Raises ValueError on token ids that the model does not have."""
+        size = self.model.config.get_text_config().vocab_size
+        largest = max((int(tree.ids.max()) for tree in forest.trees if len(tree.ids)), default=0)
+        if largest >= size:
+            raise ValueError(
+                f"token id {largest}: the model's vocabulary has {size} entries; train with the "
+                "tokenizer of the model folder"
+            )
 
     @property
     def head_dim(self) -> int:

@@ -11,7 +11,7 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -33,10 +33,10 @@ from elpo_ray.learner.backend import (
     join_group,
 )
 from elpo_ray.learner.batching import Pack, collate
-from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
+from elpo_ray.learner.optimizer import apply_config, apply_gradients, forget, learning_rate
 from elpo_ray.learner.policy import PolicyModule, model_folder
 from elpo_ray.learner.settings import LearnerSettings, Objective
-from elpo_ray.learner.stats import UpdateStats, all_reduce, entropy_moments, means
+from elpo_ray.learner.stats import Step, UpdateStats, all_reduce, entropy_moments, summarize
 from elpo_ray.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
 
 
@@ -70,6 +70,7 @@ class LearnerRank:
         policy: PolicyModule = self._engine.module
         self._cost = policy.cost()
         self._form = form_of(policy, settings, self._device)
+        self._saving: checkpoint.BackgroundSave | None = None
         self._updates = 0
         self._speedup = 0.0
 
@@ -124,7 +125,7 @@ class LearnerRank:
         FloatingPointError on all ranks if the loss or a gradient is not finite.
         """
         started = time.monotonic()
-        self._check_vocabulary(forest)
+        self._engine.module.check_vocabulary(forest)
         surrogate = objective is Objective.surrogate
         plans = [plan(trees, self._rules(objective)) for trees in forest.minibatches]
         active = [
@@ -140,7 +141,22 @@ class LearnerRank:
         epochs = self._settings.learner.epochs if surrogate else 1
         steps = [self._optimize(packs, objective) for _ in range(epochs) for packs in active]
         skipped = epochs * (len(plans) - len(active))
-        return self._summary(steps, skipped, plans * epochs, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        if not steps:
+            return UpdateStats(skipped_steps=skipped, seconds=seconds)
+        return summarize(
+            steps,
+            skipped_steps=skipped,
+            forward_tokens=epochs * sum(planned.actual.tokens for planned in plans),
+            seconds=seconds,
+            mfu=epochs * self._mfu(plans, seconds),
+            speedup_measured=self._speedup,
+            **speed.savings(plans, self._cost),
+        )
+
+    def _mfu(self, plans: list[Plan], seconds: float) -> float:
+        flops = speed.training_flops(plans, self._cost, frozen=self._lora is not None)
+        return speed.mfu(flops, seconds, self._process.world_size)
 
     def _rules(self, objective: Objective) -> Rules:
         learner, loss, backend = self._settings.learner, self._settings.loss, self._form.backend
@@ -232,7 +248,7 @@ class LearnerRank:
         )
         return *surrogate_loss(logp, tokens, self._settings.clip, self._settings.loss), padded
 
-    def _optimize(self, packs: list[Pack], objective: Objective) -> _Step:
+    def _optimize(self, packs: list[Pack], objective: Objective) -> Step:
         """One optimizer step over this rank's packs of a mini-batch."""
         stats: list[LossStats] = []
         padded = 0
@@ -257,24 +273,12 @@ class LearnerRank:
                 "before the step"
             )
         self._step += 1
-        return _Step(total, norm, rate, padded, len(packs))
+        return Step(total, norm, rate, padded, len(packs))
 
     def _apply(self) -> float | None:
-        """Clip and step; returns the gradient norm, or None if it is not finite and the gradients
-        were thrown away."""
-        if self._clips_itself:
-            norm = torch.nn.utils.clip_grad_norm_(
-                self._engine.module.parameters(), self._optimizer_cfg.grad_norm
-            )
-            if not torch.isfinite(norm):
-                self._engine.zero_grad()
-                return None
-            self._engine.step()
-            return float(norm)
-        self._engine.step()
-        return (
-            float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else None
-        )
+        """`optimizer.apply_gradients`."""
+        limit = self._optimizer_cfg.grad_norm if self._clips_itself else None
+        return apply_gradients(self._engine, limit)
 
     @property
     def _clips_itself(self) -> bool:
@@ -283,43 +287,6 @@ class LearnerRank:
     def _set_rate(self, rate: float) -> None:
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = rate
-
-    def _check_vocabulary(self, forest: TrainForest) -> None:
-        size = self.model.config.get_text_config().vocab_size
-        largest = max((int(tree.ids.max()) for tree in forest.trees if len(tree.ids)), default=0)
-        if largest >= size:
-            raise ValueError(
-                f"token id {largest}: the model's vocabulary has {size} entries; train with the "
-                "tokenizer of the model folder"
-            )
-
-    def _summary(
-        self, steps: list[_Step], skipped: int, plans: list[Plan], seconds: float
-    ) -> UpdateStats:
-        """Totals of all ranks."""
-        if not steps:
-            return UpdateStats(skipped_steps=skipped, seconds=seconds)
-        padded = torch.tensor(sum(step.padded_tokens for step in steps), device=self._device)
-        torch.distributed.all_reduce(padded)
-        total = reduce(add, (step.stats for step in steps))
-        forward = sum(planned.actual.tokens for planned in plans)
-        return UpdateStats(
-            optimizer_steps=len(steps),
-            skipped_steps=skipped,
-            loss=float(total.loss) / len(steps),
-            grad_norm=sum(step.grad_norm for step in steps) / len(steps),
-            lr=steps[-1].lr,
-            trained_tokens=int(total.tokens),
-            forward_tokens=forward,
-            padded_tokens=int(padded),
-            packs=self._process.world_size * sum(step.packs for step in steps),
-            seconds=seconds,
-            learner_tokens_per_s=forward / seconds,
-            mfu=speed.mfu(plans, self._cost, seconds, self._process.world_size),
-            speedup_measured=self._speedup,
-            **speed.savings(plans, self._cost),
-            **means(total),
-        )
 
     def weight_buckets(self, max_bytes: int) -> Iterator[dict[str, Tensor]]:
         """The policy's full tensors by Hugging Face name, in buckets of at most `max_bytes`,
@@ -336,9 +303,13 @@ class LearnerRank:
         rank, scale = self._process.rank, lora.scale(self._lora)
         export.export(self.model, self._folder, Path(path), rank, scale)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, background: bool = False) -> None:
         """Checkpoint weights, optimizer, schedule and RNG to the folder `path`, replacing it whole.
-        Raises OSError on all ranks (a full disk); what `path` held before then survives."""
+        Raises OSError on all ranks (a full disk); what `path` held before then survives.
+
+        `background`: return once they are copied; `finish_save` completes the folder, or raises.
+        """
+        assert self._saving is None, "finish_save() comes first"
         meta = {
             **self._signature(),
             "scale": lora.scale(self._lora),
@@ -346,7 +317,16 @@ class LearnerRank:
             "total_steps": self._total_steps,
             "reference": str(self._reference_folder),
         }
-        checkpoint.save(self._engine, Path(path), meta)
+        if background:
+            self._saving = checkpoint.BackgroundSave(self._engine, Path(path), meta)
+        else:
+            checkpoint.save(self._engine, Path(path), meta)
+
+    def finish_save(self) -> None:
+        """Wait for what `save` has left to the background."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.finish()
 
     def load(self, path: str | Path) -> None:
         """Continue exactly where `save` was called, on as many ranks bit by bit. Raises ValueError
@@ -366,14 +346,3 @@ class LearnerRank:
         """Leave the process group; the object is of no use afterwards."""
         self._engine.destroy()
         torch.distributed.destroy_process_group()
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One optimizer step: `stats` of all ranks, counts of this one."""
-
-    stats: LossStats
-    grad_norm: float
-    lr: float
-    padded_tokens: int
-    packs: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -25,11 +26,18 @@ SHARE_GAIN = {
 MEASURE_EVERY = 25
 """Updates between two measurements of the speed-up; each costs four forward passes of a pack."""
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "B200": 2250e12}
-"""Dense bf16 FLOP/s by a part of the device's name."""
-
-TRAINING = 3.0
-"""FLOPs of a training pass over those of its forward pass."""
+PEAK_FLOPS = {
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "H20": 148e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+}
+"""Dense bf16 FLOP/s by a word of the device's name; the SXM variants'."""
 
 
 def savings(plans: Sequence[Plan], cost: CostModel) -> dict[str, float]:
@@ -54,14 +62,24 @@ def savings(plans: Sequence[Plan], cost: CostModel) -> dict[str, float]:
     }
 
 
-def mfu(plans: Sequence[Plan], cost: CostModel, seconds: float, world_size: int) -> float:
-    """Share of the GPUs' peak that the training passes over the plans reached; 0 where the peak is
-    not known, as on CPU."""
+def training_flops(plans: Sequence[Plan], cost: CostModel, *, frozen: bool) -> float:
+    """FLOPs of one forward and backward pass over the plans, nothing computed twice.
+
+    A matrix product takes as many again for each of the gradients of its factors; `frozen` weights
+    (under adapters, whose own share is left out) need none.
+    """
+    weights = 2.0 if frozen else 3.0
+    total = reduce(add, (plan.actual for plan in plans), Load())
+    products = cost.token * total.tokens + cost.scored * total.scored
+    return weights * products + 3.0 * cost.pair * total.pairs
+
+
+def mfu(flops: float, seconds: float, world_size: int) -> float:
+    """Share of the GPUs' peak; 0 where the peak is not known, as on CPU."""
     if not torch.cuda.is_available():
         return 0.0
-    name = torch.cuda.get_device_name()
-    peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
-    flops = TRAINING * sum(cost(plan.actual) for plan in plans)
+    words = re.split(r"[\s-]+", torch.cuda.get_device_name())
+    peak = next((PEAK_FLOPS[word] for word in words if word in PEAK_FLOPS), None)
     return 0.0 if peak is None else flops / (seconds * peak * world_size)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -80,6 +83,44 @@ class UpdateStats:
     """Fraction of the weight that IcePop took out."""
     ref_k3: float = 0.0
     """KL(policy || reference), nats per token."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: `stats` of all ranks, counts of this one."""
+
+    stats: LossStats
+    grad_norm: float
+    lr: float
+    padded_tokens: int
+    packs: int
+
+
+def summarize(
+    steps: Sequence[Step], *, forward_tokens: int, seconds: float, **more: Any
+) -> UpdateStats:
+    """All steps (one or more) of all ranks, whose counts are added up here; `more`: fields that do
+    not follow from them. A collective."""
+    total = reduce(add, (step.stats for step in steps))
+    counts = torch.tensor(
+        [sum(step.padded_tokens for step in steps), sum(step.packs for step in steps)],
+        device=total.loss.device,
+    )
+    dist.all_reduce(counts)
+    shares: dict[str, Any] = {**means(total), **more}
+    return UpdateStats(
+        optimizer_steps=len(steps),
+        loss=float(total.loss) / len(steps),
+        grad_norm=sum(step.grad_norm for step in steps) / len(steps),
+        lr=steps[-1].lr,
+        trained_tokens=int(total.tokens),
+        forward_tokens=forward_tokens,
+        padded_tokens=int(counts[0]),
+        packs=int(counts[1]),
+        seconds=seconds,
+        learner_tokens_per_s=forward_tokens / seconds,
+        **shares,
+    )
 
 
 def entropy_moments(packs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ a kill."""
 from __future__ import annotations
 
 import random
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
 from elpo_ray.config import LoraConfig, Precision
 from elpo_ray.learner import LearnerRank, RankProcess
@@ -56,9 +58,40 @@ def save_each(process: RankProcess, folder: Path, work: Path) -> dict[Any, Any]:
         out[name + " again"] = three_more(again)
     for rank_file in sorted((work / "fp32-3").glob("state_*")):
         out[rank_file.name] = rank_file.stat().st_size
+    out["background"] = save_in_background(new(process, folder, 2), work)
     learner = new(process, folder, 3)
     out["damaged"] = load_damaged(learner, work / "fp32-3", process.rank)
     return out
+
+
+def save_in_background(learner: LearnerRank, work: Path) -> dict[str, Any]:
+    """Beside an ordinary save of the same state; the learner steps on while it is written."""
+    path, out = work / "background", {}
+    learner.update(build_forest())
+    learner.save(work / "foreground")
+    learner.save(path, background=True)
+    out["early"] = path.exists()
+    learner.update(build_forest(seed=1))
+    learner.finish_save()
+    out["differences"] = [
+        key for key, tensor in tensors(work / "foreground").items()
+        if not torch.equal(tensor, tensors(path)[key])
+    ]  # fmt: skip
+    out["meta"] = (path / "meta.json").read_text() == (work / "foreground/meta.json").read_text()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))
+    try:
+        learner.save(path, background=True)
+        out["error"] = error_of(learner.finish_save)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    out["kept"] = len(tensors(path))
+    learner.finish_save()  # nothing to wait for
+    return out
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return {k: t for file in path.glob("state_*") for k, t in load_file(file).items()}
 
 
 def load_damaged(learner: LearnerRank, path: Path, rank: int) -> list[str]:
@@ -124,6 +157,15 @@ def test_every_rank_writes_its_share(saved: list[dict[Any, Any]]) -> None:
     sizes = [size for key, size in saved[0].items() if key.startswith("state_")]
     assert len(sizes) == 2
     assert max(sizes) < 1.5 * min(sizes)
+
+
+def test_a_checkpoint_is_written_in_the_background(saved: list[dict[Any, Any]]) -> None:
+    for rank in saved:
+        found = rank["background"]
+        assert not found["early"], "it has its name when it is complete"
+        assert found["differences"] == [] and found["meta"]
+        assert found["error"].startswith("OSError") and "was not written" in found["error"]
+        assert found["kept"] > 3 * 20
 
 
 def test_damage_is_named_on_every_rank(saved: list[dict[Any, Any]]) -> None:

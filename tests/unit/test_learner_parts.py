@@ -18,7 +18,7 @@ from torch import nn
 
 from elpo_ray.config import AttentionBackend, OptimizerConfig, Schedule
 from elpo_ray.forest import CostModel, Rules, TrainForest, demonstrations, plan
-from elpo_ray.learner import policy
+from elpo_ray.learner import policy, speed
 from elpo_ray.learner.batching import Form, Pack, collate
 from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
 from elpo_ray.learner.policy import LogProbHead
@@ -147,6 +147,30 @@ def test_a_dummy_has_no_weight(backend: AttentionBackend | None) -> None:
     dummy = collate(Pack(ranks[1][0]), Form(torch.device("cpu"), backend))
     assert dummy.weight.tolist() == [0]
     assert len(dummy.inputs.select) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H20", 148e12),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_mfu_by_hand(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | None) -> None:
+    """One sequence of 5 forwarded tokens with 15 visible pairs, 4 of them scored."""
+    planned = plan(forest([6]).minibatches[0], rules())
+    assert vars(planned.actual) == {"tokens": 5, "pairs": 15, "scored": 4}
+    whole = speed.training_flops([planned, planned], COST, frozen=False)
+    assert whole == 2 * 3 * (100 * 5 + 15 + 10 * 4)
+    frozen = speed.training_flops([planned], COST, frozen=True)
+    assert frozen == 2 * (100 * 5 + 10 * 4) + 3 * 15
+    assert speed.mfu(whole, 0.5, 4) == 0, "no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    expected = 0 if peak is None else whole / 2 / peak
+    assert speed.mfu(whole, 0.5, 4) == pytest.approx(expected)
 
 
 def test_learning_rates_by_hand() -> None:
