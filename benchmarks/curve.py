@@ -25,12 +25,12 @@ from omegaconf import OmegaConf
 from elpo_ray.chat import Chat
 from elpo_ray.config import Config, Packing
 from elpo_ray.credit import assign
+from elpo_ray.dump import read_line
 from elpo_ray.forest import TrainForest, pack
 from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
 from elpo_ray.tasks import make_task
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Step, Turn
-
 
 SECTIONS = ["model", "task", "algorithm", "learner", "sampling", "trainer", "cluster"]
 """Of a run's configuration, what its updates depend on."""
@@ -68,7 +68,7 @@ def forests(run: Path, config: Config, model: Path, steps: int) -> list[TrainFor
     found = []
     for dump in sorted((run / "trees").glob("step_*.jsonl"))[:steps]:
         lines = dump.read_text(encoding="utf-8").splitlines()
-        trees = [with_tokens(RolloutTree.from_line(line), chat) for line in lines]
+        trees = [with_tokens(read_line(line), chat) for line in lines]
         credits = assign(trees, config.algorithm)
         found.append(pack(trees, credits, config.algorithm.loss, config.learner))
     return found
