@@ -36,15 +36,15 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def look(address: str) -> tuple[int, list[str]]:
-    """Living nodes and actors, as another driver sees them."""
+def look(address: str) -> tuple[int, list[str], str]:
+    """Living nodes and actors, as another driver sees them; 0 and why, if it cannot."""
     done = subprocess.run(
         [sys.executable, "-c", LOOK, address], capture_output=True, text=True, timeout=120
     )
     if done.returncode:
-        return 0, []
+        return 0, [], done.stderr[-2000:]
     nodes, actors = json.loads(done.stdout.splitlines()[-1])
-    return nodes, actors
+    return nodes, actors, ""
 
 
 def start(*options: str) -> subprocess.Popen[bytes]:
@@ -96,6 +96,6 @@ def test_a_run_joins_a_cluster_and_leaves_it_standing(address: str, tmp_path: Pa
     done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "joined" / "summary.json").read_text())
-    nodes, actors = look(address)
-    assert nodes == 2, "the driver ended a cluster that is not its own"
+    nodes, actors, fault = look(address)
+    assert nodes == 2, f"the driver ended a cluster that is not its own? {fault}"
     assert actors == [], "actors of the run are still there"

@@ -69,6 +69,7 @@ def steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_run_is_requeued_and_resumes_where_it_stopped(cluster: Slurm, nodes: int) -> None:
     name = f"requeue{nodes}"
