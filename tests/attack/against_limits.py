@@ -29,6 +29,7 @@ ends(
     37,
     "starts threads without end",
     Kind.OK,
+    Kind.MEMORY,
     cells=(
         "import threading\nthreading.stack_size(64 << 10)\nmade = 0\ngo = threading.Event()\n"
         "try:\n    while made < 5000:\n"

@@ -20,7 +20,7 @@ from tests.real.test_train import ROOT, SMALL
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 RAY = Path(sys.executable).with_name("ray")
-START_S = 120.0
+START_S = 240.0
 LOOK = """
 import json, sys, ray
 from ray.util.state import list_actors
