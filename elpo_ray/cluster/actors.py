@@ -259,7 +259,8 @@ class RolloutActor:
             endpoint = Endpoint(url, model, task.tools)
             self.worker = RolloutWorker(endpoint, self.tools, endpoint, task, config)
         if self.runner is None:
-            room = OVERCOMMIT * config.engine.max_num_seqs
+            # An endpoint is somebody else's: never more requests than were asked for.
+            room = (OVERCOMMIT if self.engine is not None else 1) * config.engine.max_num_seqs
             self.runner = JobRunner(self.worker, room, self.tools.check)
         self.runner.use(self.worker)
 
