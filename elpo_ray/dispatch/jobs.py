@@ -47,8 +47,7 @@ class Report:
     room: int = 0
     """Trajectories that the worker could have under way in addition."""
     load: dict[str, float] = field(default_factory=dict)
-    """`load.Load`, and the engine's version."""
-
+    """`load.Load.numbers`."""
     phase: str = ""
     """What the worker is doing, in words."""
     version: int = 0

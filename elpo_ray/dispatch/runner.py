@@ -17,8 +17,6 @@ from elpo_ray.types import InfrastructureError
 
 GAP_S = 0.05
 """Least time between two reports while there is news: reports of a fast worker carry many."""
-NUMBERS = ("episodes", "turns", "tokens", "completed", "busy_s", "idle_s")
-"""Of `load.Load`, in reports."""
 
 
 class JobRunner:
@@ -55,9 +53,7 @@ class JobRunner:
         report, self._report = self._report, Report()
         report.room = self._capacity - sum(job.width for job, _ in self._running.values())
         load = self._worker.load
-        load.settle()
-        report.load = {name: getattr(load, name) for name in NUMBERS}
-        report.phase = str(load)
+        report.load, report.phase = load.numbers(), str(load)
         self._last = time.monotonic()
         return report
 

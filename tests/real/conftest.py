@@ -41,6 +41,20 @@ def build_qwen2(folder: Path, *, tied: bool = True, seed: int = 0) -> Qwen2ForCa
     return model
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that ranks of a learner load."""
+    from ranks import build_model  # with the learner, which most tests here do not need
+
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ranks of a learner leave things."""
+    return tmp_path_factory.mktemp("work")
+
+
 Running = Callable[[Path], AbstractAsyncContextManager[Engine]]
 
 

@@ -156,16 +156,6 @@ def every_stage(process: RankProcess, folder: Path, work: Path) -> dict[Any, Any
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
-
-
-@pytest.fixture(scope="module")
 def ranks(folder: Path, work: Path) -> list[dict[Any, Any]]:
     build_model(work / "other", hidden=16)
     return run_ranks(every_stage, 2, work, folder, work)

@@ -19,7 +19,6 @@ from elpo_ray.learner import LearnerRank, RankProcess
 from tests.real.ranks import (
     TOTAL_STEPS,
     build_forest,
-    build_model,
     error_of,
     free_port,
     rank_main,
@@ -128,16 +127,6 @@ def resume_each(process: RankProcess, folder: Path, work: Path, stage: int) -> d
         learner.load(work / name)
         out[name] = three_more(learner)
     return out
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ from tests.real.ranks import (
     TOTAL_STEPS,
     Plain,
     build_forest,
-    build_model,
     error_of,
     one_row,
     run_ranks,
@@ -122,16 +121,6 @@ def publish_parts(process: RankProcess, folder: Path, target: Path) -> list[dict
 
 
 # --- tests ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(scope="module")

@@ -56,8 +56,9 @@ def test_the_reference_has_every_key_with_its_explanation() -> None:
     assert found["algorithm.clip.scope"].type.startswith("none, critical_subtree")
     assert "Eq. 11" in found["algorithm.clip.scope"].explanation
     assert found["task.train_file"].type == "str or null"
+    page = markdown()
     for name in found:
-        assert f"| `{name}` |" in markdown()
+        assert f"| `{name}` |" in page
 
 
 def step(text: str) -> Step:

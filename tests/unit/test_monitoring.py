@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from elpo_ray.dispatch.runner import NUMBERS
+from elpo_ray.load import NUMBERS
 from launch.monitoring.dashboard import grafana
 from sandbox.supervisor import Sandbox
 
