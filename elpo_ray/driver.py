@@ -8,7 +8,7 @@ same ones, whatever had been grown ahead; Ctrl-C never cuts an update in two.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,8 +156,8 @@ class Trainer:
                     forest = pack(batch.trained, credits, self.config.loss, self.config.learner)
             self.finish_checkpoint()
             with self.learner.moving():
-                with self.watch.phase("update"), self.status(f"step {step + 1}: updating"):
-                    stats = self.learner.update(forest)
+                with self.watch.phase("update"), self.bar(f"step {step + 1}: updating") as advance:
+                    stats = self.learner.update(forest, advance=advance)
                 with self.watch.phase("sync"):
                     self.learner.publish(version=step + 1)
             self.state.step, self.state.cursor = step + 1, self.state.cursor + batch.taken
@@ -173,7 +173,7 @@ class Trainer:
             return self.schedule.batch(
                 step,
                 self.state.cursor,
-                lambda: advance(self.rollouts.completed, self.rollouts.describe()),
+                lambda: advance(self.rollouts.completed, note=self.rollouts.describe()),
             )
 
     def grow(self, step: int, cursor: int) -> Batch:
@@ -297,12 +297,7 @@ class Trainer:
         self.run.write_summary(summary)
         show_summary(self.console, summary, self.run.path)
 
-    def status(self, title: str) -> AbstractContextManager[Any]:
-        """A spinner on a terminal, for a phase that cannot say how far it is."""
-        shown = self.config.logging.progress and self.console.is_terminal
-        return self.console.status(title) if shown else nullcontext()
-
     @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Any]:
+    def bar(self, title: str, total: int | None = None) -> Iterator[Any]:
         with progress_bar(self.console, title, total, self.config.logging.progress) as advance:
             yield advance

@@ -248,14 +248,14 @@ class Metrics:
 
 
 @contextmanager
-def progress_bar(console: Console, title: str, total: int, show: bool) -> Iterator[Any]:
-    """A bar that vanishes when done; yields `advance(done_so_far, note)`. Nothing off a
-    terminal."""
+def progress_bar(console: Console, title: str, total: int | None, show: bool) -> Iterator[Any]:
+    """A bar that vanishes when done; yields `advance(done, total=None, note="")`, of which `total`
+    replaces the first one. Nothing off a terminal."""
     show = show and console.is_terminal
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not show)
     with bar:
         task = bar.add_task(title, total=total)
-        yield lambda done, note="": bar.update(
-            task, completed=done, description=f"{title} ({note})" if note else title
+        yield lambda done, total=None, note="": bar.update(
+            task, completed=done, total=total, description=f"{title} ({note})" if note else title
         )

@@ -6,7 +6,7 @@ import asyncio
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BUCKET_BYTES = 256 * 2**20
 """Most bytes of weights that are gathered and in flight at once."""
+PROGRESS_S = 0.2
+"""Least time between two reports of an update."""
 TELL_S = 5.0
 """Between looks of the dashboard at a sandbox."""
 OVERCOMMIT = 2
@@ -71,14 +73,25 @@ class LearnerActor:
             local_folder(folder), settings, process, total_steps=total_steps, seed=seed
         )
 
-    def update(self, forest: TrainForest, supervised: bool) -> Values:
+    def update(self, forest: TrainForest, supervised: bool) -> Iterator[tuple[int, int] | Values]:
+        """Rank 0's progress at times, and last of all the statistics."""
         from elpo_ray.learner import Objective
 
         objective = Objective.nll if supervised else Objective.surrogate
-        stats = asdict(self.rank.update(forest, objective))
+        going = self.rank.updating(forest, objective)
+        told = time.monotonic()
+        while True:
+            try:
+                progress = next(going)
+            except StopIteration as end:
+                stats = asdict(end.value)
+                break
+            if self.index == 0 and time.monotonic() - told >= PROGRESS_S:
+                told = time.monotonic()
+                yield progress
         if self.index == 0:
             self.gauges.set({"update_seconds": stats["seconds"], "loss": stats["loss"]})
-        return stats
+        yield stats
 
     def connect(self, workers: list[ActorHandle[Any]]) -> None:
         """Prepare to publish weights to these rollout workers' engines. With NCCL this forms the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +41,24 @@ class LearnerGroup:
         self._timeout_s = timeout_s
         self._rollouts: RolloutGroup | None = None
 
-    def update(self, forest: TrainForest, *, supervised: bool = False) -> Values:
-        """Optimizer steps over `forest`; statistics over all ranks (`learner.UpdateStats`)."""
+    def update(
+        self,
+        forest: TrainForest,
+        *,
+        supervised: bool = False,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Values:
+        """Optimizer steps over `forest`; statistics over all ranks (`learner.UpdateStats`).
+        `advance` hears at times how many packs are done, and how many there are."""
         shared = ray.put(forest)
-        refs = [rank.update.remote(shared, supervised) for rank in self.ranks]
-        return dict(self._all(refs, "update")[0])
+        calls: list[Any] = [r.update.options(num_returns="streaming") for r in self.ranks]
+        stats: Values = {}
+        for report in self._reports([call.remote(shared, supervised) for call in calls], "update"):
+            if isinstance(report, tuple):
+                advance(*report)
+            else:
+                stats = report
+        return stats
 
     def connect(self, rollouts: RolloutGroup) -> None:
         """Publish to these workers' engines, and to each that is restarted. Must come before
@@ -95,6 +108,19 @@ class LearnerGroup:
     def export(self, path: Path) -> None:
         """Write a plain Hugging Face folder."""
         self._all([rank.export.remote(str(path)) for rank in self.ranks], "export")
+
+    def _reports(self, streams: list[Any], phase: str) -> Iterator[Any]:
+        """What the ranks yield, as it comes. Raises as `_all`; the deadline is for each report."""
+        while streams:
+            ready: list[Any] = ray.wait(streams, timeout=self._timeout_s)[0]
+            if not ready:
+                raise LearnerLost(f"{phase} of the learner: nothing in {self._timeout_s:.0f} s")
+            for stream in ready:
+                report = next(stream, None)
+                if report is None:
+                    streams.remove(stream)
+                else:
+                    yield self._all(report, phase)
 
     def _all(self, refs: list[Any], phase: str) -> Any:
         """Raises LearnerLost, naming the phase, when a rank dies or does not answer in time."""

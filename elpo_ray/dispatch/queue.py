@@ -2,8 +2,8 @@
 
 Invariants: an input is with one worker at most; its journal only grows, and whoever gets the input
 next gets the journal; its result comes once. A dead worker's inputs go back to the front. One that
-was with a worker at two deaths and completed nothing in between is a suspect: if others were there,
-it is given out alone, and set aside when its worker dies once more. No other death convicts it.
+was with a worker at two deaths and completed nothing in between is a suspect, given out alone. Only
+deaths of a worker that had nothing else convict it: two of them, for one may be chance.
 
 Called from two threads: one talks with the workers, another waits for batches.
 """
@@ -26,7 +26,8 @@ from elpo_ray.types import InfrastructureError
 POLL_S = 0.25
 """Seconds between two looks at how far a batch is."""
 STRIKES = 2
-"""Deaths of its worker without a completion in between that make an input a suspect."""
+"""Deaths of its worker without a completion in between that make an input a suspect, and as many
+without other inputs there that convict it."""
 
 
 @dataclass(eq=False)
@@ -43,10 +44,14 @@ class Entry:
     strikes: int = 0
     mark: int = 0
     """Completions at the last strike."""
+    blame: int = 0
+    """Strikes, of those, where the worker had nothing else."""
     alone: bool = False
 
-    def strike(self) -> None:
-        self.strikes = self.strikes + 1 if self.mark == len(self.journal) else 1
+    def strike(self, *, to_blame: bool) -> None:
+        if self.mark != len(self.journal):
+            self.strikes = self.blame = 0
+        self.strikes, self.blame = self.strikes + 1, self.blame + to_blame
         self.mark = len(self.journal)
 
     def set_aside(self, why: str) -> SetAside:
@@ -245,8 +250,8 @@ class InputQueue:
                 if not isinstance(error, InfrastructureError):
                     entry.batch.stop(error)
                     continue
-                entry.strike()
-                if entry.strikes >= STRIKES:
+                entry.strike(to_blame=True)
+                if entry.blame >= STRIKES:
                     self._give_up(entry, f"lost to the infrastructure again and again: {error}")
                 else:
                     self._waiting.appendleft(entry)
@@ -255,14 +260,12 @@ class InputQueue:
         """A worker has died; what it held goes back, or is set aside."""
         with self._lock:
             held = list(self._held.pop(worker, {}).values())
-            for entry in held:
-                entry.strike()
             for entry in reversed(held):
-                suspect = entry.strikes >= STRIKES
-                if suspect and len(held) == 1:
+                entry.strike(to_blame=len(held) == 1)
+                if entry.blame >= STRIKES:
                     self._give_up(entry, f"its worker died {entry.strikes} times: {why}")
                     continue
-                entry.alone = suspect
+                entry.alone = entry.strikes >= STRIKES
                 self._waiting.appendleft(entry)
                 self.requeued += 1
 

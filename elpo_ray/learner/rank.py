@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import reduce
+from itertools import count, repeat
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from elpo_ray.learner.policy import PolicyModule, model_folder
 from elpo_ray.learner.settings import LearnerSettings, Objective
 from elpo_ray.learner.stats import Step, UpdateStats, all_reduce, entropy_moments, summarize
 from elpo_ray.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
+
+Progress = tuple[int, int]
+"""Packs that have gone through a policy, and that will have in all."""
 
 
 class LearnerRank:
@@ -117,7 +121,20 @@ class LearnerRank:
     def update(
         self, forest: TrainForest, objective: Objective = Objective.surrogate
     ) -> UpdateStats:
-        """One optimizer step per mini-batch (times `learner.epochs` for the surrogate).
+        """`updating`, from beginning to end."""
+        going = self.updating(forest, objective)
+        while True:
+            try:
+                next(going)
+            except StopIteration as end:
+                stats: UpdateStats = end.value
+                return stats
+
+    def updating(
+        self, forest: TrainForest, objective: Objective = Objective.surrogate
+    ) -> Generator[Progress, None, UpdateStats]:
+        """One optimizer step per mini-batch (times `learner.epochs` for the surrogate); says after
+        each pack how far it is.
 
         Old log-probabilities are the learner's own, of the weights before the first step: the first
         mini-batch takes them from its own forward pass (ratio exactly 1), the others from a pass
@@ -136,10 +153,15 @@ class LearnerRank:
         if active and self._updates % speed.MEASURE_EVERY == 0:
             self._measure(active[0])
         self._updates += 1
-        if surrogate:
-            self._score(active)
         epochs = self._settings.learner.epochs if surrogate else 1
-        steps = [self._optimize(packs, objective) for _ in range(epochs) for packs in active]
+        scored = active[1:] + (active if self._settings.loss.kl_coef > 0 else [])
+        passes = sum(map(len, active * epochs + (scored if surrogate else [])))
+        progress = zip(count(1), repeat(passes), strict=False)
+        if surrogate:
+            yield from self._score(active, progress)
+        steps: list[Step] = []
+        for packs in active * epochs:
+            steps.append((yield from self._optimize(packs, objective, progress)))
         skipped = epochs * (len(plans) - len(active))
         seconds = time.monotonic() - started
         if not steps:
@@ -179,17 +201,20 @@ class LearnerRank:
             lambda inputs: self._engine(inputs, 1.0), packs, self._form, budget
         )
 
-    def _score(self, minibatches: list[list[Pack]]) -> None:
+    def _score(
+        self, minibatches: list[list[Pack]], progress: Iterator[Progress]
+    ) -> Iterator[Progress]:
         """Store old log-probabilities of all mini-batches but the first, and the reference's."""
-        with torch.no_grad():
-            for packs in minibatches[1:]:
-                for pack in packs:
-                    pack.old_logp = self._forward(self._engine, pack)
-            if self._settings.loss.kl_coef > 0:
-                with self._reference_policy() as reference:
-                    for packs in minibatches:
-                        for pack in packs:
-                            pack.ref_logp = self._forward(reference, pack)
+        for packs in minibatches[1:]:
+            for pack in packs:
+                pack.old_logp = self._forward(self._engine, pack)
+                yield next(progress)
+        if self._settings.loss.kl_coef > 0:
+            with self._reference_policy() as reference:
+                for packs in minibatches:
+                    for pack in packs:
+                        pack.ref_logp = self._forward(reference, pack)
+                        yield next(progress)
 
     @contextmanager
     def _reference_policy(self) -> Iterator[Any]:
@@ -207,6 +232,7 @@ class LearnerRank:
             )
         yield self._reference
 
+    @torch.no_grad()
     def _forward(self, policy: Any, pack: Pack) -> Tensor:
         """Log-probabilities of a pack's scored tokens, for keeping."""
         inputs = collate(pack, self._form).inputs
@@ -248,7 +274,9 @@ class LearnerRank:
         )
         return *surrogate_loss(logp, tokens, self._settings.clip, self._settings.loss), padded
 
-    def _optimize(self, packs: list[Pack], objective: Objective) -> Step:
+    def _optimize(
+        self, packs: list[Pack], objective: Objective, progress: Iterator[Progress]
+    ) -> Generator[Progress, None, Step]:
         """One optimizer step over this rank's packs of a mini-batch."""
         stats: list[LossStats] = []
         padded = 0
@@ -261,6 +289,7 @@ class LearnerRank:
             self._engine.backward(loss * self._process.world_size, scale_wrt_gas=False)
             stats.append(pack_stats)
             padded += tokens
+            yield next(progress)
         total = all_reduce(reduce(add, stats))
         finite = bool(torch.isfinite(total.loss))
         rate = learning_rate(self._optimizer_cfg, self._step, self._total_steps)
