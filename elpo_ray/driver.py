@@ -161,7 +161,9 @@ class Trainer:
                 with self.watch.phase("sync"):
                     self.learner.publish(version=step + 1)
             self.state.step, self.state.cursor = step + 1, self.state.cursor + batch.taken
-            self.report(batch, stats)
+            seconds = self.watch.lap()
+            with self.watch.phase("report"):
+                self.report(batch, stats, seconds)
             self.checkpoint_if_due()
         self.evaluate_if_due()
 
@@ -214,15 +216,14 @@ class Trainer:
         text = f"step {self.state.step}: held-out pass@1 {passed:.1%}"
         self.console.print(text, highlight=False)
 
-    def report(self, batch: Batch, stats: Values) -> None:
+    def report(self, batch: Batch, stats: Values, seconds: Values) -> None:
         """Dump the trees, log one object of numbers, add to the run's totals. Everything grown
-        counts, also what was not trained on."""
+        counts, also what was not trained on. What this takes is in the next step's `seconds`."""
         right, judged = localization_accuracy(self.task, batch.inputs, batch.trees)
         growth = self.config.algorithm.growth
         values = tree_metrics(batch.trees, growth.bel) | self.rollouts.metrics()
         values |= rollout_metrics(batch.trees, growth.n_total, self.state.step - 1)
         values |= {"inputs_grown": len(batch.grown), "inputs_trained": len(batch.trained)}
-        seconds = self.watch.lap()
         values |= stats | {f"seconds/{phase}": value for phase, value in seconds.items()}
         values["tokens_per_second"] = values["tokens_generated"] / max(batch.seconds, 1e-9)
         values |= {"weight_version": self.state.step, "seconds_growing": batch.seconds}

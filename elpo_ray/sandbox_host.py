@@ -46,6 +46,7 @@ def sandbox_of(config: SandboxConfig, cluster: ClusterConfig) -> Sandbox | Fusio
         preload=[name for name in wanted if importlib.util.find_spec(name) is not None],
         isolation=config.isolation.value,
         allow_degraded=config.allow_degraded,
+        bubblewrap=config.bubblewrap,
     )
 
 

@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sandbox import bubblewrap
+from sandbox.confine import DEVICES, readable
 from sandbox.limits import Limits
 from sandbox.process import End, Ends, SessionProcess, Tampered
 from sandbox.results import SandboxFailure, SandboxUnavailable
@@ -71,20 +73,35 @@ class SpawnerClient:
 
     @classmethod
     async def start(
-        cls, limits: Limits, preload: tuple[str, ...], *, isolation: str, allow_degraded: bool
+        cls,
+        limits: Limits,
+        preload: tuple[str, ...],
+        *,
+        isolation: str,
+        allow_degraded: bool,
+        bubblewrap: bool,
     ) -> SpawnerClient:
         """Start a spawner and let it probe. Raises SandboxUnavailable or SandboxFailure."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = tempfile.mkdtemp(prefix="sandbox-", dir=_quick_folder())
         os.chmod(root, 0o711)  # sessions of other users pass through, without listing
-        process = _execute(theirs)
+        paths = sysconfig.get_paths()
+        packages = sorted({paths["purelib"], paths["platlib"]})
+        try:
+            outside = _bubblewrap(packages, root) if bubblewrap else []
+            process = _execute(outside, theirs)
+        except BaseException:
+            ours.close()
+            remove(root)
+            raise
         ours.setblocking(False)
         client = cls(process, ours, root)
-        paths = sysconfig.get_paths()
         job = {
             "supervisor": os.getpid(),
+            "crowd": process.pid,
+            "walled": bubblewrap,
             "source": _SOURCE,
-            "packages": sorted({paths["purelib"], paths["platlib"]}),
+            "packages": packages,
             "preload": preload,
             "limits": asdict(limits),
             "root": root,
@@ -278,10 +295,16 @@ def _ids(pidfd: int) -> tuple[int, int]:
     return here, int(fields.get("NSpid", fields["Pid"]).split()[-1])
 
 
-def _execute(channel: socket.socket) -> subprocess.Popen[bytes]:
-    """Exec the spawner, with a clean environment and `channel`."""
+def _bubblewrap(packages: list[str], root: str) -> list[str]:
+    source = os.path.join(_SOURCE, "sandbox")
+    return bubblewrap.command([*readable(packages), source], DEVICES, root)
+
+
+def _execute(outside: list[str], channel: socket.socket) -> subprocess.Popen[bytes]:
+    """Exec the spawner, by the command `outside` if there is one, with a clean environment and
+    `channel`."""
     with channel:
-        command = [sys.executable, "-S", "-s", "-P", "-B", "-c", _START, _SOURCE]
+        command = [*outside, sys.executable, "-S", "-s", "-P", "-B", "-c", _START, _SOURCE]
         command.append(str(channel.fileno()))
         return subprocess.Popen(
             command,

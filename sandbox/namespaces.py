@@ -81,7 +81,7 @@ def _restrict(path: str, attributes: int, flags: int = 0) -> None:
     )
 
 
-def _resolve(path: str, links: dict[str, str]) -> str:
+def resolve(path: str, links: dict[str, str]) -> str:
     """The path without symbolic links; those that were met are added to `links`."""
     walked = "/"
     for part in path.strip("/").split("/"):
@@ -89,11 +89,12 @@ def _resolve(path: str, links: dict[str, str]) -> str:
         if os.path.islink(walked):
             links[walked] = os.readlink(walked)
             target = os.path.join(os.path.dirname(walked), links[walked])
-            return _resolve(os.path.normpath(target + path[len(walked) :]), links)
+            return resolve(os.path.normpath(target + path[len(walked) :]), links)
     return walked
 
 
-def _outermost(paths: Iterable[str]) -> list[str]:
+def outermost(paths: Iterable[str]) -> list[str]:
+    """Those that lie in no other one."""
     kept: list[str] = []
     for path in sorted(set(paths)):
         if not any(path.startswith(f"{outer}/") for outer in kept):
@@ -120,12 +121,12 @@ def _furnish(readable: list[str], devices: list[str], writable: str) -> None:
     os.mkdir(root, 0o755)
     _mount("tmpfs", root, "tmpfs", _NOSUID | _NODEV, "mode=755,size=1m,nr_inodes=4096")
     links: dict[str, str] = {}
-    found = (_resolve(path, links) for path in readable if os.path.exists(path))
-    for path in _outermost(found):
+    found = (resolve(path, links) for path in readable if os.path.exists(path))
+    for path in outermost(found):
         _bind(path, root, _ATTR_RDONLY | _ATTR_NODEV)
     for path in devices:
         _bind(path, root, _ATTR_NOEXEC)
-    _bind(_resolve(writable, links), root, _ATTR_NODEV | _ATTR_NOEXEC, below=0)
+    _bind(resolve(writable, links), root, _ATTR_NODEV | _ATTR_NOEXEC, below=0)
     for link, target in links.items():
         if not os.path.lexists(root + link):
             os.makedirs(os.path.dirname(root + link), exist_ok=True)
@@ -178,7 +179,7 @@ def enter(readable: list[str], devices: list[str], writable: str, *, privileged:
     os._exit(min(abs(os.waitstatus_to_exitcode(status)), 255))
 
 
-def _look_around() -> None:
+def look_around() -> None:
     """Raises OSError for what is still within reach."""
     if os.getpid() != 1 or [name for name in os.listdir("/proc") if name.isdigit()] != ["1"]:
         raise OSError(0, "processes outside are visible")
@@ -200,7 +201,7 @@ def trial(
             os.waitpid(inner, 0)
             os._exit(0)
         _wall_off(readable, devices, writable)
-        _look_around()
+        look_around()
 
     error = attempt(enter_and_look)
     with suppress(OSError):

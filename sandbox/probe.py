@@ -146,12 +146,23 @@ def wall_off(packages: list[str], root: str) -> Problem | None:
     return None
 
 
+def look_around() -> Problem | None:
+    """Whether the walls that somebody else put around this process leave anything in sight."""
+    try:
+        namespaces.look_around()
+    except OSError as error:
+        return Problem("namespaces", error.strerror or str(error), error.errno or 0)
+    return None
+
+
 def _plans(walled: bool) -> list[Plan]:
     """What to try, the strictest first."""
     if os.geteuid() == 0:
         own = Plan(own_uid=True, walled=walled)
         return [own, replace(own, keep_read=True), Plan(walled=walled)]
-    return [Plan(own_user_namespace=True, walled=True)] if walled else [Plan()]
+    if walled:  # a setuid bwrap may have made what this user may not
+        return [Plan(own_user_namespace=True, walled=True), Plan(walled=True)]
+    return [Plan()]
 
 
 def probe(

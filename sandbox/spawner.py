@@ -31,7 +31,7 @@ from sandbox.confine import (
     tasks_of,
 )
 from sandbox.limits import Limits
-from sandbox.probe import OPTIONAL_WHEN_DEGRADED, probe, wall_off
+from sandbox.probe import OPTIONAL_WHEN_DEGRADED, look_around, probe, wall_off
 from sandbox.wire import CONTROL_FD, LISTENER_MARK, WORK_FD
 from sandbox.workdir import make_folders
 
@@ -258,13 +258,20 @@ def main() -> None:
             supervisor.shutdown(socket.SHUT_RDWR)  # `serve` then ends as if the other side had
 
     signal.signal(signal.SIGTERM, hang_up)
-    die_with_parent(job["supervisor"], signal.SIGTERM)
-    outer = os.getpid()
-    unwalled = wall_off(job["packages"], job["root"])
+    if job["walled"]:
+        os.environ.pop("PWD", None)  # bubblewrap's
+        unwalled = look_around()
+    else:
+        die_with_parent(job["supervisor"], signal.SIGTERM)
+        unwalled = wall_off(job["packages"], job["root"])
     sys.path[:] = [*(path for path in sys.path if path != job["source"]), *job["packages"], ""]
     _import([*_COMMON_IMPORTS.split(), *job["preload"]])
     confinement, problems = probe(
-        Limits(**job["limits"]), job["packages"], job["root"], walled=unwalled is None, crowd=outer
+        Limits(**job["limits"]),
+        job["packages"],
+        job["root"],
+        walled=unwalled is None,
+        crowd=job["crowd"],
     )
     plan = confinement.plan
     can_run = all(problem.layer in OPTIONAL_WHEN_DEGRADED for problem in problems)

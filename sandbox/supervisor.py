@@ -128,6 +128,7 @@ class Sandbox:
         preload: Sequence[str] = (),
         isolation: str = "standard",
         allow_degraded: bool = False,
+        bubblewrap: bool = False,
     ) -> None:
         """`sessions` bounds those open at once: `open` waits for a free place, so who holds a
         session must not need a second one to go on. `running` bounds the calls that execute at
@@ -140,7 +141,8 @@ class Sandbox:
         since a repetition that comes out otherwise is a failure. `preload` names modules that every
         session finds imported, see `PRELOADS`. `isolation` is the least tier to accept, "strong"
         or "standard"; the best that works here is taken. `allow_degraded` runs with less where
-        this machine lacks layers: for code you trust.
+        this machine lacks layers: for code you trust. `bubblewrap` has `bwrap` make the
+        namespaces of "strong", and starts with nothing else.
         """
         for name, value in (
             ("sessions", sessions),
@@ -169,6 +171,7 @@ class Sandbox:
         self._preload = tuple(preload)
         self._required = isolation
         self._allow_degraded = allow_degraded
+        self._bubblewrap = bubblewrap
         self._spawner: SpawnerClient | None = None
         self._starting = asyncio.Lock()
         self._sessions: set[Session] = set()
@@ -295,6 +298,7 @@ class Sandbox:
                     self._preload,
                     isolation=self._required,
                     allow_degraded=self._allow_degraded,
+                    bubblewrap=self._bubblewrap,
                 )
             return self._spawner
 

@@ -96,6 +96,9 @@ class SandboxConfig:
     isolation: Isolation = Isolation.standard
     allow_degraded: bool = False
     """Start with less where the machine lacks layers: for code you trust."""
+    bubblewrap: bool = False
+    """Have `bwrap` make the namespaces of `strong`: where ordinary users may make none, but a
+    setuid `bwrap` may."""
     stateless: bool = False
     """Every call starts from the setup: nothing is kept from call to call."""
     last_line: LastLine = LastLine.value

@@ -1,8 +1,8 @@
 """A supervisor under attack: a process of its own, so that its surroundings can be chosen.
 
-`python host.py [user] [container]` reads the number of an attack a line and answers each with a
-line of JSON: `null`, or what went wrong. Besides the attack's own expectation it checks after each
-that the canary is untouched, that the next call works, and that no process is left.
+`python host.py [user] [container | bubblewrap]` reads the number of an attack a line and answers
+each with a line of JSON: `null`, or what went wrong. Besides the attack's own expectation it checks
+after each that the canary is untouched, that the next call works, and that no process is left.
 """
 
 from __future__ import annotations
@@ -119,7 +119,11 @@ async def serve() -> None:
     from catalogue import ATTACKS
 
     try:
-        async with Sandbox(PATIENT) as patient, Sandbox(HASTY) as hasty:
+        walls = "bubblewrap" in sys.argv
+        async with (
+            Sandbox(PATIENT, bubblewrap=walls) as patient,
+            Sandbox(HASTY, bubblewrap=walls) as hasty,
+        ):
             world = World(folder, patient, hasty)
             await world.begin()
             print(json.dumps({"isolation": patient.isolation}), flush=True)
@@ -143,6 +147,9 @@ def main() -> None:
         except surroundings.Absent as absent:
             print(json.dumps({"absent": str(absent)}), flush=True)
             return
+    if "bubblewrap" in sys.argv and shutil.which("bwrap") is None:
+        print(json.dumps({"absent": "there is no bwrap"}), flush=True)
+        return
     if "container" in sys.argv:
         surroundings.like_a_container()
     os.chdir("/")

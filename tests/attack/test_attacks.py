@@ -21,6 +21,8 @@ WORLDS = {
     "user": ["user"],
     "root-container": ["container"],
     "user-container": ["user", "container"],
+    "root-bubblewrap": ["bubblewrap"],
+    "user-bubblewrap": ["user", "bubblewrap"],
 }
 
 
@@ -58,7 +60,13 @@ class Host:
         self._process.stdout.close()
 
 
-@pytest.fixture(scope="module", params=WORLDS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(world, marks=[pytest.mark.long] * world.endswith("bubblewrap"))
+        for world in WORLDS
+    ],
+)
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     if request.param.startswith("root") and os.geteuid() != 0:
         pytest.skip("the tests do not run as root")
@@ -74,6 +82,8 @@ def test_the_tier_is_what_these_surroundings_offer(host: Host) -> None:
     assert isinstance(host.said, dict)
     if host.world.endswith("container"):
         assert host.said["isolation"] == "standard"
+    elif host.world.endswith("bubblewrap"):
+        assert host.said["isolation"] == "strong"
     else:
         assert host.said["isolation"] in ("strong", "standard")
 

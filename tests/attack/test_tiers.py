@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sandbox.results import CallResult, Kind, SandboxUnavailable
+from sandbox.supervisor import Sandbox
 
 pytestmark = pytest.mark.attack
 
@@ -61,9 +65,38 @@ def test_a_missing_layer_is_refused_by_name_unless_degraded_is_allowed(
     assert said.splitlines()[-1] == f"{without} 2"
 
 
-def test_an_unknown_tier_is_refused() -> None:
-    from sandbox.supervisor import Sandbox
+async def call_behind_bubblewrap() -> CallResult:
+    async with Sandbox(isolation="strong", bubblewrap=True) as sandbox:
+        session = await sandbox.open(tree="t")
+        await session.call("seen = [1]")
+        branch = await sandbox.open(at=session.state, tree="t")
+        await session.call("seen.append(2)")
+        return await branch.call("import os; seen, os.path.exists('/etc/passwd')")
 
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="there is no bwrap")
+async def test_bubblewrap_makes_the_walls_of_strong_and_states_branch_behind_them() -> None:
+    result = await call_behind_bubblewrap()
+    assert (result.kind, result.value) == (Kind.OK, "([1], False)")
+    assert (result.isolation, result.restored_by) == ("strong", "fork")
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [(None, "there is no bwrap on the path"), ("echo no namespaces here >&2; exit 1", "no name")],
+)
+async def test_bubblewrap_that_does_not_work_is_refused_by_name(
+    program: str | None, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if program is not None:
+        (tmp_path / "bwrap").write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SandboxUnavailable, match=rf"bubblewrap: {why}.*apt install bubblewrap"):
+        await call_behind_bubblewrap()
+
+
+def test_an_unknown_tier_is_refused() -> None:
     with pytest.raises(ValueError, match=r"isolation='weak': use \"strong\" or \"standard\""):
         Sandbox(isolation="weak")
 
