@@ -44,9 +44,10 @@ from elpo_ray.command import typed  # noqa: E402
 from elpo_ray.config import CONF_DIR, Config  # noqa: E402
 from elpo_ray.credit import assign  # noqa: E402
 from elpo_ray.dispatch import JobRunner  # noqa: E402
+from elpo_ray.engine import CPU_BLOCK_SIZE  # noqa: E402
 from elpo_ray.forest import pack  # noqa: E402
 from elpo_ray.growth.dynamic import Batch, collect  # noqa: E402
-from elpo_ray.metrics import rollout_metrics  # noqa: E402
+from elpo_ray.metrics import probe_prefixes  # noqa: E402
 from elpo_ray.rollout import RolloutWorker  # noqa: E402
 from elpo_ray.schedule import Schedule  # noqa: E402
 from elpo_ray.tasks import make_task  # noqa: E402
@@ -309,8 +310,19 @@ def grown(group: RolloutGroup, config: Config, inputs: list[Problem], step: int)
         b - a for a, b in zip((busy, idle), ray.get(worker.seconds.remote()), strict=True)
     )
     tokens = sum(count for _, count in turns(trees))
-    hit = rollout_metrics(trees, 16, 0)["probe_prefix_hit"]
-    return {"seconds": seconds, "tokens": tokens, "idle": idle / busy, "hit": hit, "trees": trees}
+    return {"seconds": seconds, "tokens": tokens, "idle": idle / busy, "trees": trees}
+
+
+def prefix_hits(trees: list[RolloutTree]) -> Values:
+    """Shares of the probes' prefix tokens: found in the cache, and lying in whole blocks, beyond
+    which vLLM caches nothing."""
+    prefixes = probe_prefixes(trees)
+    tokens = sum(length for length, _ in prefixes)
+    whole = sum((length - 1) // CPU_BLOCK_SIZE * CPU_BLOCK_SIZE for length, _ in prefixes)
+    return {
+        "probe_prefix_hit": sum(cached for _, cached in prefixes) / tokens,
+        "probe_prefix_in_whole_blocks": whole / tokens,
+    }
 
 
 def with_model(args: argparse.Namespace, config: Config, cluster: Cluster) -> Path:
@@ -346,7 +358,7 @@ def growth(args: argparse.Namespace) -> Values:
                     "bel_tokens_per_s": bel["tokens"] / bel["seconds"],
                     "bare_tokens_per_s": tokens / seconds,
                     "stack_over_bare": bel["tokens"] / bel["seconds"] / (tokens / seconds),
-                    "probe_prefix_hit": bel["hit"],
+                    **prefix_hits(bel["trees"]),
                     "engine_idle": bel["idle"],
                     "engine_idle_independent": independent["idle"],
                 }

@@ -75,27 +75,36 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
     }
 
 
+def probe_prefixes(trees: Sequence[RolloutTree]) -> list[tuple[int, int]]:
+    """(tokens, of them from the engine's cache) of the prefix that each probe began with."""
+    found = []
+    for tree in trees:
+        for entry in tree.ledger:
+            if entry["charged"] and entry["anchor"] is not None:
+                path = tree.path(entry["leaf"])
+                steps = tree.steps(path[entry["anchor"] - 1])
+                first = tree.nodes[path[entry["anchor"]]].step
+                cached = first.turn.cached_tokens if first is not None else 0
+                found.append((len(tree.prompt_ids) + sum(s.num_tokens for s in steps), cached))
+    return found
+
+
 def rollout_metrics(trees: Sequence[RolloutTree], n_total: int, version: int) -> Values:
     """How the trees of a step came about: stale tokens (older than `version`), cached prefixes, and
     what a shared budget moved between inputs of `n_total` each."""
-    tokens = stale = cached = prefixes = 0
+    tokens = stale = 0
     for tree in trees:
         for node in tree.nodes:
             if node.step is not None:
                 turn = node.step.turn
                 tokens += len(turn.token_ids)
                 stale += len(turn.token_ids) * (turn.weight_version < version)
-        for entry in tree.ledger:
-            if entry["charged"] and entry["anchor"] is not None:
-                path = tree.path(entry["leaf"])
-                steps = tree.steps(path[entry["anchor"] - 1])
-                prefixes += len(tree.prompt_ids) + sum(step.num_tokens for step in steps)
-                first = tree.nodes[path[entry["anchor"]]].step
-                cached += first.turn.cached_tokens if first is not None else 0
+    prefixes = probe_prefixes(trees)
+    cached = sum(cached for _, cached in prefixes)
     spent = [len(tree.leaves()) for tree in trees]
     return {
         "stale_tokens": stale / max(1, tokens),
-        "probe_prefix_hit": cached / prefixes if prefixes else 0.0,
+        "probe_prefix_hit": cached / max(1, sum(length for length, _ in prefixes)),
         "inputs_with_contrast": sum(has_contrast(tree) for tree in trees),
         "budget/handed_over": sum(max(0, n_total - count) for count in spent),
         "budget/inputs_extended": sum(count > n_total for count in spent),
