@@ -405,13 +405,13 @@ def overlap(args: argparse.Namespace) -> Values:
 
             return collect(some, per_step, config.algorithm.growth.dynamic)
 
-        def run(staleness: int) -> Values:
+        def run(staleness: int, steps: int) -> Values:
             nonlocal version, cursor
-            last = version + args.steps + 1
+            last = version + steps + 1
             schedule = Schedule(grow, staleness=staleness, steps=last)
             waited = updated = 0.0
             began = time.perf_counter()
-            for number in range(args.steps + 1):
+            for number in range(steps + 1):
                 if number == 1:  # the first batch has nothing to overlap with
                     began, waited, updated = time.perf_counter(), 0.0, 0.0
                 mark = time.perf_counter()
@@ -429,13 +429,16 @@ def overlap(args: argparse.Namespace) -> Values:
                 version, cursor = version + 1, cursor + batch.taken
             seconds = time.perf_counter() - began
             return {
-                "steps_per_minute": 60 * args.steps / seconds,
-                "waiting_for_growth_s": waited / args.steps,
-                "update_and_sync_s": updated / args.steps,
+                "steps_per_minute": 60 * steps / seconds,
+                "waiting_for_growth_s": waited / steps,
+                "update_and_sync_s": updated / steps,
             }
 
-        run(0)
-        pairs = [(run(0), run(1)) for _ in range(args.pairs)]
+        run(0, 1)
+        pairs = []
+        for _ in range(args.pairs):
+            pairs.append((run(0, args.steps), run(1, args.steps)))
+            print(json.dumps(pairs[-1]), file=sys.stderr, flush=True)
     ratios = [ahead["steps_per_minute"] / turn["steps_per_minute"] for turn, ahead in pairs]
     return {"ratio": median(ratios), "ratios": ratios, "pairs": pairs}
 
@@ -527,7 +530,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder for growth and overlap")
     parser.add_argument("--inputs", type=int, default=48, help="of a growth phase")
     parser.add_argument("--pairs", type=int, default=PAIRS)
-    parser.add_argument("--steps", type=int, default=4, help="of each side of an overlap pair")
+    parser.add_argument("--steps", type=int, default=3, help="of each side of an overlap pair")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the quickstart")
     args = parser.parse_args()
     random.seed(0)

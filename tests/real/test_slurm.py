@@ -70,6 +70,7 @@ def steps(run: Path) -> list[int]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_run_is_requeued_and_resumes_where_it_stopped(cluster: Slurm, nodes: int) -> None:
     name = f"requeue{nodes}"
