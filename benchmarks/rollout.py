@@ -40,6 +40,7 @@ from elpo_ray.cluster import cluster as placement  # noqa: E402
 from elpo_ray.cluster import rollouts as group_module  # noqa: E402
 from elpo_ray.cluster.actors import RemoteEngines, RolloutActor  # noqa: E402
 from elpo_ray.cold_start import base_model, starting_model  # noqa: E402
+from elpo_ray.collector import relax  # noqa: E402
 from elpo_ray.command import typed  # noqa: E402
 from elpo_ray.config import CONF_DIR, Config  # noqa: E402
 from elpo_ray.credit import assign  # noqa: E402
@@ -132,6 +133,7 @@ class ScriptedActor(RolloutActor):
         scripted: Any = Scripted()
         worker = RolloutWorker(scripted, scripted, scripted, scripted, config)
         self.engine, self.runner = None, JobRunner(worker, 512, lambda: None)
+        relax()
 
     async def cpu(self) -> float:
         return cpu_seconds()
@@ -161,6 +163,7 @@ def scripted_group(workers: int) -> Iterator[RolloutGroup]:
     handles = [spawn(number, 0) for number in range(workers)]
     ray.get([handle.start.remote(config, "", []) for handle in handles])
     group = RolloutGroup(handles, [], config, "", spawn)
+    relax()
     try:
         yield group
     finally:

@@ -19,6 +19,7 @@ from rich.console import Console
 from elpo_ray.checks import check_prompts
 from elpo_ray.cluster import Cluster, Gauges, LearnerGroup, LearnerLost, RolloutGroup
 from elpo_ray.cold_start import base_model, starting_model
+from elpo_ray.collector import relax
 from elpo_ray.config import Config
 from elpo_ray.credit import assign
 from elpo_ray.dispatch import SetAside
@@ -71,6 +72,7 @@ def train(config: Config) -> Outcome:
             rollouts = cluster.rollouts(start.folder)
             run.keep_tokenizer(local_folder(start.folder))
             learner.connect(rollouts)
+            relax()
         metrics = Metrics(run.path, config, console)
         try:
             return Trainer(

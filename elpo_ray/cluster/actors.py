@@ -14,6 +14,7 @@ import ray
 from ray.actor import ActorHandle
 
 from elpo_ray.cluster.gauges import Gauges
+from elpo_ray.collector import relax
 from elpo_ray.config import Config, OptimizerConfig
 from elpo_ray.dispatch import Job, JobRunner, Report
 from elpo_ray.forest import TrainForest
@@ -181,6 +182,7 @@ class SandboxActor:
         """Raises SandboxUnavailable where the machine cannot isolate."""
         opened = await self.host.open()
         await self.host.close(opened.session)
+        relax()
 
     async def _tell(self) -> None:
         gauges = Gauges("elpo_sandbox_")
@@ -254,6 +256,7 @@ class RolloutActor:
         await self.use(config)
         if self.engine is not None:
             await self.engine.start()
+        relax()
 
     async def use(self, config: Config) -> None:
         """Work on `config.task` from now on, with the same model."""

@@ -24,7 +24,7 @@ EDGES = {
 """A framework may be imported only by these files of elpo_ray (a trailing / names a folder)."""
 
 LAYERS = [
-    {"types", "config", "load"},
+    {"types", "config", "load", "collector"},
     {"tree", "config/errors"},
     {"dump"},
     {"interfaces", "loss"},

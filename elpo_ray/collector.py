@@ -1,0 +1,20 @@
+"""Python's collector of cyclic garbage, told what the processes of a run are like."""
+
+from __future__ import annotations
+
+import gc
+
+THRESHOLDS = (50_000, 20, 100)
+"""Python's own: (700, 10, 10)."""
+
+
+def relax() -> None:
+    """Call once everything is loaded: what is there now is never looked at again, what comes later
+    seldom.
+
+    A tree is thousands of small objects without a cycle. Walking them again and again took a third
+    of all that a rollout costs beside decoding (`benchmarks/rollout.py control`).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*THRESHOLDS)
