@@ -8,7 +8,7 @@ from pathlib import Path
 
 from elpo_ray.config import Config, Precision, TaskName, TinyModelConfig, require
 from elpo_ray.interfaces import Task
-from elpo_ray.model_folder import check_model_path, local_folder
+from elpo_ray.model_folder import check_context, check_model_path, local_folder
 from elpo_ray.tasks.rewards import load_function
 from elpo_ray.trackers import check_trackers
 
@@ -64,11 +64,12 @@ def _check_files(config: Config) -> None:
 
 def check_prompts(config: Config, task: Task, folder: Path) -> None:
     """Raise ValueError unless there are as many held-out problems as asked for, and chat template
-    and context window fit the task's prompts."""
+    and context window fit the model and the task's prompts."""
     from elpo_ray.chat import Chat  # transformers takes seconds to import; check() must not
 
-    chat = Chat.from_folder(str(local_folder(folder)), task.tools)
     room = config.model.max_context
+    check_context(local_folder(folder), "model.max_context", room)
+    chat = Chat.from_folder(str(local_folder(folder)), task.tools)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
         length = len(chat.prompt_ids(problem.messages))

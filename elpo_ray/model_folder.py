@@ -71,6 +71,29 @@ def _size_by_header(file: Path) -> int:
     return 8 + length + max(ends, default=0)
 
 
+def context_limit(folder: Path) -> int | None:
+    """Most tokens of context that the model's positions allow; None where `config.json` does not
+    say, or scales them by a factor, which is left to the engine."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    for key in ("rope_scaling", "rope_parameters"):
+        if "factor" in (text.get(key) or {}):
+            return None
+    limit = text.get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
+
+
+def check_context(folder: Path, key: str, max_context: int) -> None:
+    """Raise ValueError, naming `key`, if the model has fewer positions than `max_context`."""
+    limit = context_limit(folder)
+    require(
+        limit is None or max_context <= limit,
+        key,
+        max_context,
+        f"the model in {folder} has max_position_embeddings={limit}; lower it",
+    )
+
+
 def local_folder(path: str | Path) -> Path:
     """The folder itself, or this node's snapshot of a hub name. ValueError if it is neither."""
     folder = Path(path)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from elpo_ray.cold_start import base_model, commit
 from elpo_ray.config import Config, Precision
 from elpo_ray.config.measure import MeasureConfig
-from elpo_ray.model_folder import check_model_path, local_folder
+from elpo_ray.model_folder import check_context, check_model_path, context_limit, local_folder
 from elpo_ray.runs import RunFolder
 from elpo_ray.tasks import make_task
 
@@ -84,6 +84,10 @@ def resolve(config: MeasureConfig) -> Source:
         saved = saved_config(run.path / "config.yaml")
         folder = _model_of(Path(name), run, saved)
         max_context, precision = saved.model.max_context, saved.model.precision
+    if config.max_context is None:
+        max_context = min(max_context, context_limit(folder) or max_context)
+    else:
+        check_context(folder, "max_context", config.max_context)
     return Source(
         name,
         str(folder.resolve()),

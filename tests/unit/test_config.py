@@ -1,8 +1,10 @@
 """Every configuration error is one line with key, value and remedy, and exit code 2."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,6 +13,7 @@ from omegaconf import OmegaConf
 import elpo_ray.main
 from elpo_ray import checks
 from elpo_ray.config import CONF_DIR, Config
+from elpo_ray.model_folder import check_context
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
@@ -101,6 +104,22 @@ def test_a_model_folder_without_tokenizer_is_named(
     code, _, err = run_in_process(monkeypatch, capsys, f"model.path={tmp_path}")
     assert code == 2
     assert "no tokenizer" in err and str(tmp_path) in err
+
+
+def test_a_context_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
+    def positions(**values: Any) -> Path:
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        return tmp_path
+
+    check_context(positions(), "model.max_context", 10**6)
+    check_context(positions(max_position_embeddings=4096), "model.max_context", 4096)
+    with pytest.raises(ValueError, match=r"model\.max_context=4097: .*_embeddings=4096; lower it"):
+        check_context(tmp_path, "model.max_context", 4097)
+    inner = {"text_config": {"max_position_embeddings": 64}}
+    with pytest.raises(ValueError, match="max_position_embeddings=64"):
+        check_context(positions(**inner), "max_context", 65)
+    stretched = {"rope_type": "yarn", "factor": 4.0}  # what that allows is the engine's to say
+    check_context(positions(max_position_embeddings=64, rope_scaling=stretched), "max_context", 65)
 
 
 def test_the_exit_code_survives_a_real_process() -> None:
