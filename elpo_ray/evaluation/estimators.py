@@ -126,7 +126,9 @@ def _interval(
             / (1 + z * z / count)
             * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
         )
-        return _within(centre - half, centre + half, f"Wilson, {count} draws without spread")
+        # At 0 and 1 one end is the mean itself, but for rounding.
+        low, high = min(mean, centre - half), max(mean, centre + half)
+        return _within(low, high, f"Wilson, {count} draws without spread")
     quantile = float(stats.norm.ppf(tail) if degrees is None else stats.t.ppf(tail, degrees))
     return _within(mean - quantile * error, mean + quantile * error, method)
 

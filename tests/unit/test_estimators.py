@@ -64,6 +64,14 @@ def test_an_average_says_how_its_intervals_were_made() -> None:
     assert 0.1 < never.over_problems.high < 0.13 and "Wilson" in never.over_problems.method
 
 
+@pytest.mark.parametrize("success", [False, True])
+def test_an_interval_holds_its_mean_where_no_spread_was_seen(success: bool) -> None:
+    for problems in range(1, 200):
+        result = average([[success] * 4] * problems)
+        for interval in (result.over_problems, result.over_samples):
+            assert interval.low <= result.mean <= interval.high
+
+
 def test_the_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     rng = random.Random(0)
     covered = {"problems": 0, "samples": 0}
