@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 
 THRESHOLDS = (50_000, 20, 100)
@@ -17,4 +18,5 @@ def relax() -> None:
     """
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # else some extensions report everything that is left as a leak
     gc.set_threshold(*THRESHOLDS)
