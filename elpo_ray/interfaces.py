@@ -141,6 +141,11 @@ class Rollout(Protocol):
         never where every input has a budget of its own (`growth.shared`)."""
         ...
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the whole budget will be spent, and no more: never `enough`, never a grant."""
+        ...
+
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """Sample one completion below node `at` (0 = from the prompt), score it, add its steps
         to the tree and return its leaf's id. Charges the ledger exactly one rollout."""

@@ -157,8 +157,8 @@ class TreeRollout:
         self._problem = problem
         self._step = step
         self._tell = tell
-        shares = worker.config.budget.scope is BudgetScope.batch
-        self._fewest = fewest if shares else budget
+        self.fixed = worker.config.budget.scope is BudgetScope.input
+        self._fewest = budget if self.fixed else fewest
         self._known = replay(self.tree, self.ledger, journal)
         """Leaves of completions that the rule has yet to ask for, or had before, by number."""
         self._asked: list[int] = []

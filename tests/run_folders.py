@@ -52,6 +52,8 @@ class MadeUpRollout:
     def remaining(self) -> int:
         return self.ledger.remaining
 
+    fixed = True
+
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         draw, doomed, steps, fates = self.random, self._doomed[at], [], []
         for _ in range(max(self._calls - len(self.tree.path(at)), 0)):

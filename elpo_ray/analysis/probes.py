@@ -50,6 +50,10 @@ class Purse:
     def enough(self) -> bool:
         return False
 
+    @property
+    def fixed(self) -> bool:
+        return True
+
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """See `interfaces.Rollout`."""
         assert self.remaining > 0

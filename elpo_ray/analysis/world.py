@@ -81,6 +81,10 @@ class ChainRollout:
     def enough(self) -> bool:
         return False
 
+    @property
+    def fixed(self) -> bool:
+        return True
+
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """See `interfaces.Rollout`."""
         assert self._remaining > 0

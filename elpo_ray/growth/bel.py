@@ -19,18 +19,22 @@ import math
 from collections.abc import Sequence
 
 from elpo_ray.config import BelConfig, GrowthConfig
-from elpo_ray.growth.independent import sample
+from elpo_ray.growth.independent import sample, together
 from elpo_ray.interfaces import Rollout
 from elpo_ray.tree import Localization, Probe, RolloutTree
 from elpo_ray.types import Step
 
 
 async def grow(rollout: Rollout, config: GrowthConfig) -> None:
-    """Algorithm 1. Concurrent sampling is equivalent to the sequential loop: B_max - |B|
-    trajectories can fill the buffer at most, so none of them is sampled in vain."""
+    """Algorithm 1. Concurrent sampling is equivalent to the sequential loop: only what that loop
+    samples in any case is sampled early. B_max - |B| trajectories can fill the buffer at most; and
+    what the dearest course of a search leaves of a fixed budget pays for trajectories of the next
+    buffer, which are sampled while the search goes on."""
     bel, tree = config.bel, rollout.tree
-    while rollout.remaining > 0 and not rollout.enough:
-        failures: list[int] = []
+    early: list[int] = []
+    while (rollout.remaining > 0 or early) and not rollout.enough:
+        failures = [leaf for leaf in early if _outcome(tree, leaf) is False]
+        early = []
         while len(failures) < bel.b_max and rollout.remaining > 0 and not rollout.enough:
             leaves = await sample(rollout, min(bel.b_max - len(failures), rollout.remaining))
             failures += [leaf for leaf in leaves if _outcome(tree, leaf) is False]
@@ -38,7 +42,10 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
         if searchable and rollout.remaining > 0:
             # max keeps the first of equals; failures are in sampling order
             searched = max(searchable, key=lambda leaf: entropy_gain(tree.steps(leaf), bel))
-            tree.localizations.append(await search(rollout, searched, bel))
+            spare = rollout.remaining - dearest(tree.steps(searched), bel)
+            count = min(bel.b_max, max(0, spare)) if rollout.fixed else 0
+            early, found = await together(sample(rollout, count), search(rollout, searched, bel))
+            tree.localizations.append(found)
 
 
 async def search(rollout: Rollout, leaf: int, bel: BelConfig) -> Localization:
@@ -51,14 +58,11 @@ async def search(rollout: Rollout, leaf: int, bel: BelConfig) -> Localization:
     """
     path = rollout.tree.path(leaf)
     steps = rollout.tree.steps(leaf)
-    lo, crit = 1, num_tool_steps(steps)
-    if bel.verify_final:
-        crit += 1
+    lo, crit = candidates(steps, bel)
     probes: list[Probe] = []
     conclusive = True
     while lo < crit and conclusive and rollout.remaining > 0:
-        # Figure 4 halves [lo, crit-1], Algorithm 1 halves [lo, crit]
-        m = (lo + crit - 1) // 2 if bel.verify_final else (lo + crit) // 2
+        m = middle(lo, crit, bel)
         wanted = probe_size(steps, m, bel)
         granted = min(wanted, rollout.remaining)
         leaves = await sample(rollout, granted, at=path[m - 1], anchor=m)
@@ -79,6 +83,28 @@ async def search(rollout: Rollout, leaf: int, bel: BelConfig) -> Localization:
         interval=(lo, crit),
         probes=probes,
     )
+
+
+def candidates(steps: Sequence[Step], bel: BelConfig) -> tuple[int, int]:
+    """(first, last) step that a search may name."""
+    return 1, num_tool_steps(steps) + bel.verify_final
+
+
+def middle(lo: int, crit: int, bel: BelConfig) -> int:
+    """The next anchor: Figure 4 halves [lo, crit-1], Algorithm 1 halves [lo, crit]."""
+    return (lo + crit - 1) // 2 if bel.verify_final else (lo + crit) // 2
+
+
+def dearest(steps: Sequence[Step], bel: BelConfig) -> int:
+    """The most completions that a search of a trajectory with these steps can ask for."""
+
+    def cost(lo: int, crit: int) -> int:
+        if lo >= crit:
+            return 0
+        m = middle(lo, crit, bel)
+        return probe_size(steps, m, bel) + max(cost(m + 1, crit), cost(lo, m))
+
+    return cost(*candidates(steps, bel))
 
 
 def probe_size(steps: Sequence[Step], anchor: int, bel: BelConfig) -> int:

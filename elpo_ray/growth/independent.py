@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from elpo_ray.config import GrowthConfig
 from elpo_ray.interfaces import Rollout
@@ -22,12 +23,17 @@ async def sample(
 
 
 async def sample_each(rollout: Rollout, starts: Sequence[tuple[int, int | None]]) -> list[int]:
-    """One completion from each (node, anchor) at once; their leaf ids in the order asked for.
+    """One completion from each (node, anchor) at once; their leaf ids in the order asked for."""
+    return await together(*(rollout.complete(at, anchor=anchor) for at, anchor in starts))
+
+
+async def together(*parts: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The parts' results, all of them run at once; each begins in its turn.
 
     If one raises, the others are cancelled and have ended when this returns: nobody goes on
     spending the budget of a tree that was given up.
     """
-    tasks = [asyncio.ensure_future(rollout.complete(at, anchor=anchor)) for at, anchor in starts]
+    tasks = [asyncio.ensure_future(part) for part in parts]
     try:
         return list(await asyncio.gather(*tasks))
     finally:

@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from fakes import (
@@ -20,11 +21,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elpo_ray.config import BelConfig, GrowthConfig, GrowthRule
-from elpo_ray.growth.bel import entropy_gain, probe_size, segment_entropy
+from elpo_ray.growth.bel import (
+    candidates,
+    dearest,
+    entropy_gain,
+    middle,
+    probe_size,
+    segment_entropy,
+)
+from elpo_ray.growth.bel import grow as growth_rule
 from elpo_ray.growth.independent import sample
 from elpo_ray.rollout import localization_accuracy
 from elpo_ray.tree import Localization, Probe, RolloutTree
-from elpo_ray.types import FinishReason, InfrastructureError, Step, ToolKind, ToolResult, Turn
+from elpo_ray.types import (
+    FinishReason,
+    InfrastructureError,
+    Score,
+    Step,
+    ToolKind,
+    ToolResult,
+    Turn,
+)
 
 TASK = FakeTask()
 PROBLEM = TASK.train_problem(0)
@@ -95,15 +112,18 @@ def figure_4(number: int, before: list[str]) -> list[Word]:
 
 
 def test_figure_4_is_replayed() -> None:
-    tree = grow(figure_4, bel(16))
+    # Its trajectories in the order in which they are asked for: the next buffer's with a search.
+    order = [0, 1, 2, 5, 6, 7, 3, 4, 13, 14, 15, 8, 9, 10, 11, 12]
+    tree = grow(lambda number, before: figure_4(order[number], before), bel(16))
     first, second = tree.localizations  # the third buffer is full when the budget is spent
-    assert first.leaf == leaf_of(tree, 0)
+    assert first.leaf == leaf_of(tree, order.index(0))
     assert first.probes == [Probe(anchor=1, attempts=2, successes=0)]
     assert first.critical == tree.path(first.leaf)[0] and first.confirmed
-    assert second.leaf == leaf_of(tree, 5)
+    assert second.leaf == leaf_of(tree, order.index(5))
     assert second.probes == [Probe(1, attempts=2, successes=2), Probe(2, attempts=3, successes=0)]
     assert second.critical == tree.path(second.leaf)[1] and second.confirmed
-    spends = sorted((completion_of(tree.nodes[e["leaf"]].step), e["anchor"]) for e in tree.ledger)
+    numbers = [completion_of(tree.nodes[spend["leaf"]].step) for spend in tree.ledger]
+    spends = sorted((order[n], e["anchor"]) for n, e in zip(numbers, tree.ledger, strict=True))
     roots = [number for number, anchor in spends if anchor is None]
     assert roots == [0, 1, 2, 5, 6, 7, 13, 14, 15]
     assert [s for s in spends if s[1]] == [(n, 1) for n in (3, 4, 8, 9)] + [
@@ -252,6 +272,94 @@ def test_any_policy_spends_the_budget_and_keeps_the_books(
         assert 1 <= low <= high <= len(tree.path(found.leaf))
         assert found.confirmed == (found.critical is not None)
         assert all(p.successes or p.anchor >= high or not found.confirmed for p in found.probes)
+
+
+class Fates:
+    """`interfaces.Rollout` in which the n-th trajectory from the prompt, and the n-th completion
+    from each of its anchors, have the same fate whenever they are asked for."""
+
+    enough = False
+
+    def __init__(self, seed: int, n_total: int, *, fixed: bool) -> None:
+        self.fixed, self.remaining, self._seed = fixed, n_total, seed
+        self.tree = RolloutTree("t", n_total)
+        self.random = random.Random(seed)
+        self.together = 0
+        self._asked: dict[tuple[int, int], int] = {}
+        self._root_of = {0: -1}
+        self._waiting = 0
+
+    async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
+        assert self.remaining > 0
+        self.remaining -= 1
+        key = (self._root_of[at], anchor or 0)
+        number = self._asked[key] = self._asked.get(key, 0) + 1
+        draw = random.Random(f"{self._seed} {key} {number}")
+        steps = [step_of((draw.random(), draw.random())) for _ in range(draw.randint(1, 6))]
+        steps[-1] = Step(steps[-1].turn)
+        self._waiting += 1
+        self.together = max(self.together, self._waiting)
+        await asyncio.sleep(0)
+        self._waiting -= 1
+        success = draw.random() < 0.4
+        leaf = self.tree.add_trajectory(at, steps, Score(float(success), success))
+        root = number if at == 0 else self._root_of[at]
+        self._root_of |= {node: root for node in self.tree.path(leaf) if node not in self._root_of}
+        return leaf
+
+    def found(self) -> list[tuple[int, Localization]]:
+        """What the searches found, leaves named by their trajectory."""
+        return [
+            (self._root_of[f.leaf], replace(f, leaf=0, critical=None))
+            for f in self.tree.localizations
+        ]
+
+    def asked(self) -> dict[tuple[int, int], int]:
+        return self._asked
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n_total=st.integers(2, 24),
+    b_max=st.integers(1, 4),
+    verify_final=st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_is_sampled_early_changes_nothing(
+    seed: int, n_total: int, b_max: int, verify_final: bool
+) -> None:
+    config = bel(n_total, b_max=b_max, verify_final=verify_final)
+    one, other = (Fates(seed, n_total, fixed=fixed) for fixed in (False, True))
+    for rollout in (one, other):
+        asyncio.run(growth_rule(rollout, config))
+        assert rollout.remaining == 0
+    assert one.found() == other.found() and one.asked() == other.asked()
+
+
+def test_the_next_buffer_is_sampled_during_a_search() -> None:
+    turns = [Fates(3, 24, fixed=fixed) for fixed in (False, True)]
+    for rollout in turns:
+        asyncio.run(growth_rule(rollout, bel(24)))
+    assert turns[0].together <= 3 < turns[1].together
+
+
+@given(
+    gains=st.lists(st.floats(-1, 1), min_size=2, max_size=20),
+    lost=st.lists(st.booleans(), min_size=20, max_size=20),
+    verify_final=st.booleans(),
+)
+def test_no_search_costs_more_than_the_dearest(
+    gains: list[float], lost: list[bool], verify_final: bool
+) -> None:
+    config = BelConfig(verify_final=verify_final)
+    steps = [step_of((gain, 0.0)) for gain in gains]
+    steps[-1] = Step(steps[-1].turn)
+    (lo, crit), cost = candidates(steps, config), 0
+    while lo < crit:
+        m = middle(lo, crit, config)
+        cost += probe_size(steps, m, config)
+        lo, crit = (lo, m) if lost[m - 1] else (m + 1, crit)
+    assert cost <= dearest(steps, config)
 
 
 async def test_failed_completion_cancels_the_others() -> None:
