@@ -116,8 +116,8 @@ def gpus_asked(config: Config, *, learner: bool = True, engines: bool = True) ->
     """GPUs of the parts that are there: one a learner rank, `tensor_parallel_size` an engine."""
     if not config.cluster.gpus:
         return 0
-    if config.cluster.share_gpu:
-        return 1
+    if config.cluster.colocated:
+        return config.cluster.learner_ranks
     serving = config.cluster.rollout_workers * config.engine.tensor_parallel_size
     return serving * engines + config.cluster.learner_ranks * learner
 
@@ -176,11 +176,15 @@ def _devices(config: Config) -> list[tuple[str, str]]:
     if not cluster.gpus:
         return [("actors", actors), ("GPUs", "none: engines and learner run on CPU")]
     tensor = config.engine.tensor_parallel_size
-    if cluster.share_gpu:
+    if cluster.colocated:
         share = config.engine.gpu_memory_utilization
         return [
             ("actors", actors),
-            ("GPUs", f"1, shared: {share:.0%} of its memory for the engine"),
+            (
+                "GPUs",
+                f"{gpus_asked(config)}, each of an engine (with {share:.0%} of the memory) "
+                "and a learner rank in turns",
+            ),
         ]
     return [
         ("actors", actors),

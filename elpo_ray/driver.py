@@ -290,7 +290,7 @@ class Trainer:
         self.schedule = self.new_schedule()
         self.run.rewind(read_state(kept).step)
         self.learner = self.new_learner()
-        with self.rollouts.weights_move:
+        with self.learner.moving():
             self.learner.connect(self.rollouts)
             self.restore()
 

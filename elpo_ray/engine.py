@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from elpo_ray.config import EngineConfig, ModelConfig, Precision
+from elpo_ray.config import ClusterConfig, EngineConfig, ModelConfig, Precision, Transfer
 from elpo_ray.types import FinishReason, InfrastructureError, Sampling, Turn
 from elpo_ray.weights import Inbox, WireTensor, checkpoint_shapes
 
@@ -35,23 +35,24 @@ class Engine:
         path: str | Path,
         model: ModelConfig,
         config: EngineConfig,
+        cluster: ClusterConfig,
         seed: int,
-        gpus: bool,
-        threads: int,
     ) -> None:
-        """`path` is a local Hugging Face folder; `threads` matter on CPU only (`gpus=False`)."""
+        """`path` is a local Hugging Face folder, `config.transfer` anything but `auto`."""
         self._path = Path(path)
         self._model = model
         self._config = config
         self._seed = seed
-        self._gpus = gpus
-        self._host_transfer = config.host_transfer or not gpus
-        self._threads = threads
+        self._gpus = cluster.gpus
+        self._sleeps = cluster.gpus and cluster.colocated
+        self._host_transfer = config.transfer is Transfer.host
+        self._threads = cluster.engine_threads
         self._stop_ids = end_of_turn_ids(self._path)
         self._llm: Any = None
         self._inbox: Inbox | None = None
         self._collecting = False
         """Between the beginning of an update and its loading (host memory)."""
+        self._asleep = False
         self._ids = itertools.count()
         self.version = 0
         """Version of the weights now served; 0 = those of the folder."""
@@ -112,9 +113,8 @@ class Engine:
                 enable_prefix_caching=True,
                 scheduling_policy="priority",
                 logprobs_mode="processed_logprobs",
-                weight_transfer_config=WeightTransferConfig(
-                    backend="host" if self._host_transfer else "nccl"
-                ),
+                weight_transfer_config=WeightTransferConfig(backend=config.transfer.value),
+                enable_sleep_mode=self._sleeps,
                 generation_config="vllm",
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
@@ -140,7 +140,12 @@ class Engine:
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                 "OMP_NUM_THREADS": str(self._threads),
                 "OMP_WAIT_POLICY": "PASSIVE",
+                # Huge pages: new weights load in two thirds of the time.
+                "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
             }
+        if self._config.transfer is Transfer.ipc:
+            # The handles of the learner's memory, which arrive as a pickle.
+            variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         return variables
 
     # --- sampling ---
@@ -186,11 +191,29 @@ class Engine:
             raise InfrastructureError("vLLM aborted the request")
         return _turn(last.outputs[0], last.num_cached_tokens or 0)
 
+    # --- turns with the learner ---
+
+    async def sleep(self) -> None:
+        """Let turns in flight finish, hold back new ones, leave the GPU: weights to host memory,
+        cache dropped. Weights can be updated meanwhile. On CPU nothing is moved."""
+        if not self._asleep:
+            await self._llm.sleep(level=1, mode="wait")
+            self._asleep = True
+
+    async def wake(self) -> None:
+        """Take the GPU again, and the turns that were held back."""
+        if self._asleep:
+            await self._llm.wake_up()
+            self._asleep = False
+
     # --- weights ---
 
     async def begin_update(self) -> None:
         """Let turns in flight finish, hold back new ones, empty the prefix cache."""
-        await self._llm.pause_generation(mode="wait", clear_cache=True)
+        if self._asleep:  # the cache is empty and stays away
+            await self._llm.wake_up(["weights"])
+        else:
+            await self._llm.pause_generation(mode="wait", clear_cache=True)
         if self._host_transfer:
             self._inbox = self._inbox or Inbox(checkpoint_shapes(self._path))
             self._inbox.begin()
@@ -200,7 +223,7 @@ class Engine:
 
     async def receive(self, part: Sequence[WireTensor] | dict[str, Any]) -> None:
         """Take a part of the weights: a bucket in host memory, or vLLM's update info, whose tensors
-        arrive over NCCL. Raises WeightSyncError on a bad bucket; the weights are as they were."""
+        arrive by NCCL or IPC. Raises WeightSyncError on a bad bucket; the weights stay the old."""
         if isinstance(part, dict):
             await self._update(part)
         else:
@@ -221,7 +244,7 @@ class Engine:
                 await self._update({"path": str(file)})
         await self._llm.finish_weight_update(str(version))
         self.version = version
-        await self._llm.resume_generation()
+        await self._resume()
 
     async def abandon_update(self) -> None:
         """Go on with the old weights after a failed or incomplete update (host memory).
@@ -230,10 +253,15 @@ class Engine:
         paused."""
         if self._collecting:
             self._collecting = False
+            await self._resume()
+
+    async def _resume(self) -> None:
+        """After an update; a sleeping engine goes on in `wake`."""
+        if not self._asleep:
             await self._llm.resume_generation()
 
     async def join_transfer(self, init_info: dict[str, Any]) -> None:
-        """Join the learner's NCCL group (GPU); `init_info` is vLLM's."""
+        """Agree with the learner on a transfer by NCCL or IPC (GPU); `init_info` is vLLM's."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))

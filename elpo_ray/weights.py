@@ -6,7 +6,7 @@ part in the learner's gathers.
 
 * Host memory (CPU): full tensors in bounded buckets. Invariant: an engine's weights change in one
   piece or not at all; everything is verified and complete before the first byte is loaded.
-* NCCL (GPU): `nccl_transfer`.
+* NCCL or IPC (GPU): `gpu_transfer`.
 """
 
 from __future__ import annotations

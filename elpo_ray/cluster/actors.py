@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -15,7 +16,7 @@ from ray.actor import ActorHandle
 
 from elpo_ray.cluster.gauges import Gauges
 from elpo_ray.collector import relax
-from elpo_ray.config import Config, OptimizerConfig
+from elpo_ray.config import Config, OptimizerConfig, Transfer
 from elpo_ray.dispatch import Job, JobRunner, Report
 from elpo_ray.forest import TrainForest
 from elpo_ray.model_folder import local_folder
@@ -95,21 +96,24 @@ class LearnerActor:
         yield stats
 
     def connect(self, workers: list[ActorHandle[Any]]) -> None:
-        """Prepare to publish weights to these rollout workers' engines. With NCCL this forms the
-        group, again whenever the workers are others."""
+        """Prepare to publish weights to these rollout workers' engines. On GPUs both sides agree
+        on it, again whenever the workers are others."""
         self._engines = RemoteEngines(workers, self.config.cluster.call_timeout_s)
         self._connected = workers
-        buckets, config = self.rank.weight_buckets, self.config
-        self.publisher: Publisher
-        if not config.host_transfer:
-            from elpo_ray.nccl_transfer import BucketSource, NcclPublisher
+        self.publisher = self._publisher(len(workers))
 
-            counts = [config.engine.tensor_parallel_size] * len(workers)
-            source = BucketSource(buckets, BUCKET_BYTES)
-            address = self.endpoint()
-            self.publisher = NcclPublisher(self.index, self._engines, source, counts, address)
-        else:
-            self.publisher = HostPublisher(self.index, self._engines, buckets, BUCKET_BYTES)
+    def _publisher(self, engines: int) -> Publisher:
+        rank, buckets, transfer = self.index, self.rank.weight_buckets, self.config.transfer
+        if transfer is Transfer.host:
+            return HostPublisher(rank, self._engines, buckets, BUCKET_BYTES)
+        from elpo_ray.gpu_transfer import BucketSource, GpuPublisher
+
+        if transfer is Transfer.ipc:
+            everywhere = BucketSource(partial(buckets, everywhere=True), BUCKET_BYTES)
+            return GpuPublisher.ipc(rank, self._engines, everywhere)
+        source = BucketSource(buckets, BUCKET_BYTES)
+        workers = [self.config.engine.tensor_parallel_size] * engines
+        return GpuPublisher.nccl(rank, self._engines, source, workers, self.endpoint())
 
     def publish(self, version: int, workers: list[ActorHandle[Any]]) -> None:
         """To `workers`; one that dies meanwhile is passed over."""
@@ -122,6 +126,12 @@ class LearnerActor:
 
     def reset_optimizer(self, config: OptimizerConfig, total_steps: int, reference: str) -> None:
         self.rank.reset_optimizer(config, total_steps, reference)
+
+    def rest(self) -> None:
+        self.rank.rest()
+
+    def work(self) -> None:
+        self.rank.work()
 
     def save(self, path: str, background: bool) -> None:
         self.rank.save(path, background=background)
@@ -322,8 +332,7 @@ def make_engine(config: Config, folder: str) -> Engine:
     return Engine(
         local_folder(folder),
         config.model,
-        replace(config.engine, host_transfer=config.host_transfer),
+        replace(config.engine, transfer=config.transfer),
+        config.cluster,
         seed=config.trainer.seed,
-        gpus=config.cluster.gpus,
-        threads=config.cluster.engine_threads,
     )

@@ -15,6 +15,7 @@ from elpo_ray.checks import gpus_asked
 from elpo_ray.cluster.actors import LearnerActor, RolloutActor, SandboxActor
 from elpo_ray.cluster.groups import LearnerGroup, wait_for
 from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
+from elpo_ray.cluster.turns import Turns
 from elpo_ray.config import Config, require
 
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -33,6 +34,9 @@ class Cluster:
         self._rollouts: RolloutGroup | None = None
         self._ranks: list[ActorHandle[Any]] = []
         self._spawn_rank: Spawn | None = None
+        self._turns = Turns(shared=config.cluster.colocated)
+        self._placed: PlacementGroup | None = None
+        """One place for an engine and a learner rank each, where they share devices."""
         self._learners = 0
         """Groups of learner ranks so far."""
         cluster = config.cluster
@@ -82,17 +86,19 @@ class Cluster:
         config, count = self.config, self.config.cluster.learner_ranks
         for rank in self._ranks:
             ray.kill(rank)
+        self._turns.learner.is_gone()
         if self._spawn_rank is None:
             self._spawn_rank = self._spawner("learner", LearnerActor, count, 1.0, 1)
         ranks = [self._spawn_rank(rank, self._learners) for rank in range(count)]
         self._ranks, self._learners = ranks, self._learners + 1
-        master = self._get(ranks[0].endpoint.remote(), "start", "learner-0")
-        starts = [
-            actor.start.remote(config, str(folder), rank, master, total_steps)
-            for rank, actor in enumerate(ranks)
-        ]
-        self._get(starts, "start", "the learner")
-        return LearnerGroup(ranks, config.cluster.call_timeout_s)
+        with self._turns.of_learner():
+            master = self._get(ranks[0].endpoint.remote(), "start", "learner-0")
+            starts = [
+                actor.start.remote(config, str(folder), rank, master, total_steps)
+                for rank, actor in enumerate(ranks)
+            ]
+            self._get(starts, "start", "the learner")
+        return LearnerGroup(ranks, config.cluster.call_timeout_s, self._turns)
 
     def rollouts(self, folder: Path) -> RolloutGroup:
         """All rollout workers, their engines serving `folder` as version 0, and the sandboxes."""
@@ -101,9 +107,10 @@ class Cluster:
         tensor = float(config.engine.tensor_parallel_size)
         spawn = self._spawner("rollout", RolloutActor, cluster.rollout_workers, tensor, 1000)
         workers = [spawn(number, 0) for number in range(cluster.rollout_workers)]
-        starts = [actor.start.remote(config, str(folder), sandboxes) for actor in workers]
-        self._get(starts, "start", "a rollout worker")
-        self._rollouts = RolloutGroup(workers, sandboxes, config, str(folder), spawn)
+        with self._turns.of_new_engine():
+            starts = [actor.start.remote(config, str(folder), sandboxes) for actor in workers]
+            self._get(starts, "start", "a rollout worker")
+        self._rollouts = RolloutGroup(workers, sandboxes, config, str(folder), spawn, self._turns)
         return self._rollouts
 
     def _sandboxes(self) -> list[ActorHandle[Any]]:
@@ -122,13 +129,13 @@ class Cluster:
         """Makes actors named title-0, title-1, … and, in their second life, title-0.1; on GPUs in
         one placement group, packed, with `count` places."""
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": concurrency}
-        group = None
-        if self.config.cluster.gpus and gpus:
-            gpus = 0.5 if self.config.cluster.share_gpu else gpus
+        group, cluster = None, self.config.cluster
+        if cluster.gpus and cluster.colocated:
+            options |= {"num_cpus": 1, "num_gpus": 0.5}
+            group = self._placed = self._placed or self._place(2.0, 1.0, count, "shared devices")
+        elif cluster.gpus:
             options |= {"num_cpus": 1, "num_gpus": gpus}
-            group = placement_group([{"CPU": 1.0, "GPU": gpus}] * count, strategy="PACK")
-            self._placements.append(group)
-            self._get(group.ready(), "placement", title)
+            group = self._place(1.0, gpus, count, title)
         remote: Any = ray.remote(kind)
 
         def spawn(number: int, life: int) -> ActorHandle[Any]:
@@ -142,3 +149,11 @@ class Cluster:
             return actor
 
         return spawn
+
+    def _place(self, cpus: float, gpus: float, count: int, what: str) -> PlacementGroup:
+        group: PlacementGroup = placement_group(
+            [{"CPU": cpus, "GPU": gpus}] * count, strategy="PACK"
+        )
+        self._placements.append(group)
+        self._get(group.ready(), "placement", what)
+        return group

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
+from elpo_ray.cluster.turns import Turns
 from elpo_ray.config import OptimizerConfig
 from elpo_ray.forest import TrainForest
 from elpo_ray.runs import Fault
@@ -36,10 +37,13 @@ def wait_for(refs: Any, timeout_s: float, what: str) -> Any:
 class LearnerGroup:
     """The learner's ranks as one: every call goes to all of them at once."""
 
-    def __init__(self, ranks: list[ActorHandle[Any]], timeout_s: float) -> None:
+    def __init__(self, ranks: list[ActorHandle[Any]], timeout_s: float, turns: Turns) -> None:
         self.ranks = ranks
         self._timeout_s = timeout_s
+        self._turns = turns
         self._rollouts: RolloutGroup | None = None
+        turns.learner.enter = lambda: self._all([rank.work.remote() for rank in ranks], "work")
+        turns.learner.leave = lambda: self._all([rank.rest.remote() for rank in ranks], "rest")
 
     def update(
         self,
@@ -53,11 +57,13 @@ class LearnerGroup:
         shared = ray.put(forest)
         calls: list[Any] = [r.update.options(num_returns="streaming") for r in self.ranks]
         stats: Values = {}
-        for report in self._reports([call.remote(shared, supervised) for call in calls], "update"):
-            if isinstance(report, tuple):
-                advance(*report)
-            else:
-                stats = report
+        with self._turns.of_learner():
+            streams = [call.remote(shared, supervised) for call in calls]
+            for report in self._reports(streams, "update"):
+                if isinstance(report, tuple):
+                    advance(*report)
+                else:
+                    stats = report
         return stats
 
     def connect(self, rollouts: RolloutGroup) -> None:
@@ -72,8 +78,7 @@ class LearnerGroup:
     def moving(self) -> Iterator[None]:
         """Around whatever changes the weights and its `publish`: a worker that is restarted in
         between waits, and then gets the new ones."""
-        assert self._rollouts is not None, "connect() comes first"
-        with self._rollouts.weights_move:
+        with self._turns.weights_move:
             yield
 
     def publish(self, version: int) -> None:
@@ -86,16 +91,15 @@ class LearnerGroup:
             self._rollouts.version = version
 
     def _send(self, version: int, workers: list[ActorHandle[Any]]) -> None:
-        self._all([rank.publish.remote(version, workers) for rank in self.ranks], "publish")
+        self._in_turn("publish", version, workers)
 
     def reset_optimizer(self, config: OptimizerConfig, total_steps: int, reference: Path) -> None:
-        refs = [r.reset_optimizer.remote(config, total_steps, str(reference)) for r in self.ranks]
-        self._all(refs, "reset_optimizer")
+        self._in_turn("reset_optimizer", config, total_steps, str(reference))
 
     def save(self, path: Path, *, background: bool = False) -> None:
         """Raises OSError if the disk refuses; then nothing of the checkpoint is left. `background`:
         `finish_save` must follow."""
-        self._all([rank.save.remote(str(path), background) for rank in self.ranks], "save")
+        self._in_turn("save", str(path), background)
 
     def finish_save(self) -> None:
         """Wait for what `save` left to the background. Raises OSError if the disk refused."""
@@ -103,11 +107,16 @@ class LearnerGroup:
 
     def load(self, path: Path) -> None:
         """Raises ValueError on a checkpoint of another model."""
-        self._all([rank.load.remote(str(path)) for rank in self.ranks], "load")
+        self._in_turn("load", str(path))
 
     def export(self, path: Path) -> None:
         """Write a plain Hugging Face folder."""
-        self._all([rank.export.remote(str(path)) for rank in self.ranks], "export")
+        self._in_turn("export", str(path))
+
+    def _in_turn(self, method: str, *args: Any) -> None:
+        """Call `method` of every rank while the learner has the devices."""
+        with self._turns.of_learner():
+            self._all([getattr(rank, method).remote(*args) for rank in self.ranks], method)
 
     def _reports(self, streams: list[Any], phase: str) -> Iterator[Any]:
         """What the ranks yield, as it comes. Raises as `_all`; the deadline is for each report."""

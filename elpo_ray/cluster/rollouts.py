@@ -12,6 +12,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.actor import ActorHandle
 
 from elpo_ray import growth
 from elpo_ray.cluster.groups import LearnerLost, first_line, wait_for
+from elpo_ray.cluster.turns import Turns
 from elpo_ray.config import BudgetScope, Config
 from elpo_ray.dispatch import Batch, Hopeless, InputQueue, Job, SetAside, TreeBatch
 from elpo_ray.growth.shared import SharedBudget
@@ -71,13 +73,15 @@ class RolloutGroup:
         config: Config,
         folder: str,
         spawn: Spawn,
+        turns: Turns | None = None,
     ) -> None:
         """`workers` serve the weights of `folder`, as `spawn`ed ones will."""
         self.sandboxes = sandboxes
         self.version = 0
         """Of the weights that all members serve."""
-        self.weights_move = threading.RLock()
-        """Held while weights change; see `LearnerGroup.moving`."""
+        self.turns = turns or Turns(shared=False)
+        self.turns.engines.enter = lambda: self._every_engine("wake")
+        self.turns.engines.leave = lambda: self._every_engine("sleep")
         self.bring_up_to_date: Callable[[int, list[ActorHandle[Any]]], None] | None = None
         """Sends the weights that are now served, as that version, to restarted workers."""
         self.restarts = 0
@@ -199,6 +203,7 @@ class RolloutGroup:
         return [results[index] for index in range(len(batch.jobs))]
 
     def _run(self, batch: Batch, advance: Advance) -> Iterator[Any]:
+        self.turns.of_engines()
         self.queue.submit(batch, first=not isinstance(batch, TreeBatch))
         self._loop.call_soon_threadsafe(self._wake)
         try:
@@ -275,9 +280,7 @@ class RolloutGroup:
             self.restarts += 1
             new = self._spawn(worker.number, worker.life)
             try:
-                cluster = self._config.cluster
-                start: Any = new.start.remote(self._config, self._folder, self.sandboxes)
-                await answer(start, cluster.start_timeout_s, f"{worker.name} does not start")
+                await asyncio.to_thread(self._start, worker, new)
                 await self._rejoin(worker, new)
                 return True
             except WorkerLost as again:
@@ -292,8 +295,30 @@ class RolloutGroup:
                 self.queue.fail(lost)
                 await asyncio.sleep(PATIENCE_S)
 
+    def _start(self, worker: Worker, handle: ActorHandle[Any]) -> None:
+        """Load the model. On a shared device the learner has left it by then, and the new engine
+        sleeps at once: the learner may have to come back for its weights."""
+        timeout_s = self._config.cluster.start_timeout_s
+        with self.turns.of_new_engine():
+            start: Any = handle.start.remote(self._config, self._folder, self.sandboxes)
+            self._answer(start, timeout_s, f"{worker.name} does not start")
+            if self.turns.shared:
+                asleep: Any = handle.engine_call.remote("sleep")
+                self._answer(asleep, timeout_s, f"{worker.name} does not sleep")
+
+    def _answer(self, ref: Any, timeout_s: float, what: str) -> None:
+        """`answer`, from another thread."""
+        asyncio.run_coroutine_threadsafe(answer(ref, timeout_s, what), self._loop).result()
+
+    def _every_engine(self, method: str) -> None:
+        """Of those that are up. One that is lost meanwhile is noticed by its conversation."""
+        refs: list[Any] = [handle.engine_call.remote(method) for handle in self.members]
+        for ref in refs:
+            with suppress(ray.exceptions.RayError, InfrastructureError):
+                ray.get(ref, timeout=self._config.cluster.call_timeout_s)
+
     def _update(self, worker: Worker, handle: ActorHandle[Any]) -> None:
-        with self.weights_move:
+        with self.turns.weights_move:
             if self.version and self.bring_up_to_date is not None:
                 self.bring_up_to_date(self.version, [handle])
                 call: Any = handle.engine_version.remote()
@@ -305,6 +330,9 @@ class RolloutGroup:
                 if serves != self.version:
                     raise WorkerLost(f"{worker.name} did not take the weights")
             worker.handle = handle
+            if self.turns.shared:
+                self.turns.of_engines()
+                self._every_engine("wake")
 
 
 async def answer(ref: Any, timeout_s: float, what: str) -> Any:

@@ -49,6 +49,7 @@ from elpo_ray.config.rollout import (
     Preload,
     SamplingConfig,
     SandboxConfig,
+    Transfer,
 )
 from elpo_ray.config.rules import require
 from elpo_ray.config.run import ClusterConfig, LoggingConfig, TrainerConfig, WandbMode
@@ -107,6 +108,7 @@ __all__ = [
     "TaskName",
     "TinyModelConfig",
     "TrainerConfig",
+    "Transfer",
     "WandbMode",
     "Weighting",
     "require",
@@ -155,10 +157,13 @@ class Config:
         return loss
 
     @property
-    def host_transfer(self) -> bool:
-        """Weights travel through host memory: NCCL has no two ranks on one GPU, and none on CPU."""
-        cluster = self.cluster
-        return not cluster.gpus or cluster.share_gpu or self.engine.host_transfer
+    def transfer(self) -> Transfer:
+        """How weights travel; never `auto`."""
+        if self.engine.transfer is not Transfer.auto:
+            return self.engine.transfer
+        if not self.cluster.gpus:
+            return Transfer.host
+        return Transfer.ipc if self.cluster.colocated else Transfer.nccl
 
     @property
     def allowance(self) -> tuple[int, int, int]:
@@ -184,12 +189,7 @@ class Config:
         return min(self.task.max_turns, calls + 1)
 
     def __post_init__(self) -> None:
-        require(
-            not self.cluster.share_gpu or self.engine.tensor_parallel_size == 1,
-            "engine.tensor_parallel_size",
-            self.engine.tensor_parallel_size,
-            "cluster.share_gpu=true has one GPU; use 1",
-        )
+        self._check_devices()
         require(
             self.trainer.inputs_per_step % self.learner.minibatch_inputs == 0,
             "learner.minibatch_inputs",
@@ -233,4 +233,36 @@ class Config:
             "model.path",
             self.model.path,
             "name a Hugging Face folder; only task=countdown can build its own tiny model",
+        )
+
+    def _check_devices(self) -> None:
+        """Who lives on which device, and how weights get from one to the other."""
+        cluster, transfer = self.cluster, self.engine.transfer
+        if cluster.colocated:
+            for key, value, use in (
+                ("engine.tensor_parallel_size", self.engine.tensor_parallel_size, 1),
+                ("schedule.staleness", self.schedule.staleness, 0),
+            ):
+                why = f"cluster.colocated=true: one engine a device, in turns; use {use}"
+                require(value == use, key, value, why)
+            stage, adapters = self.learner.zero_stage, self.learner.adapters is not None
+            least = 2 if self.model.precision is Precision.bf16 else 1
+            require(
+                least <= stage <= (2 if adapters else 3),
+                "learner.zero_stage",
+                stage,
+                "cluster.colocated=true needs states that DeepSpeed can move; use 2"
+                + ("" if adapters else " or 3"),
+            )
+        fits = {
+            Transfer.auto: True,
+            Transfer.host: True,
+            Transfer.nccl: cluster.gpus and not cluster.colocated,
+            Transfer.ipc: cluster.gpus and cluster.colocated,
+        }
+        require(
+            fits[transfer],
+            "engine.transfer",
+            transfer.value,
+            "nccl connects GPUs, ipc both sides of one GPU (cluster.colocated=true); use auto",
         )

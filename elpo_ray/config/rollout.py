@@ -25,6 +25,18 @@ class SamplingConfig:
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "use a value in (0, 1]")
 
 
+class Transfer(Enum):
+    """How weights travel from the learner to the engines."""
+
+    auto = "auto"
+    host = "host"
+    """Through host memory and Ray's object store: anywhere, also between hosts."""
+    nccl = "nccl"
+    """From GPU to GPU."""
+    ipc = "ipc"
+    """Within one GPU, whose memory both sides map."""
+
+
 @dataclass(kw_only=True)
 class EngineConfig:
     """One vLLM engine of a rollout worker."""
@@ -36,9 +48,8 @@ class EngineConfig:
     max_num_seqs: int = 256
     """Sequences decoded at once."""
     enforce_eager: bool = False
-    host_transfer: bool = False
-    """New weights come through host memory on GPUs too, where NCCL will not do; always so on CPU
-    and under `cluster.share_gpu`."""
+    transfer: Transfer = Transfer.auto
+    """How new weights come; `auto`: host on CPU, ipc where `cluster.colocated`, else nccl."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible server that samples instead of vLLM; never in training."""
     served_model: str | None = None

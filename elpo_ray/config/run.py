@@ -47,9 +47,9 @@ class ClusterConfig:
     sandbox_actors: int = 1
     gpus: bool = True
     """Each learner rank takes one GPU, each rollout worker `engine.tensor_parallel_size`."""
-    share_gpu: bool = False
-    """The engine and the learner rank, one each, live on one GPU: lower
-    `engine.gpu_memory_utilization` so that both fit. Weights go through host memory."""
+    colocated: bool = False
+    """Engine i and learner rank i share a device and take turns: engines sleep (vLLM's sleep mode)
+    while the learner works, its states lie in host memory while trees grow."""
     engine_threads: int = 1
     """Threads of an engine on CPU; tools and episodes want the other cores."""
     learner_threads: int = 1
@@ -77,10 +77,11 @@ class ClusterConfig:
         ):
             require(getattr(self, key) >= 1, f"cluster.{key}", getattr(self, key), "use 1 or more")
         require(
-            not self.share_gpu or (self.gpus and self.rollout_workers == self.learner_ranks == 1),
-            "cluster.share_gpu",
-            self.share_gpu,
-            "one rollout worker and one learner rank share one GPU; use cluster=gpu1",
+            not self.colocated or self.rollout_workers == self.learner_ranks,
+            "cluster.colocated",
+            self.colocated,
+            f"needs as many rollout workers (now {self.rollout_workers}) as learner ranks "
+            f"({self.learner_ranks})",
         )
         for key in ("start_timeout_s", "call_timeout_s", "stuck_s"):
             require(getattr(self, key) > 0, f"cluster.{key}", getattr(self, key), "use above 0")

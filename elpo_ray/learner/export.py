@@ -52,7 +52,8 @@ Sources = list[Tensor]
 def weight_buckets(
     model: PreTrainedModel, rank: int, max_bytes: int, scale: float
 ) -> Iterator[dict[str, Tensor]]:
-    """Full tensors by name, on the learner's device; rank 0 gets them, others empty dicts.
+    """Full tensors by name, on the learner's device; rank 0 gets them, others empty dicts. A rank
+    that gives itself out for 0 gets them too.
 
     `scale` multiplies the adapters' products (`lora.scale`). The tensors may be views of live
     weights: use them up before the next bucket or update.

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from elpo_ray.config import LoraConfig, OptimizerConfig, Packing
 from elpo_ray.forest import Plan, Rules, TrainForest, plan
-from elpo_ray.learner import checkpoint, export, lora, speed
+from elpo_ray.learner import checkpoint, export, lora, resting, speed
 from elpo_ray.learner.backend import (
     RankProcess,
     build_engine,
@@ -317,15 +317,28 @@ class LearnerRank:
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = rate
 
-    def weight_buckets(self, max_bytes: int) -> Iterator[dict[str, Tensor]]:
+    def weight_buckets(
+        self, max_bytes: int, *, everywhere: bool = False
+    ) -> Iterator[dict[str, Tensor]]:
         """The policy's full tensors by Hugging Face name, in buckets of at most `max_bytes`,
         adapters merged into them.
 
-        All ranks must iterate to the end together; rank 0 gets the tensors, others empty dicts.
-        A bucket may be views of live weights: use it up before asking for the next.
+        All ranks must iterate to the end together; rank 0 gets the tensors, others empty dicts
+        unless `everywhere`. A bucket may be views of live weights: use it up before asking for the
+        next.
         """
-        rank, scale = self._process.rank, lora.scale(self._lora)
+        rank, scale = 0 if everywhere else self._process.rank, lora.scale(self._lora)
         return export.weight_buckets(self.model, rank, max_bytes, scale)
+
+    def rest(self) -> None:
+        """Leave the device to others, all states in host memory; nothing but `work` may follow. The
+        reference policy is let go, and built again when it is needed."""
+        self._reference = None
+        resting.leave(self._engine)
+
+    def work(self) -> None:
+        """Go on after `rest`."""
+        resting.enter(self._engine)
 
     def export(self, path: str | Path) -> None:
         """Write a plain Hugging Face folder. Raises OSError on all ranks; never half a folder."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from elpo_ray.config import EngineConfig, ModelConfig, Precision
+from elpo_ray.config import ClusterConfig, EngineConfig, ModelConfig, Precision, Transfer
 from elpo_ray.engine import Engine
 
 VOCAB = 300
@@ -65,8 +65,8 @@ def running() -> Running:
     @asynccontextmanager
     async def run(folder: Path) -> AsyncIterator[Engine]:
         model = ModelConfig(path=str(folder), max_context=MAX_CONTEXT, precision=Precision.fp32)
-        config = EngineConfig(max_num_seqs=64, enforce_eager=True)
-        engine = Engine(folder, model, config, 0, gpus=False, threads=2)
+        config = EngineConfig(max_num_seqs=64, enforce_eager=True, transfer=Transfer.host)
+        engine = Engine(folder, model, config, ClusterConfig(gpus=False, engine_threads=2), 0)
         await engine.start()
         try:
             yield engine

@@ -81,7 +81,26 @@ def run_stage(stage: int, folder: Path, work: Path, process: RankProcess) -> dic
     out["resumed"] = timeless(vars(resumed.update(build_forest(seed=1))))
     out["resumed_weights"] = weights(resumed)
     resumed.export(work / f"export_{stage}")
+    if stage:
+        out["rested"] = after_rests(new(), path, resumed)
     return out | edges(resumed) | variants(new)
+
+
+def after_rests(learner: LearnerRank, path: Path, other: LearnerRank) -> dict[str, Any]:
+    """The step that `other` took from the checkpoint `path`, by one that rests before and after."""
+    learner.load(path)
+    learner.rest()
+    learner.work()
+    out: dict[str, Any] = {"update": timeless(vars(learner.update(build_forest(seed=1))))}
+    learner.rest()
+    learner.work()
+    out["weights"] = weights(learner)
+    saved = []
+    for rank, name in ((learner, "rested"), (other, "awake")):
+        target = path.with_name(f"{name}_{path.name}")
+        rank.save(target)
+        saved.append({f.name: f.read_bytes() for f in target.rglob("*") if f.is_file()})
+    return out | {"same checkpoint": saved[0] == saved[1] and len(saved[0]) > 2}
 
 
 def full_disk(learner: LearnerRank, path: Path) -> dict[str, Any]:
@@ -263,6 +282,15 @@ def test_resuming_is_bit_identical(ranks: list[dict[Any, Any]], stage: int) -> N
     assert any(not torch.equal(t, ranks[0][stage]["weights"][n]) for n, t in there.items())
     for name, tensor in there.items():
         assert torch.equal(tensor, here[name]), name
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_rest_changes_nothing(ranks: list[dict[Any, Any]], stage: int) -> None:
+    for rank in ranks:
+        assert rank[stage]["rested"]["update"] == rank[stage]["continued"]
+        assert rank[stage]["rested"]["same checkpoint"]
+    there, here = ranks[0][stage]["continued_weights"], ranks[0][stage]["rested"]["weights"]
+    assert all(torch.equal(tensor, here[name]) for name, tensor in there.items())
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -88,6 +88,7 @@ async def test_an_engine_follows_the_learner(tmp_path: Path, running: Running, t
             await assert_refuses(engine, old)
             await assert_serves(engine, model, version)
         await check_one_version_a_turn(engine, model)
+        await check_sleep(engine, perturbed(model, 5))
 
 
 async def assert_refuses(engine: Engine, model: Qwen2ForCausalLM) -> None:
@@ -129,6 +130,21 @@ async def check_one_version_a_turn(engine: Engine, model: Qwen2ForCausalLM) -> N
         assert turn.logprobs == pytest.approx(logprobs, abs=2e-4)
 
 
+async def check_sleep(engine: Engine, model: Qwen2ForCausalLM) -> None:
+    """Asleep it holds turns back and takes weights, as on a GPU that it shares with a learner; on
+    CPU its memory stays."""
+    await engine.sleep()
+    await engine.sleep()
+    held_back = asyncio.create_task(engine.generate(PREFIX, GREEDY))
+    await publish(engine, model, 5, 1 << 30)
+    await asyncio.sleep(0.5)
+    assert not held_back.done()
+    await engine.wake()
+    await engine.wake()
+    assert (await held_back).weight_version == 5
+    await assert_serves(engine, model, 5)
+
+
 def test_a_failed_publish_still_leaves_the_collective() -> None:
     """Rank 0 goes through the remaining gathers with the other ranks before it raises."""
     gathered = []
@@ -151,7 +167,7 @@ def test_a_failed_publish_still_leaves_the_collective() -> None:
 
 
 def test_nccl_ranks_are_given_out_engine_by_engine() -> None:
-    from elpo_ray.nccl_transfer import HandlesClient
+    from elpo_ray.gpu_transfer import HandlesClient
 
     class Recording:
         def call(self, method: str, *args: Any) -> None:

@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "elpo_ray").rglob("*.py")) + sorted((ROOT / "sandbox").rg
 
 EDGES = {
     "ray": {"cluster/"},
-    "vllm": {"engine.py", "vllm_plugin.py", "nccl_transfer.py"},
+    "vllm": {"engine.py", "vllm_plugin.py", "gpu_transfer.py"},
     "deepspeed": {"learner/"},
     "peft": {"learner/lora.py"},
     "hydra": {"command.py", "config/errors.py"},
@@ -36,7 +36,7 @@ LAYERS = [
         "engine",
         "endpoint",
         "vllm_plugin",
-        "nccl_transfer",
+        "gpu_transfer",
         "learner",
         "tools",
         "sandbox_host",

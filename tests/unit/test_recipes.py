@@ -12,16 +12,24 @@ from omegaconf import OmegaConf
 import elpo_ray.main
 import elpo_ray.sft
 from elpo_ray import checks
-from elpo_ray.config import CONF_DIR, ClusterConfig, Config, RewardName, Schedule, TaskName
+from elpo_ray.config import (
+    CONF_DIR,
+    ClusterConfig,
+    Config,
+    RewardName,
+    Schedule,
+    TaskName,
+    Transfer,
+)
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
 GIB_OF_80 = 60.0
 """Model states that leave room for activations on an 80 GB GPU."""
 
 
-def config_of(experiment: str) -> Config:
+def config_of(experiment: str, *overrides: str) -> Config:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        composed = compose("config", [f"+experiment={experiment}", "check_only=true"])
+        composed = compose("config", [f"+experiment={experiment}", "check_only=true", *overrides])
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
@@ -83,7 +91,8 @@ def test_gpus_are_counted() -> None:
     for experiment, count in (("aime_2gpu", 2), ("aime_1gpu", 1), ("aime_lora", 1)):
         config = config_of(experiment)
         assert checks.gpus_asked(config) == count
-        assert config.host_transfer == (count == 1), "NCCL cannot reach its own GPU"
+        expected = Transfer.ipc if count == 1 else Transfer.nccl
+        assert config.transfer is expected, "NCCL cannot reach its own GPU"
 
 
 def test_adapters_spare_gradients_and_optimizer() -> None:
@@ -99,10 +108,48 @@ def test_adapters_spare_gradients_and_optimizer() -> None:
     assert 0.7 < checks.adapter_share(7.6e9, 32) * 7.6e9 / exact < 1.5
 
 
-def test_a_shared_gpu_holds_one_engine_and_one_rank() -> None:
-    with pytest.raises(ValueError, match=r"cluster\.share_gpu=True: one rollout worker"):
-        ClusterConfig(share_gpu=True, learner_ranks=2)
-    config = config_of("aime_1gpu")
-    config.engine.tensor_parallel_size = 2
-    with pytest.raises(ValueError, match=r"engine\.tensor_parallel_size=2"):
+def test_whoever_shares_a_gpu_takes_turns() -> None:
+    with pytest.raises(ValueError, match=r"cluster\.colocated=True: needs as many rollout workers"):
+        ClusterConfig(colocated=True, learner_ranks=2)
+    for section, key, value in (
+        ("engine", "tensor_parallel_size", 2),
+        ("schedule", "staleness", 1),
+        ("learner", "zero_stage", 1),
+        ("learner", "zero_stage", 0),
+    ):
+        config = config_of("aime_1gpu")
+        setattr(getattr(config, section), key, value)
+        with pytest.raises(ValueError, match=rf"{section}\.{key}={value}: cluster\.colocated=true"):
+            replace(config)
+    config = config_of("aime_lora")
+    config.learner.zero_stage = 3
+    with pytest.raises(ValueError, match=r"learner\.zero_stage=3: .* use 2"):
         replace(config)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "transfer", "fits"),
+    [
+        ("aime_1gpu", Transfer.host, True),
+        ("aime_1gpu", Transfer.nccl, False),
+        ("aime_2gpu", Transfer.ipc, False),
+        ("aime_2gpu", Transfer.host, True),
+        ("quickstart", Transfer.nccl, False),
+        ("quickstart", Transfer.ipc, False),
+    ],
+)
+def test_weights_travel_only_where_there_is_a_way(
+    experiment: str, transfer: Transfer, fits: bool
+) -> None:
+    config = config_of(experiment)
+    config.engine.transfer = transfer
+    if fits:
+        assert replace(config).transfer is transfer
+    else:
+        with pytest.raises(ValueError, match=rf"engine\.transfer='?{transfer.value}"):
+            replace(config)
+
+
+def test_eight_shared_gpus() -> None:
+    config = config_of("aime", "cluster=gpu8_colocated")
+    assert checks.gpus_asked(config) == 8 and config.transfer is Transfer.ipc

@@ -1,0 +1,66 @@
+"""Whose turn it is on devices that engines and learner share (`cluster.colocated`).
+
+Before engines sample, the learner's states go to host memory; before the learner does anything,
+engines finish the turns in flight and sleep. Both sides call here before they begin; nobody has to
+remember who was last. Where each side has devices of its own nothing happens here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class Side:
+    """One of the two; as long as it has not been started there is nothing to do."""
+
+    enter: Callable[[], None] = lambda: None
+    leave: Callable[[], None] = lambda: None
+
+    def is_gone(self) -> None:
+        """Its processes have ended."""
+        self.enter = self.leave = lambda: None
+
+
+@dataclass
+class Turns:
+    """Engines and learner, of whom at most one is on the devices."""
+
+    shared: bool
+    weights_move: threading.RLock = field(default_factory=threading.RLock)
+    """Held while weights change or the sides change places; see `LearnerGroup.moving`."""
+    engines: Side = field(default_factory=Side)
+    learner: Side = field(default_factory=Side)
+    _inside: Side | None = None
+
+    @contextmanager
+    def of_learner(self) -> Iterator[None]:
+        """The body may use the learner; engines come no earlier than its end."""
+        if not self.shared:
+            yield
+            return
+        with self.weights_move:
+            self._change(self.engines, self.learner)
+            yield
+
+    @contextmanager
+    def of_new_engine(self) -> Iterator[None]:
+        """The body may start an engine; the learner comes no earlier than its end."""
+        with self.weights_move if self.shared else nullcontext():
+            self.of_engines()
+            yield
+
+    def of_engines(self) -> None:
+        """Engines may sample from now on, until the learner's turn."""
+        if self.shared:
+            with self.weights_move:
+                self._change(self.learner, self.engines)
+
+    def _change(self, old: Side, new: Side) -> None:
+        if self._inside is not new:
+            old.leave()
+            new.enter()
+            self._inside = new
