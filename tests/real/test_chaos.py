@@ -133,8 +133,10 @@ def test_a_learner_that_dies_before_any_checkpoint_ends_the_run_clearly(
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_twenty_kills_in_twenty_steps(tmp_path: Path, cache: Path, staleness: int) -> None:
+@pytest.mark.parametrize(
+    "mode", ["schedule.staleness=0", "schedule.staleness=1", "cluster.colocated=true"]
+)
+def test_twenty_kills_in_twenty_steps(tmp_path: Path, cache: Path, mode: str) -> None:
     kills = [random.choice(list(KINDS)) for _ in range(20)]
-    victims, _ = siege(tmp_path, cache, 20, kills, f"schedule.staleness={staleness}", gap_s=10.0)
+    victims, _ = siege(tmp_path, cache, 20, kills, mode, gap_s=10.0)
     assert len(victims) >= 10, "too few processes were killed to say anything"
