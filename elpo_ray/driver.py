@@ -45,6 +45,9 @@ from elpo_ray.tasks import make_task
 from elpo_ray.trackers import Values
 from elpo_ray.tree import RolloutTree
 
+MAX_LOSSES = 8
+"""Losses of the learner, without a further step between them, that end a run."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -108,8 +111,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.gauges, self.schedule = Gauges(), self.new_schedule()
-        self.lost_at = -1
-        """Finished steps when a learner was last lost."""
+        self.lost_at, self.losses = -1, 0
+        """Most finished steps when a learner was lost, and losses since then."""
         self.unfinished: ExitStack | None = None
         """Commits the checkpoint that is being written."""
 
@@ -279,20 +282,24 @@ class Trainer:
 
     def start_over(self, lost: LearnerLost) -> None:
         """A new learner goes on from the newest checkpoint; the steps after it are made again.
-        Raises Fault if there is none, or if no step was made since the last time."""
+        Raises Fault if there is none, or if learners keep dying without a further step."""
         step, kept = self.state.step, self.run.newest_checkpoint()
-        if kept is None or step <= self.lost_at:
+        self.losses = self.losses + 1 if step <= self.lost_at else 1
+        if kept is None or self.losses >= MAX_LOSSES:
             hint = f"continue with trainer.resume={self.run.path}" if kept else "start the run anew"
             raise Fault(f"step {step + 1}: {lost}; {hint}") from lost
-        self.lost_at, self.unfinished = step, None
+        self.lost_at, self.unfinished = max(step, self.lost_at), None
         self.console.print(f"step {step + 1}: {lost}; a new learner goes on", highlight=False)
         self.rollouts.abandon()
         self.schedule = self.new_schedule()
         self.run.rewind(read_state(kept).step)
-        self.learner = self.new_learner()
-        with self.learner.moving():
-            self.learner.connect(self.rollouts)
-            self.restore()
+        try:
+            self.learner = self.new_learner()
+            with self.learner.moving():
+                self.learner.connect(self.rollouts)
+                self.restore()
+        except LearnerLost as again:
+            self.start_over(again)
 
     def finish(self, pass_at_1_after: float) -> None:
         self.state.add(**{f"seconds/{phase}": s for phase, s in self.watch.lap().items()})

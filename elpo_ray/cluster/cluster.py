@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from elpo_ray.checks import gpus_asked
 from elpo_ray.cluster.actors import LearnerActor, RolloutActor, SandboxActor
-from elpo_ray.cluster.groups import LearnerGroup, wait_for
+from elpo_ray.cluster.groups import LearnerGroup, losses, wait_for
 from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
 from elpo_ray.cluster.turns import Turns
 from elpo_ray.config import Config, require
@@ -82,7 +82,8 @@ class Cluster:
         return wait_for(refs, self.config.cluster.start_timeout_s, f"{phase} of {actor}")
 
     def learner(self, folder: Path, total_steps: int) -> LearnerGroup:
-        """All learner ranks, with the weights of `folder`; earlier ones are ended."""
+        """All learner ranks, with the weights of `folder`; earlier ones are ended. Raises
+        LearnerLost if one dies."""
         config, count = self.config, self.config.cluster.learner_ranks
         for rank in self._ranks:
             ray.kill(rank)
@@ -91,7 +92,7 @@ class Cluster:
             self._spawn_rank = self._spawner("learner", LearnerActor, count, 1.0, 1)
         ranks = [self._spawn_rank(rank, self._learners) for rank in range(count)]
         self._ranks, self._learners = ranks, self._learners + 1
-        with self._turns.of_learner():
+        with self._turns.of_learner(), losses("start"):
             master = self._get(ranks[0].endpoint.remote(), "start", "learner-0")
             starts = [
                 actor.start.remote(config, str(folder), rank, master, total_steps)

@@ -133,12 +133,19 @@ class LearnerGroup:
 
     def _all(self, refs: list[Any], phase: str) -> Any:
         """Raises LearnerLost, naming the phase, when a rank dies or does not answer in time."""
-        try:
+        with losses(phase):
             return wait_for(refs, self._timeout_s, f"{phase} of the learner")
-        except ray.exceptions.RayActorError as error:
-            raise LearnerLost(f"a learner rank died in {phase}: {first_line(error)}") from error
-        except TimeoutError as error:
-            raise LearnerLost(str(error)) from error
+
+
+@contextmanager
+def losses(phase: str) -> Iterator[None]:
+    """A rank that dies in the body, or does not answer, is a LearnerLost."""
+    try:
+        yield
+    except ray.exceptions.RayActorError as error:
+        raise LearnerLost(f"a learner rank died in {phase}: {first_line(error)}") from error
+    except TimeoutError as error:
+        raise LearnerLost(str(error)) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -280,17 +280,22 @@ class RolloutGroup:
             self.restarts += 1
             new = self._spawn(worker.number, worker.life)
             try:
-                await asyncio.to_thread(self._start, worker, new)
-                await self._rejoin(worker, new)
+                await self._with_learner(self._start, worker, new)
+                await self._with_learner(self._update, worker, new)
                 return True
             except WorkerLost as again:
                 worker.handle, why = new, str(again)
 
-    async def _rejoin(self, worker: Worker, handle: ActorHandle[Any]) -> None:
-        """Serve what the others serve, then be one of them. Raises WorkerLost."""
+    async def _with_learner(
+        self,
+        part: Callable[[Worker, ActorHandle[Any]], None],
+        worker: Worker,
+        handle: ActorHandle[Any],
+    ) -> None:
+        """A part of a new life that needs the learner, in a thread. Raises WorkerLost."""
         while True:
             try:
-                return await asyncio.to_thread(self._update, worker, handle)
+                return await asyncio.to_thread(part, worker, handle)
             except LearnerLost as lost:  # the driver hears of it, and starts another one
                 self.queue.fail(lost)
                 await asyncio.sleep(PATIENCE_S)
@@ -318,6 +323,7 @@ class RolloutGroup:
                 ray.get(ref, timeout=self._config.cluster.call_timeout_s)
 
     def _update(self, worker: Worker, handle: ActorHandle[Any]) -> None:
+        """Serve what the others serve, then be one of them."""
         with self.turns.weights_move:
             if self.version and self.bring_up_to_date is not None:
                 self.bring_up_to_date(self.version, [handle])
