@@ -12,7 +12,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,7 @@ class RolloutGroup:
         self._spawn = spawn
         self._workers = [Worker(number, handle) for number, handle in enumerate(workers)]
         self._loop = asyncio.new_event_loop()
+        self._starting = ThreadPoolExecutor(len(workers), thread_name_prefix="rollout-start")
         self._closing = False
         self._end = asyncio.Event()
         self._thread = threading.Thread(
@@ -222,6 +224,7 @@ class RolloutGroup:
         for talk in talks:
             talk.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
+        self._starting.shutdown(wait=False, cancel_futures=True)
 
     def _wake(self) -> None:
         for handle in self.members:
@@ -248,7 +251,8 @@ class RolloutGroup:
         while True:
             jobs, served = self.queue.give(number, room), self.version
             call: Any = worker.handle.exchange.remote(jobs, PATIENCE_S)
-            report = await answer(call, cluster.stuck_s, f"{worker.name} hangs ({worker.phase})")
+            with losses(f"{worker.name} hangs ({worker.phase})", cluster.stuck_s):
+                report = await asyncio.wait_for(call, cluster.stuck_s)
             if report.version < min(served, self.version):
                 raise WorkerLost(f"{worker.name} missed version {served} of the weights")
             self.queue.take(number, report)
@@ -295,7 +299,7 @@ class RolloutGroup:
         """A part of a new life that needs the learner, in a thread. Raises WorkerLost."""
         while True:
             try:
-                return await asyncio.to_thread(part, worker, handle)
+                return await self._loop.run_in_executor(self._starting, part, worker, handle)
             except LearnerLost as lost:  # the driver hears of it, and starts another one
                 self.queue.fail(lost)
                 await asyncio.sleep(PATIENCE_S)
@@ -306,14 +310,12 @@ class RolloutGroup:
         timeout_s = self._config.cluster.start_timeout_s
         with self.turns.of_new_engine():
             start: Any = handle.start.remote(self._config, self._folder, self.sandboxes)
-            self._answer(start, timeout_s, f"{worker.name} does not start")
+            with losses(f"{worker.name} does not start", timeout_s):
+                ray.get(start, timeout=timeout_s)
             if self.turns.shared:
                 asleep: Any = handle.engine_call.remote("sleep")
-                self._answer(asleep, timeout_s, f"{worker.name} does not sleep")
-
-    def _answer(self, ref: Any, timeout_s: float, what: str) -> None:
-        """`answer`, from another thread."""
-        asyncio.run_coroutine_threadsafe(answer(ref, timeout_s, what), self._loop).result()
+                with losses(f"{worker.name} does not sleep", timeout_s):
+                    ray.get(asleep, timeout=timeout_s)
 
     def _every_engine(self, method: str) -> None:
         """Of those that are up. One that is lost meanwhile is noticed by its conversation."""
@@ -329,10 +331,8 @@ class RolloutGroup:
                 self.bring_up_to_date(self.version, [handle])
                 call: Any = handle.engine_version.remote()
                 timeout_s = self._config.cluster.stuck_s
-                try:
-                    serves = wait_for(call, timeout_s, f"version of {worker.name}")
-                except (ray.exceptions.RayActorError, TimeoutError) as error:
-                    raise WorkerLost(first_line(error)) from error
+                with losses(f"{worker.name} does not say its version", timeout_s):
+                    serves = ray.get(call, timeout=timeout_s)
                 if serves != self.version:
                     raise WorkerLost(f"{worker.name} did not take the weights")
             worker.handle = handle
@@ -341,10 +341,11 @@ class RolloutGroup:
                 self._every_engine("wake")
 
 
-async def answer(ref: Any, timeout_s: float, what: str) -> Any:
-    """A worker's answer. Raises WorkerLost if it died, hangs, or lost its engine."""
+@contextmanager
+def losses(what: str, timeout_s: float) -> Iterator[None]:
+    """Raises WorkerLost if the worker that the body waits for died, hangs, or lost its engine."""
     try:
-        return await asyncio.wait_for(ref, timeout_s)
+        yield
     except TimeoutError:
         raise WorkerLost(f"{what}: no answer within {timeout_s:.0f} s") from None
     except ray.exceptions.RayActorError as error:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +96,19 @@ def group(cluster: None, tmp_path: Path) -> Iterator[RolloutGroup]:
     rollouts.close()
     for actor in made:
         ray.kill(actor)
-    deadline = time.monotonic() + 20
-    while any(psutil.pid_exists(p) for p in pids):
-        assert time.monotonic() < deadline, "a rollout worker outlived its group"
+    until(lambda: not any(map(psutil.pid_exists, pids)), "a rollout worker outlived its group")
+    until(lambda: not starting_threads(), "a thread that starts a worker outlived its group")
+
+
+def until(reached: Callable[[], bool], otherwise: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, otherwise
         time.sleep(0.1)
+
+
+def starting_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("rollout-start")]
 
 
 def pid(handle: Any) -> int:
@@ -145,10 +154,11 @@ def test_workers_pull_and_what_dies_goes_on_from_its_last_completion(group: Roll
     for index, tree in enumerate(trees):
         check(tree, index)
     assert group.completed == 48 * N_TOTAL
-    deadline = time.monotonic() + 60
-    while len(group.members) < 2 or group.restarts < len(killed):
-        assert time.monotonic() < deadline, "a worker did not come back"
-        time.sleep(0.1)
+    until(
+        lambda: len(group.members) == 2 and group.restarts >= len(killed),
+        "a worker did not come back",
+        60,
+    )
     versions = ray.get([handle.engine_version.remote() for handle in group.members])
     assert versions == [7, 7], "a new worker serves what the others serve"
     values = group.metrics()
@@ -178,10 +188,7 @@ def test_a_worker_that_missed_the_weights_is_replaced(group: RolloutGroup) -> No
     group.version = 3
     for index, tree in enumerate(grow(group, 4)):
         check(tree, index)
-    deadline = time.monotonic() + 60
-    while len(group.members) < 2 or group.restarts == 0:
-        assert time.monotonic() < deadline, "the worker was not replaced"
-        time.sleep(0.1)
+    until(lambda: len(group.members) == 2 and group.restarts > 0, "it was not replaced", 60)
     assert group.restarts == 1
     versions = ray.get([handle.engine_version.remote() for handle in group.members])
     assert versions == [3, 3]
@@ -200,6 +207,12 @@ def test_workers_that_die_again_and_again_end_the_run(group: RolloutGroup, tmp_p
         os.kill(pid(handle), signal.SIGKILL)
     with pytest.raises(Fault, match="keeps dying"):
         grow(group, 2)
+
+
+def test_a_worker_that_starts_when_all_ends_is_not_waited_for(group: RolloutGroup) -> None:
+    """The thread that waits for it would keep the trainer's process from ending."""
+    os.kill(pid(group.members[0]), signal.SIGKILL)
+    until(lambda: bool(starting_threads()), "nobody starts a new worker")
 
 
 def test_evaluations_are_drawn_while_trees_wait(group: RolloutGroup) -> None:
