@@ -92,7 +92,7 @@ def siege(
     name = "siege"
     run = start(folder, cache, f"trainer.run_name={name}", f"trainer.steps={steps}", *overrides)
     seen: set[int] = set()
-    wait_for_steps(folder / name, 1, run)
+    wait_for_steps(folder / name, 2, run)  # the first checkpoint is whole
     victims = []
     for kind in kills:
         time.sleep(random.uniform(0.5, gap_s))
@@ -110,9 +110,14 @@ def siege(
     return victims, metrics(folder / name)[-1]["faults/restarts"]
 
 
-def test_whatever_dies_every_step_is_made(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "steps"), [("cluster.colocated=false", 60), ("cluster.colocated=true", 25)]
+)
+def test_whatever_dies_every_step_is_made(
+    tmp_path: Path, cache: Path, mode: str, steps: int
+) -> None:
     kills = list(KINDS)
-    victims, restarts = siege(tmp_path, cache, 60, kills, gap_s=3.0)
+    victims, restarts = siege(tmp_path, cache, steps, kills, mode, gap_s=3.0)
     assert len(victims) == len(kills), "the run was over before all had been killed"
     assert restarts >= 2, "a lost engine and a lost worker are each one restart"
 
