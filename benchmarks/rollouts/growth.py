@@ -1,0 +1,164 @@
+"""BEL trees against independent rollouts, and the whole stack against its bare engine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import ray
+
+from benchmarks.rollouts.setup import Values, quickstart, with_model
+from elpo_ray.cluster import Cluster, RolloutGroup
+from elpo_ray.cluster import cluster as placement
+from elpo_ray.cluster.actors import RolloutActor
+from elpo_ray.config import Config
+from elpo_ray.engine import CPU_BLOCK_SIZE
+from elpo_ray.metrics import probe_prefixes
+from elpo_ray.tasks import make_task
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import Problem
+
+
+class MeasuredActor(RolloutActor):
+    """A rollout worker whose engine can be used bare."""
+
+    async def bare(self, requests: list[tuple[list[int], int]]) -> tuple[int, float]:
+        """Decode so many tokens after each prefix, everything known beforehand, nothing but tokens
+        asked for. Returns tokens and seconds."""
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        llm: Any = self.engine._llm  # type: ignore[union-attr]
+
+        async def one(number: int, prefix: list[int], count: int) -> int:
+            params = SamplingParams(
+                temperature=1.0, max_tokens=count, ignore_eos=True, detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )  # fmt: skip
+            prompt = tokens_input(prefix, cache_salt=f"bare {began}")
+            async for output in llm.generate(prompt, params, f"bare-{began}-{number}"):
+                last = output
+            return len(last.outputs[0].token_ids)
+
+        began = time.perf_counter()
+        counts = await asyncio.gather(*(one(i, *request) for i, request in enumerate(requests)))
+        return sum(counts), time.perf_counter() - began
+
+    async def forget(self) -> None:
+        """Empty the prefix cache."""
+        await self.engine._llm.reset_prefix_cache()  # type: ignore[union-attr]
+
+    async def seconds(self) -> tuple[float, float]:
+        """(with work, of them with an idle engine) so far."""
+        load = self._running._worker.load
+        load.settle()
+        return load.busy_s, load.idle_s
+
+
+def turns(trees: list[RolloutTree]) -> list[tuple[list[int], int]]:
+    """(prefix, tokens sampled after it) of every turn."""
+    return [
+        (tree.prefix_ids(node.parent), len(node.step.turn.token_ids))
+        for tree in trees
+        for node in tree.nodes
+        if node.step is not None and node.parent is not None
+    ]
+
+
+def grown(group: RolloutGroup, config: Config, inputs: list[Problem], step: int) -> Values:
+    """One growth phase, from an empty prefix cache."""
+    (worker,) = group.members
+    group.use(config)
+    ray.get(worker.forget.remote())
+    busy, idle = ray.get(worker.seconds.remote())
+    began = time.perf_counter()
+    trees = group.grow(inputs, step)
+    seconds = time.perf_counter() - began
+    busy, idle = (
+        b - a for a, b in zip((busy, idle), ray.get(worker.seconds.remote()), strict=True)
+    )
+    tokens = sum(count for _, count in turns(trees))
+    return {"seconds": seconds, "tokens": tokens, "idle": idle / busy, "trees": trees}
+
+
+def prefix_hits(trees: list[RolloutTree]) -> Values:
+    """Shares of the probes' prefix tokens: found in the cache, and lying in whole blocks, beyond
+    which vLLM caches nothing."""
+    prefixes = probe_prefixes(trees)
+    tokens = sum(length for length, _ in prefixes)
+    whole = sum((length - 1) // CPU_BLOCK_SIZE * CPU_BLOCK_SIZE for length, _ in prefixes)
+    return {
+        "probe_prefix_hit": sum(cached for _, cached in prefixes) / tokens,
+        "probe_prefix_in_whole_blocks": whole / tokens,
+    }
+
+
+def deepened(folder: Path, layers: int, to: Path) -> Path:
+    """The model of `folder` with so many layers in all, those added without effect: their output
+    projections are zero."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    weights = model.state_dict()
+    shape = model.config
+    shape.num_hidden_layers, shape.layer_types = layers, None
+    deeper = AutoModelForCausalLM.from_config(type(shape)(**shape.to_dict()))
+    with torch.no_grad():
+        for name, weight in deeper.state_dict().items():
+            if name in weights:
+                weight.copy_(weights[name])
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.zero_()
+    shutil.copytree(folder, to)
+    deeper.save_pretrained(to)
+    return to
+
+
+def measure(args: argparse.Namespace) -> Values:
+    trees, flat = quickstart(*args.set), quickstart("algorithm=grpo", *args.set)
+    task = make_task(trees.task, 0)
+    inputs = [task.train_problem(i) for i in range(args.inputs)]
+    rows: list[Values] = []
+    placement.RolloutActor = MeasuredActor  # type: ignore[misc]
+    with Cluster(trees) as cluster, tempfile.TemporaryDirectory() as scratch:
+        folder = with_model(args, trees, cluster)
+        if args.layers:
+            folder = deepened(folder, args.layers, Path(scratch) / "model")
+        group = cluster.rollouts(folder)
+        grown(group, trees, inputs[:16], 0)
+        for step in range(1, args.pairs + 1):
+            bel = grown(group, trees, inputs, step)
+            ray.get(group.members[0].forget.remote())
+            tokens, seconds = ray.get(group.members[0].bare.remote(turns(bel["trees"])))
+            independent = grown(group, flat, inputs, step)
+            rows.append(
+                {
+                    "bel_s": bel["seconds"],
+                    "independent_s": independent["seconds"],
+                    "wall_clock_ratio": bel["seconds"] / independent["seconds"],
+                    "token_ratio": bel["tokens"] / independent["tokens"],
+                    "bel_tokens_per_s": bel["tokens"] / bel["seconds"],
+                    "bare_tokens_per_s": tokens / seconds,
+                    "stack_over_bare": bel["tokens"] / bel["seconds"] / (tokens / seconds),
+                    **prefix_hits(bel["trees"]),
+                    "engine_idle": bel["idle"],
+                    "engine_idle_independent": independent["idle"],
+                }
+            )
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return {
+        "inputs": args.inputs,
+        "layers": args.layers,
+        "n_total": 16,
+        "median": {key: median(row[key] for row in rows) for key in rows[0]},
+        "rounds": rows,
+    }

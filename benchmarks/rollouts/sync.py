@@ -1,0 +1,86 @@
+"""Weights of a 0.5 B-parameter model from a publisher into a serving engine."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import ray
+
+from benchmarks.rollouts.setup import Values, local_ray, quickstart
+from elpo_ray.cluster.actors import RemoteEngines, RolloutActor
+from elpo_ray.config import Config
+from elpo_ray.weights import HostPublisher
+
+
+def measure(args: argparse.Namespace) -> Values:
+    """Random weights in the shape of Qwen2.5-0.5B, bfloat16."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+        max_position_embeddings=2048, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(shape).to(torch.bfloat16)
+        model.save_pretrained(folder)
+        config = quickstart(
+            "model.precision=bf16", "model.max_context=1024", "task.max_turn_tokens=64", *args.set
+        )
+        tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
+        size = sum(tensor.nbytes for tensor in tensors.values())
+
+        def buckets(max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+            bucket: dict[str, torch.Tensor] = {}
+            for name, tensor in tensors.items():
+                if bucket and sum(t.nbytes for t in bucket.values()) + tensor.nbytes > max_bytes:
+                    yield bucket
+                    bucket = {}
+                bucket[name] = tensor
+            yield bucket
+
+        with local_ray():
+            actor: Any = ray.remote(BareEngineActor).options(max_concurrency=8).remote()
+            ray.get(actor.start.remote(config, folder, []))
+            publisher = HostPublisher(0, RemoteEngines([actor], 600), buckets, 256 << 20)
+            seconds = []
+            for version in range(1, args.pairs + 3):
+                began = time.perf_counter()
+                publisher.publish(version)
+                seconds.append(time.perf_counter() - began)
+            phases = ray.get(actor.phases.remote())
+    warm = median(seconds[2:])  # until then memory is new: its first touch costs more than the copy
+    return {
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "gb": size / 1e9,
+        "seconds_each": seconds,
+        "seconds": warm,
+        "gb_per_s": size / 1e9 / warm,
+        "seconds_by_call": phases,
+    }
+
+
+class BareEngineActor(RolloutActor):
+    """An engine without task and tools, its calls timed."""
+
+    async def start(self, config: Config, folder: str, sandboxes: list[Any]) -> None:
+        from elpo_ray.cluster.actors import make_engine
+
+        self.engine = make_engine(config, folder)
+        self.timed: dict[str, float] = {}
+        await self.engine.start()
+
+    async def engine_call(self, method: str, *args: Any) -> None:
+        began = time.perf_counter()
+        await super().engine_call(method, *args)
+        self.timed[method] = self.timed.get(method, 0.0) + time.perf_counter() - began
+
+    async def phases(self) -> dict[str, float]:
+        return self.timed
