@@ -49,11 +49,12 @@ def processes(run: subprocess.Popen[str], title: str) -> list[int]:
     return found
 
 
-def kill(run: subprocess.Popen[str], title: str, within_s: float = 120) -> int:
-    """kill -9 of one such process, once there is one."""
+def kill(run: subprocess.Popen[str], title: str, within_s: float = 120) -> int | None:
+    """kill -9 of one such process, once there is one; None if the run has ended before."""
     deadline = time.monotonic() + within_s
     while not (found := processes(run, title)):
-        assert run.poll() is None, run.communicate()
+        if run.poll() is not None:
+            return None
         assert time.monotonic() < deadline, f"no process {title}"
         time.sleep(0.1)
     victim = random.choice(found)
@@ -102,7 +103,7 @@ def siege(
             wait_for_steps(folder / name, min(done, steps - 1), run)
         time.sleep(random.uniform(0, 1.5))
         seen |= family(run.pid)
-        victims.append(kill(run, KINDS[kind]))
+        victims += [victim] if (victim := kill(run, KINDS[kind])) else []
     while run.poll() is None:
         seen |= family(run.pid)
         time.sleep(0.5)
