@@ -33,8 +33,6 @@ from elpo_ray.types import (
     Turn,
 )
 
-PAIRS = 3
-
 
 def cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -120,11 +118,11 @@ def scripted_group(workers: int) -> Iterator[RolloutGroup]:
             ray.kill(handle)
 
 
-def rate(workers: int, inputs: int) -> Values:
+def rate(workers: int, inputs: int, rounds: int) -> Values:
     with scripted_group(workers) as group:
         group.grow(problems(workers * 50), 0)
         rates, driver, worker = [], [], []
-        for step in range(PAIRS):
+        for step in range(rounds):
             used, began = cpu_seconds(), time.perf_counter()
             theirs = sum(ray.get([handle.cpu.remote() for handle in group.members]))
             trees = group.grow(problems(inputs), step)
@@ -189,7 +187,8 @@ def extrapolate(driver_us: float, exchange_us: float) -> list[Values]:
 
 def rates(args: argparse.Namespace) -> Values:
     with local_ray():
-        one, two, exchange = rate(1, 400), rate(2, 800), exchange_cost(3.0)
+        one, two = rate(1, 400, args.pairs), rate(2, 800, args.pairs)
+        exchange = exchange_cost(3.0)
     table = extrapolate(two["driver_cpu_us_per_rollout"], exchange)
     return {
         "one_worker": one,

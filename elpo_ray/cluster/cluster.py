@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from elpo_ray.checks import gpus_asked
 from elpo_ray.cluster.actors import LearnerActor, RolloutActor, SandboxActor
-from elpo_ray.cluster.groups import LearnerGroup, losses, wait_for
+from elpo_ray.cluster.groups import LearnerGroup, learner_losses, wait_for
 from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
 from elpo_ray.cluster.turns import Turns
 from elpo_ray.config import Config, require
@@ -92,7 +92,7 @@ class Cluster:
             self._spawn_rank = self._spawner("learner", LearnerActor, count, 1.0, 1)
         ranks = [self._spawn_rank(rank, self._learners) for rank in range(count)]
         self._ranks, self._learners = ranks, self._learners + 1
-        with self._turns.of_learner(), losses("start"):
+        with self._turns.of_learner(), learner_losses("start"):
             master = self._get(ranks[0].endpoint.remote(), "start", "learner-0")
             starts = [
                 actor.start.remote(config, str(folder), rank, master, total_steps)

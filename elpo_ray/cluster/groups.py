@@ -133,12 +133,12 @@ class LearnerGroup:
 
     def _all(self, refs: list[Any], phase: str) -> Any:
         """Raises LearnerLost, naming the phase, when a rank dies or does not answer in time."""
-        with losses(phase):
+        with learner_losses(phase):
             return wait_for(refs, self._timeout_s, f"{phase} of the learner")
 
 
 @contextmanager
-def losses(phase: str) -> Iterator[None]:
+def learner_losses(phase: str) -> Iterator[None]:
     """A rank that dies in the body, or does not answer, is a LearnerLost."""
     try:
         yield

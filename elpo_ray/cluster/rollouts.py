@@ -251,7 +251,7 @@ class RolloutGroup:
         while True:
             jobs, served = self.queue.give(number, room), self.version
             call: Any = worker.handle.exchange.remote(jobs, PATIENCE_S)
-            with losses(f"{worker.name} hangs ({worker.phase})", cluster.stuck_s):
+            with worker_losses(f"{worker.name} hangs ({worker.phase})", cluster.stuck_s):
                 report = await asyncio.wait_for(call, cluster.stuck_s)
             if report.version < min(served, self.version):
                 raise WorkerLost(f"{worker.name} missed version {served} of the weights")
@@ -310,11 +310,11 @@ class RolloutGroup:
         timeout_s = self._config.cluster.start_timeout_s
         with self.turns.of_new_engine():
             start: Any = handle.start.remote(self._config, self._folder, self.sandboxes)
-            with losses(f"{worker.name} does not start", timeout_s):
+            with worker_losses(f"{worker.name} does not start", timeout_s):
                 ray.get(start, timeout=timeout_s)
             if self.turns.shared:
                 asleep: Any = handle.engine_call.remote("sleep")
-                with losses(f"{worker.name} does not sleep", timeout_s):
+                with worker_losses(f"{worker.name} does not sleep", timeout_s):
                     ray.get(asleep, timeout=timeout_s)
 
     def _every_engine(self, method: str) -> None:
@@ -331,7 +331,7 @@ class RolloutGroup:
                 self.bring_up_to_date(self.version, [handle])
                 call: Any = handle.engine_version.remote()
                 timeout_s = self._config.cluster.stuck_s
-                with losses(f"{worker.name} does not say its version", timeout_s):
+                with worker_losses(f"{worker.name} does not say its version", timeout_s):
                     serves = ray.get(call, timeout=timeout_s)
                 if serves != self.version:
                     raise WorkerLost(f"{worker.name} did not take the weights")
@@ -342,7 +342,7 @@ class RolloutGroup:
 
 
 @contextmanager
-def losses(what: str, timeout_s: float) -> Iterator[None]:
+def worker_losses(what: str, timeout_s: float) -> Iterator[None]:
     """Raises WorkerLost if the worker that the body waits for died, hangs, or lost its engine."""
     try:
         yield

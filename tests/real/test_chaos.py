@@ -89,8 +89,8 @@ def check_orphans(pids: set[int]) -> None:
 def siege(
     folder: Path, cache: Path, steps: int, kills: list[str], *overrides: str, calm: float
 ) -> tuple[list[int], float]:
-    """A run of `steps` steps in which processes of these kinds die: `calm` of
-    them about one a step, the others while it still mends what died before."""
+    """A run of `steps` steps in which processes of these kinds die: a share `calm` of them about
+    one a step, the others while it still mends what died before."""
     name = "siege"
     run = start(folder, cache, f"trainer.run_name={name}", f"trainer.steps={steps}", *overrides)
     seen: set[int] = set()
@@ -103,7 +103,9 @@ def siege(
             wait_for_steps(folder / name, min(done, steps - 1), run)
         time.sleep(random.uniform(0, 1.5))
         seen |= family(run.pid)
-        victims += [victim] if (victim := kill(run, KINDS[kind])) else []
+        victim = kill(run, KINDS[kind])
+        if victim is not None:
+            victims.append(victim)
     while run.poll() is None:
         seen |= family(run.pid)
         time.sleep(0.5)

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import ray
 from fakes import FakeTask, bel, make_config, make_worker, planted
+from processes import ended, eventually
 
 from elpo_ray.cluster.actors import RolloutActor
 from elpo_ray.cluster.rollouts import RolloutGroup
@@ -96,15 +97,12 @@ def group(cluster: None, tmp_path: Path) -> Iterator[RolloutGroup]:
     rollouts.close()
     for actor in made:
         ray.kill(actor)
-    until(lambda: not any(map(psutil.pid_exists, pids)), "a rollout worker outlived its group")
+    asyncio.run(ended(pids, 20))
     until(lambda: not starting_threads(), "a thread that starts a worker outlived its group")
 
 
 def until(reached: Callable[[], bool], otherwise: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.1)
+    asyncio.run(eventually(reached, otherwise, seconds))
 
 
 def starting_threads() -> list[str]:
