@@ -121,7 +121,8 @@ def test_whatever_dies_every_step_is_made(tmp_path: Path, cache: Path, mode: str
     kills = list(KINDS)
     victims, restarts = siege(tmp_path, cache, 12, kills, mode, calm=0.0)
     assert len(victims) == len(kills), "the run was over before all had been killed"
-    assert restarts >= 2, "a lost engine and a lost worker are each one restart"
+    # one, not two: the worker that is killed may be the one that its lost engine already ended
+    assert restarts >= 1, "neither the lost engine nor the lost worker was replaced"
 
 
 def test_a_learner_that_dies_before_any_checkpoint_ends_the_run_clearly(
