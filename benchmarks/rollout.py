@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
     parser.add_argument("--model", help="folder for growth and overlap")
-    parser.add_argument("--layers", type=int, help="of the model in growth")
+    parser.add_argument("--layers", type=int, help="of that model")
     parser.add_argument("--inputs", type=int, default=48, help="of a growth phase")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of each side of an overlap pair")

@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import sys
-import tempfile
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -101,38 +98,13 @@ def prefix_hits(trees: list[RolloutTree]) -> Values:
     }
 
 
-def deepened(folder: Path, layers: int, to: Path) -> Path:
-    """The model of `folder` with so many layers in all, those added without effect: their output
-    projections are zero."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    weights = model.state_dict()
-    shape = model.config
-    shape.num_hidden_layers, shape.layer_types = layers, None
-    deeper = AutoModelForCausalLM.from_config(type(shape)(**shape.to_dict()))
-    with torch.no_grad():
-        for name, weight in deeper.state_dict().items():
-            if name in weights:
-                weight.copy_(weights[name])
-            elif name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight.zero_()
-    shutil.copytree(folder, to)
-    deeper.save_pretrained(to)
-    return to
-
-
 def measure(args: argparse.Namespace) -> Values:
     trees, flat = quickstart(*args.set), quickstart("algorithm=grpo", *args.set)
     task = make_task(trees.task, 0)
     inputs = [task.train_problem(i) for i in range(args.inputs)]
     rows: list[Values] = []
     placement.RolloutActor = MeasuredActor  # type: ignore[misc]
-    with Cluster(trees) as cluster, tempfile.TemporaryDirectory() as scratch:
-        folder = with_model(args, trees, cluster)
-        if args.layers:
-            folder = deepened(folder, args.layers, Path(scratch) / "model")
+    with Cluster(trees) as cluster, with_model(args, trees, cluster) as folder:
         group = cluster.rollouts(folder)
         grown(group, trees, inputs[:16], 0)
         for step in range(1, args.pairs + 1):

@@ -35,8 +35,7 @@ def measure(args: argparse.Namespace) -> Values:
     config = quickstart(*args.set)
     task = make_task(config.task, 0)
     per_step, version, cursor = config.trainer.inputs_per_step, 0, 0
-    with Cluster(config) as cluster:
-        folder = with_model(args, config, cluster)
+    with Cluster(config) as cluster, with_model(args, config, cluster) as folder:
         learner = cluster.learner(folder, 1000)
         group = cluster.rollouts(folder)
         learner.connect(group)
@@ -88,4 +87,4 @@ def measure(args: argparse.Namespace) -> Values:
             pairs.append((run(0, args.steps), run(1, args.steps)))
             print(json.dumps(pairs[-1]), file=sys.stderr, flush=True)
     ratios = [ahead["steps_per_minute"] / turn["steps_per_minute"] for turn, ahead in pairs]
-    return {"ratio": median(ratios), "ratios": ratios, "pairs": pairs}
+    return {"layers": args.layers, "ratio": median(ratios), "ratios": ratios, "pairs": pairs}

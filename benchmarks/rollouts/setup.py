@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -29,14 +31,42 @@ def quickstart(*overrides: str) -> Config:
     return typed(Config, composed)
 
 
-def with_model(args: argparse.Namespace, config: Config, cluster: Cluster) -> Path:
-    if args.model is not None:
-        return Path(args.model)
+@contextmanager
+def with_model(args: argparse.Namespace, config: Config, cluster: Cluster) -> Iterator[Path]:
+    """Folder of the model that `--model` and `--layers` ask for."""
+    with TemporaryDirectory() as scratch:
+        folder = cold_start(config, cluster) if args.model is None else Path(args.model)
+        yield deepened(folder, args.layers, Path(scratch) / "model") if args.layers else folder
+
+
+def cold_start(config: Config, cluster: Cluster) -> Path:
     task = make_task(config.task, config.trainer.seed)
     start = starting_model(config, task, base_model(config, task), cluster, Console(stderr=True))
     for rank in start.learner.ranks if start.learner is not None else []:
         ray.kill(rank)
     return start.folder
+
+
+def deepened(folder: Path, layers: int, to: Path) -> Path:
+    """The model of `folder` with so many layers in all, those added without effect: their output
+    projections are zero."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    weights = model.state_dict()
+    shape = model.config
+    shape.num_hidden_layers, shape.layer_types = layers, None
+    deeper = AutoModelForCausalLM.from_config(type(shape)(**shape.to_dict()))
+    with torch.no_grad():
+        for name, weight in deeper.state_dict().items():
+            if name in weights:
+                weight.copy_(weights[name])
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.zero_()
+    shutil.copytree(folder, to)
+    deeper.save_pretrained(to)
+    return to
 
 
 @contextmanager

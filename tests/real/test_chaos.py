@@ -8,15 +8,18 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import psutil
 import pytest
+from omegaconf import OmegaConf
 from processes import family
 
 from elpo_ray.dump import read_tree
 from elpo_ray.growth.budget import Totals
-from tests.real.test_train import metrics, start, wait_for_steps
+from tests.real.test_train import SMALL, metrics, start, wait_for_steps
 
 pytestmark = [pytest.mark.real, pytest.mark.chaos]
 LEARNER = "ray::LearnerActor"
@@ -27,9 +30,14 @@ KINDS = {
     "learner": LEARNER,
 }
 """What the command line of a process of each kind contains; the run mends each and goes on."""
-N_TOTAL = 6
-INPUTS = 2
-"""Of a step, as `test_train.SMALL` has it."""
+QUICKSTART = [
+    "+experiment=quickstart",
+    "trainer.checkpoint_every=1",
+    "trainer.background_checkpoints=true",
+]
+"""The whole one: unlike `SMALL`, its model learns."""
+STANDARD_ERROR = 0.03
+"""Of a difference in held-out pass@1 between two such runs."""
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +72,15 @@ def kill(run: subprocess.Popen[str], title: str, within_s: float = 120) -> int |
 
 def check_steps(folder: Path, steps: int) -> None:
     """Every step is there; every input has exactly N_total leaves, all paid for."""
+    config = OmegaConf.load(folder / "config.yaml")
+    inputs, n_total = config.trainer.inputs_per_step, config.algorithm.growth.n_total
     assert [row["step"] for row in metrics(folder)] == list(range(1, steps + 1))
     for step in range(1, steps + 1):
         lines = (folder / "trees" / f"step_{step:05d}.jsonl").read_text().splitlines()
         trees = [read_tree(json.loads(line)) for line in lines]
-        assert len(trees) == INPUTS
+        assert len({tree.task_id for tree in trees}) == len(trees) == inputs
         for tree in trees:
-            assert len(tree.leaves()) == tree.budget == N_TOTAL == Totals.of(tree.ledger).rollouts
-    inputs = [tree.task_id for tree in trees]
-    assert len(set(inputs)) == INPUTS
+            assert len(tree.leaves()) == tree.budget == n_total == Totals.of(tree.ledger).rollouts
     assert not (folder / "set_aside").exists()
 
 
@@ -87,12 +95,19 @@ def check_orphans(pids: set[int]) -> None:
 
 
 def siege(
-    folder: Path, cache: Path, steps: int, kills: list[str], *overrides: str, calm: float
+    folder: Path,
+    cache: Path,
+    steps: int,
+    kills: list[str],
+    *overrides: str,
+    calm: float,
+    settings: Sequence[str] = SMALL,
 ) -> tuple[list[int], float]:
     """A run of `steps` steps in which processes of these kinds die: a share `calm` of them about
     one a step, the others while it still mends what died before."""
     name = "siege"
-    run = start(folder, cache, f"trainer.run_name={name}", f"trainer.steps={steps}", *overrides)
+    overrides = (f"trainer.run_name={name}", f"trainer.steps={steps}", *overrides)
+    run = start(folder, cache, *overrides, settings=settings)
     seen: set[int] = set()
     wait_for_steps(folder / name, 2, run)  # the first checkpoint is whole
     victims = []
@@ -106,10 +121,13 @@ def siege(
         victim = kill(run, KINDS[kind])
         if victim is not None:
             victims.append(victim)
-    while run.poll() is None:
+    while True:
         seen |= family(run.pid)
-        time.sleep(0.5)
-    out, err = run.communicate()
+        try:
+            out, err = run.communicate(timeout=0.5)
+            break
+        except subprocess.TimeoutExpired:
+            continue
     assert run.returncode == 0, out[-4000:] + err[-4000:]
     check_steps(folder / name, steps)
     check_orphans(seen)
@@ -148,3 +166,32 @@ def test_twenty_kills_in_twenty_steps(tmp_path: Path, cache: Path, mode: str) ->
     kills = [random.choice(list(KINDS)) for _ in range(20)]
     victims, _ = siege(tmp_path, cache, 20, kills, mode, calm=0.7)
     assert len(victims) >= 10, "too few processes were killed to say anything"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(5400)
+def test_a_run_under_fire_learns_like_one_in_peace(tmp_path: Path, cache: Path) -> None:
+    """The whole quickstart: twenty kills move its loss no more than another seed does."""
+    runs = {}
+    for name, seed in (("peace", 0), ("another", 1)):
+        overrides = (f"trainer.run_name={name}", f"trainer.seed={seed}")
+        run = start(tmp_path, cache, *overrides, settings=QUICKSTART)
+        out, err = run.communicate()
+        assert run.returncode == 0, out[-4000:] + err[-4000:]
+        runs[name] = tmp_path / name
+    kills = [random.choice(list(KINDS)) for _ in range(20)]
+    victims, _ = siege(tmp_path, cache, 20, kills, calm=0.9, settings=QUICKSTART)
+    assert len(victims) >= 10, "too few processes were killed to say anything"
+    runs["siege"] = tmp_path / "siege"
+    loss = {name: [row["loss"] for row in metrics(run)] for name, run in runs.items()}
+    moved = {name: distance(loss["peace"], loss[name]) for name in ("siege", "another")}
+    after = {name: json.loads((run / "summary.json").read_text())["pass_at_1_after"]
+             for name, run in runs.items()}  # fmt: skip
+    print(json.dumps({"kills": len(victims), "moved": moved, "pass_at_1_after": after}))
+    assert moved["siege"] <= 1.5 * moved["another"]
+    assert abs(after["siege"] - after["peace"]) <= 3 * STANDARD_ERROR, after
+
+
+def distance(one: Sequence[float], other: Sequence[float]) -> float:
+    """Mean absolute difference of two curves."""
+    return fmean(abs(a - b) for a, b in zip(one, other, strict=True))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jsonschema
@@ -41,9 +42,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def command(folder: Path, cache: Path, *overrides: str) -> list[str]:
+def command(
+    folder: Path, cache: Path, *overrides: str, settings: Sequence[str] = SMALL
+) -> list[str]:
     return [
-        sys.executable, "-m", "elpo_ray.main", *SMALL, f"trainer.run_dir={folder}",
+        sys.executable, "-m", "elpo_ray.main", *settings, f"trainer.run_dir={folder}",
         f"cold_start.cache={cache}", *overrides,
     ]  # fmt: skip
 
@@ -145,10 +148,12 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(tmp_path: Path, cache: P
     assert json.loads((run / "summary.json").read_text())["algorithm"] == "grpo"
 
 
-def start(folder: Path, cache: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, cache: Path, *overrides: str, settings: Sequence[str] = SMALL
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(folder, cache, *overrides), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, cwd=ROOT, start_new_session=True,
+        command(folder, cache, *overrides, settings=settings), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
     )  # fmt: skip
 
 
