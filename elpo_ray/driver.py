@@ -71,8 +71,7 @@ def train(config: Config) -> Outcome:
         with watch.phase("cold_start"):
             start = starting_model(config, task, base, cluster, console)
         with watch.phase("start"):
-            learner = start.learner or cluster.learner(start.folder, config.optimizer_steps)
-            rollouts = cluster.rollouts(start.folder)
+            learner, rollouts = cluster.both(start.folder, config.optimizer_steps, start.learner)
             run.keep_tokenizer(local_folder(start.folder))
             learner.connect(rollouts)
             relax()

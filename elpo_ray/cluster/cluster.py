@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,36 @@ class Cluster:
 
     def rollouts(self, folder: Path) -> RolloutGroup:
         """All rollout workers, their engines serving `folder` as version 0, and the sandboxes."""
+        with self._turns.of_new_engine():
+            return self._start_rollouts(folder)()
+
+    def both(
+        self, folder: Path, total_steps: int, learner: LearnerGroup | None
+    ) -> tuple[LearnerGroup, RolloutGroup]:
+        """`learner` and `rollouts`, unless there is such a learner already: side by side, one after
+        the other where they share devices."""
+        if self._turns.shared:
+            return learner or self.learner(folder, total_steps), self.rollouts(folder)
+        ready = self._start_rollouts(folder)
+        return learner or self.learner(folder, total_steps), ready()
+
+    def _start_rollouts(self, folder: Path) -> Callable[[], RolloutGroup]:
+        """Have the workers start; what is returned waits for them."""
         config, cluster = self.config, self.config.cluster
         sandboxes = self._sandboxes()
         tensor = float(config.engine.tensor_parallel_size)
         spawn = self._spawner("rollout", RolloutActor, cluster.rollout_workers, tensor, 1000)
         workers = [spawn(number, 0) for number in range(cluster.rollout_workers)]
-        with self._turns.of_new_engine():
-            starts = [actor.start.remote(config, str(folder), sandboxes) for actor in workers]
+        starts = [actor.start.remote(config, str(folder), sandboxes) for actor in workers]
+
+        def ready() -> RolloutGroup:
             self._get(starts, "start", "a rollout worker")
-        self._rollouts = RolloutGroup(workers, sandboxes, config, str(folder), spawn, self._turns)
-        return self._rollouts
+            self._rollouts = RolloutGroup(
+                workers, sandboxes, config, str(folder), spawn, self._turns
+            )
+            return self._rollouts
+
+        return ready
 
     def _sandboxes(self) -> list[ActorHandle[Any]]:
         """The sandbox actors. One that dies comes back empty: its sessions are replayed."""

@@ -41,6 +41,12 @@ def build_qwen2(folder: Path, *, tied: bool = True, seed: int = 0) -> Qwen2ForCa
     return model
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs keep the models of their cold starts."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model that ranks of a learner load."""

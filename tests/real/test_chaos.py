@@ -40,11 +40,6 @@ STANDARD_ERROR = 0.03
 """Of a difference in held-out pass@1 between two such runs."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def processes(run: subprocess.Popen[str], title: str) -> list[int]:
     """Processes of a run whose command line contains `title`."""
     found = []

@@ -37,11 +37,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def command(
     folder: Path, cache: Path, *overrides: str, settings: Sequence[str] = SMALL
 ) -> list[str]:
