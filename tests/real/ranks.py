@@ -160,10 +160,11 @@ def rank_main(
     process = RankProcess(rank=rank, world_size=world_size, master_port=port, timeout_s=120)
     try:
         torch.save(main(process, *arguments), work / f"results_{rank}.pt")
-        torch.distributed.destroy_process_group()
+        torch.distributed.barrier()  # nobody leaves while another one still talks
     except BaseException:
         (work / f"error_{rank}.txt").write_text(traceback.format_exc())
         os._exit(1)
+    os._exit(0)  # in an orderly end threads of gloo now and then abort the process
 
 
 # --- plain torch ------------------------------------------------------------------------------
