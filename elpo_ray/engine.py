@@ -52,6 +52,8 @@ class Engine:
         self._inbox: Inbox | None = None
         self._collecting = False
         """Between the beginning of an update and its loading (host memory)."""
+        self._taking = asyncio.Lock()
+        """Parts may come while another is being taken: they wait, as does `abandon_update`."""
         self._asleep = False
         self._ids = itertools.count()
         self.version = 0
@@ -228,7 +230,8 @@ class Engine:
             await self._update(part)
         else:
             assert self._inbox is not None and self._collecting, "receive() outside an update"
-            await asyncio.to_thread(self._inbox.accept, part)
+            async with self._taking:
+                await asyncio.to_thread(self._inbox.accept, part)
 
     async def finish_update(self, version: int) -> None:
         """Serve the new weights as `version`.
@@ -251,9 +254,10 @@ class Engine:
 
         Does nothing once loading has begun: such an engine has finished, or is broken and stays
         paused."""
-        if self._collecting:
-            self._collecting = False
-            await self._resume()
+        async with self._taking:
+            if self._collecting:
+                self._collecting = False
+                await self._resume()
 
     async def _resume(self) -> None:
         """After an update; a sleeping engine goes on in `wake`."""

@@ -34,14 +34,19 @@ class WeightSyncError(RuntimeError):
 
 
 class EngineHandles(Protocol):
-    """All engines, as the learner reaches them; each call blocks until every engine answered."""
+    """All engines, as the learner reaches them."""
+
+    def send(self, method: str, *args: Any) -> Callable[[], None]:
+        """Begin `Engine.method(*args)` on every engine. The arguments may change on return; what is
+        returned waits for the answers and raises what any of them raised."""
+        ...
 
     def call(self, method: str, *args: Any) -> None:
-        """Call `Engine.method(*args)` on every engine; raises what any of them raised."""
+        """Call `Engine.method(*args)` on every engine and wait; raises what any of them raised."""
         ...
 
     def call_each(self, method: str, args: Sequence[Any]) -> None:
-        """Call `Engine.method(args[i])` on engine i."""
+        """Call `Engine.method(args[i])` on engine i and wait."""
         ...
 
 
@@ -197,7 +202,8 @@ class Inbox:
 
 
 class HostPublisher:
-    """Sends weights through host memory, bucket by bucket."""
+    """Sends weights through host memory, bucket by bucket: while the engines take one, the next is
+    gathered and sent."""
 
     def __init__(self, rank: int, engines: EngineHandles, buckets: Buckets, max_bytes: int) -> None:
         self._rank = rank
@@ -215,8 +221,13 @@ class HostPublisher:
         buckets = self._buckets(self._max_bytes)
         try:
             self._engines.call("begin_update")
+            arrived: Callable[[], None] | None = None
             for bucket in buckets:
-                self._engines.call("receive", pack(bucket))
+                before, arrived = arrived, self._engines.send("receive", pack(bucket))
+                if before is not None:
+                    before()
+            if arrived is not None:
+                arrived()
             self._engines.call("finish_update", version)
         except Exception as error:
             # The other ranks are inside the gathers: go through the rest with them.

@@ -6,7 +6,7 @@ import asyncio
 import resource
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -155,17 +155,23 @@ class RemoteEngines:
         self._timeout_s = timeout_s
         self.lost: list[ActorHandle[Any]] = []
 
-    def call(self, method: str, *args: Any) -> None:
+    def send(self, method: str, *args: Any) -> Callable[[], None]:
         shared = [ray.put(arg) for arg in args]
-        self._answers([worker.engine_call.remote(method, *shared) for worker in self._workers])
+        asked = [(w, w.engine_call.remote(method, *shared)) for w in self._workers]
+        return partial(self._answers, asked, time.monotonic() + self._timeout_s)
+
+    def call(self, method: str, *args: Any) -> None:
+        self.send(method, *args)()
 
     def call_each(self, method: str, args: Sequence[Any]) -> None:
         pairs = zip(self._workers, args, strict=True)
-        self._answers([worker.engine_call.remote(method, arg) for worker, arg in pairs])
+        asked = [(worker, worker.engine_call.remote(method, arg)) for worker, arg in pairs]
+        self._answers(asked, time.monotonic() + self._timeout_s)
 
-    def _answers(self, refs: list[Any]) -> None:
-        deadline = time.monotonic() + self._timeout_s
-        for worker, ref in zip(self._workers, refs, strict=True):
+    def _answers(self, asked: list[tuple[ActorHandle[Any], Any]], deadline: float) -> None:
+        for worker, ref in asked:
+            if worker in self.lost:
+                continue
             try:
                 ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,13 @@ class Handles:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
 
-    def call(self, method: str, *args: Any) -> None:
+    def send(self, method: str, *args: Any) -> Callable[[], None]:
         coroutine = getattr(self._engine, method)(*args)
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
+        sent = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return lambda: sent.result(60)
+
+    def call(self, method: str, *args: Any) -> None:
+        self.send(method, *args)()
 
     def call_each(self, method: str, args: Sequence[Any]) -> None:
         self.call(method, args[0])
@@ -108,10 +112,11 @@ async def assert_refuses(engine: Engine, model: Qwen2ForCausalLM) -> None:
         with pytest.raises(WeightSyncError, match=message):
             await engine.receive(bucket)
         await engine.abandon_update()
-    half = {"model.norm.weight": norm}
-    publisher = HostPublisher(0, Handles(engine), lambda size: iter([half]), 1)
-    with pytest.raises(WeightSyncError, match="never sent"):
-        await asyncio.to_thread(publisher.publish, 99)
+    half, foreign = {"model.norm.weight": norm}, {"model.nrom.weight": norm}
+    for message, parts in (("never sent", [half]), ("has no such tensor", [foreign, half])):
+        publisher = HostPublisher(0, Handles(engine), lambda size, p=parts: iter(p), 1)
+        with pytest.raises(WeightSyncError, match=message):
+            await asyncio.to_thread(publisher.publish, 99)
 
 
 async def check_one_version_a_turn(engine: Engine, model: Qwen2ForCausalLM) -> None:
@@ -147,12 +152,17 @@ async def check_sleep(engine: Engine, model: Qwen2ForCausalLM) -> None:
 
 def test_a_failed_publish_still_leaves_the_collective() -> None:
     """Rank 0 goes through the remaining gathers with the other ranks before it raises."""
-    gathered = []
+    gathered, called = [], []
 
     class Refusing:
-        def call(self, method: str, *args: Any) -> None:
-            if method == "receive":
+        def send(self, method: str, *args: Any) -> Callable[[], None]:
+            def refuse() -> None:
                 raise WeightSyncError("no")
+
+            return refuse
+
+        def call(self, method: str, *args: Any) -> None:
+            called.append(method)
 
         def call_each(self, method: str, args: Sequence[Any]) -> None: ...
 
@@ -164,12 +174,38 @@ def test_a_failed_publish_still_leaves_the_collective() -> None:
     with pytest.raises(WeightSyncError):
         HostPublisher(0, Refusing(), gather, 1).publish(1)
     assert gathered == [0, 1, 2, 3]
+    assert called == ["begin_update", "abandon_update"]
+
+
+def test_a_bucket_is_gathered_while_the_one_before_arrives() -> None:
+    """But never two: no more than two are in memory at once."""
+    seen: list[str] = []
+
+    class Recording:
+        def send(self, method: str, *args: Any) -> Callable[[], None]:
+            (bucket,) = args
+            seen.append(f"send {bucket[0].name}")
+            return lambda: seen.append(f"took {bucket[0].name}")
+
+        def call(self, method: str, *args: Any) -> None:
+            seen.append(method)
+
+        def call_each(self, method: str, args: Sequence[Any]) -> None: ...
+
+    parts = [{name: torch.zeros(2)} for name in "abc"]
+    HostPublisher(0, Recording(), lambda size: iter(parts), 1).publish(7)
+    assert seen == [
+        "begin_update", "send a", "send b", "took a", "send c", "took b", "took c", "finish_update",
+    ]  # fmt: skip
 
 
 def test_nccl_ranks_are_given_out_engine_by_engine() -> None:
     from elpo_ray.gpu_transfer import HandlesClient
 
     class Recording:
+        def send(self, method: str, *args: Any) -> Callable[[], None]:
+            return lambda: None
+
         def call(self, method: str, *args: Any) -> None:
             self.last = (method, args)
 
