@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import psutil
+
 
 def _parents() -> dict[int, int]:
     """Parent of every process that is not a zombie."""
@@ -58,4 +60,7 @@ async def eventually(condition: Callable[[], bool], what: str, within_s: float =
 
 async def ended(pids: Iterable[int], within_s: float = 10.0) -> None:
     """Wait until all are gone, or zombies that init has yet to collect."""
-    await eventually(lambda: not set(pids) & set(_parents()), "processes are left", within_s)
+    watched, deadline = set(pids), time.monotonic() + within_s
+    while left := watched & set(_parents()):
+        assert time.monotonic() < deadline, [psutil.Process(pid).cmdline() for pid in left]
+        await asyncio.sleep(0.01)

@@ -26,6 +26,7 @@ from elpo_ray.config import (
 from elpo_ray.forest import TrainForest, TrainTree, demonstrations, leaf_weights
 from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
 from elpo_ray.loss import TokenBatch, surrogate_loss
+from tests.train_trees import train_tree
 
 VOCAB = 64
 OPTIMIZER = OptimizerConfig(
@@ -55,27 +56,7 @@ def build_model(folder: Path, hidden: int = 32) -> Path:
 def build_tree(seed: int) -> TrainTree:
     """A random tree: prompt, two first steps, two leaves below each."""
     rng = np.random.default_rng(seed)
-    parents = [-1, 0, 0, 1, 1, 2, 2]
-    sizes = rng.integers(3, 17, len(parents))
-    start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    agent = np.zeros(start[-1], dtype=np.bool_)
-    for node in range(1, len(parents)):
-        agent[start[node] : start[node] + max(1, sizes[node] - 2)] = True
-    advantage = rng.normal(size=len(parents))
-    advantage[0] = 0
-    return TrainTree(
-        ids=rng.integers(0, VOCAB, start[-1]).astype(np.int32),
-        agent=agent,
-        rollout_logp=np.where(agent, rng.normal(-4, 0.1, start[-1]), 0).astype(np.float32),
-        node_start=start,
-        node_parent=np.array(parents, dtype=np.int32),
-        advantage=advantage,
-        blame=np.maximum(-advantage, 0),
-        share=np.ones(len(parents)),
-        clip_low=rng.choice([0.8, 0.685], len(parents)),
-        leaves=np.array([3, 4, 5, 6], dtype=np.int32),
-        leaf_weight=np.zeros(4),
-    )
+    return train_tree(rng, [-1, 0, 0, 1, 1, 2, 2], rng.integers(3, 17, 7).tolist(), vocab=VOCAB)
 
 
 def build_forest(trees: int = 6, minibatch: int = 3, seed: int = 0) -> TrainForest:

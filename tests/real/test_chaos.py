@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from statistics import fmean
 import psutil
 import pytest
 from omegaconf import OmegaConf
-from processes import family
+from processes import ended, family
 
 from elpo_ray.dump import read_tree
 from elpo_ray.growth.budget import Totals
@@ -79,16 +80,6 @@ def check_steps(folder: Path, steps: int) -> None:
     assert not (folder / "set_aside").exists()
 
 
-def check_orphans(pids: set[int]) -> None:
-    deadline = time.monotonic() + 30
-    while left := [pid for pid in pids if psutil.pid_exists(pid)]:
-        zombies = [p for p in left if psutil.Process(p).status() == psutil.STATUS_ZOMBIE]
-        if len(zombies) == len(left):
-            return
-        assert time.monotonic() < deadline, [psutil.Process(p).cmdline() for p in left]
-        time.sleep(0.2)
-
-
 def siege(
     folder: Path,
     cache: Path,
@@ -125,7 +116,7 @@ def siege(
             continue
     assert run.returncode == 0, out[-4000:] + err[-4000:]
     check_steps(folder / name, steps)
-    check_orphans(seen)
+    asyncio.run(ended(seen, within_s=30))
     return victims, metrics(folder / name)[-1]["faults/restarts"]
 
 
@@ -149,7 +140,7 @@ def test_a_learner_that_dies_before_any_checkpoint_ends_the_run_clearly(
     out, err = run.communicate(timeout=120)
     assert run.returncode == 1, out[-3000:] + err[-3000:]
     assert "a learner rank died in" in err and "start the run anew" in err
-    check_orphans(seen)
+    asyncio.run(ended(seen, within_s=30))
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train_trees import train_tree
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
@@ -34,27 +35,7 @@ SIZES = [[20, 13, 9, 7, 3, 11, 6, 4, 15, 8], [9, 13, 19, 7, 3, 31, 6], [5, 12]]
 
 def build(which: int, *, by_leaf: bool = False) -> TrainTree:
     rng = np.random.default_rng(which)
-    parents, sizes = PARENTS[which], SIZES[which]
-    start = np.cumsum([0, *sizes]).astype(np.int32)
-    agent = np.zeros(start[-1], dtype=np.bool_)
-    for node in range(1, len(parents)):
-        agent[start[node] : start[node] + max(1, sizes[node] * 2 // 3)] = True
-    leaves = [node for node in range(len(parents)) if node not in parents]
-    advantage = rng.normal(size=(len(leaves), len(parents)) if by_leaf else len(parents))
-    advantage[..., 0] = 0
-    return TrainTree(
-        ids=rng.integers(0, VOCAB, start[-1]).astype(np.int32),
-        agent=agent,
-        rollout_logp=np.where(agent, rng.normal(-4, 0.1, start[-1]), 0).astype(np.float32),
-        node_start=start,
-        node_parent=np.array(parents, dtype=np.int32),
-        advantage=advantage,
-        blame=np.maximum(-advantage, 0),
-        share=np.ones(len(parents)),
-        clip_low=rng.choice([0.8, 0.685], len(parents)),
-        leaves=np.array(leaves, dtype=np.int32),
-        leaf_weight=np.zeros(len(leaves)),
-    )
+    return train_tree(rng, PARENTS[which], SIZES[which], vocab=VOCAB, by_leaf=by_leaf)
 
 
 def weighted(trees: list[TrainTree], aggregation: Aggregation) -> list[TrainTree]:
