@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from elpo_ray.engine import Engine
 
 BUCKET_BYTES = 256 * 2**20
-"""Most bytes of weights that are gathered and in flight at once."""
+"""Most bytes of weights that are gathered at once; as many may still be on their way."""
+RESTART_S = 30.0
+"""So long a trajectory waits for a sandbox actor that Ray restarts before it tries another one."""
 PROGRESS_S = 0.2
 """Least time between two reports of an update."""
 TELL_S = 5.0
@@ -239,7 +241,15 @@ class RemoteHost:
         self._call_s = config.sandbox.wall_s + config.cluster.stuck_s
 
     async def open(self, setup: str, at: Any, tree: str | None, keep: Any) -> Any:
-        return await self._within(self._actor.open.remote(setup, at, tree, keep))
+        """Waits for an actor that is being restarted, which Ray answers for within two seconds."""
+        patient_until = time.monotonic() + RESTART_S
+        while True:
+            try:
+                return await self._within(self._actor.open.remote(setup, at, tree, keep))
+            except ray.exceptions.ActorUnavailableError:
+                if time.monotonic() > patient_until:
+                    raise
+                await asyncio.sleep(0.2)
 
     async def call(self, session_id: str, code: str) -> Any:
         return await asyncio.wait_for(self._actor.call.remote(session_id, code), self._call_s)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -58,8 +59,17 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def actors(config: Config, count: int) -> list[Any]:
-    remote: Any = ray.remote(SandboxActor)
+class SlowlyBack(SandboxActor):
+    """Takes its time when Ray makes it anew, as on a busy machine."""
+
+    def __init__(self, config: Config) -> None:
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            time.sleep(8)
+        super().__init__(config)
+
+
+def actors(config: Config, count: int, kind: type[SandboxActor] = SandboxActor) -> list[Any]:
+    remote: Any = ray.remote(kind)
     options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1}
     made = [remote.options(**options).remote(config) for _ in range(count)]
     ray.get([actor.start.remote() for actor in made])
@@ -108,7 +118,7 @@ def test_branches_are_forked_where_their_tree_is(cluster: None, count: int) -> N
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_killed_actor_costs_neither_budget_nor_branches(cluster: None, count: int) -> None:
     config = configured()
-    handles = actors(config, count)
+    handles = actors(config, count, SlowlyBack)
     worker = worker_over(handles, config)
 
     async def step() -> list[RolloutTree]:
