@@ -19,6 +19,7 @@ import argparse
 import json
 import random
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file lies a `sandbox`
@@ -45,7 +46,9 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the quickstart")
     args = parser.parse_args()
     random.seed(0)
-    print(json.dumps({name: SECTIONS[name](args) for name in args.sections}, indent=2))
+    with redirect_stdout(sys.stderr):  # some libraries log there
+        report = {name: SECTIONS[name](args) for name in args.sections}
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":
