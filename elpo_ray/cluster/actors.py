@@ -241,7 +241,7 @@ class RemoteHost:
         self._call_s = config.sandbox.wall_s + config.cluster.stuck_s
 
     async def open(self, setup: str, at: Any, tree: str | None, keep: Any) -> Any:
-        """Waits for an actor that is being restarted, which Ray answers for within two seconds."""
+        """Waits for an actor that Ray restarts: until it is up, calls fail after two seconds."""
         patient_until = time.monotonic() + RESTART_S
         while True:
             try:

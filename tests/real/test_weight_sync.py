@@ -178,7 +178,7 @@ def test_a_failed_publish_still_leaves_the_collective() -> None:
 
 
 def test_a_bucket_is_gathered_while_the_one_before_arrives() -> None:
-    """But never two: no more than two are in memory at once."""
+    """Only one is sent ahead: no more than two are in memory at once."""
     seen: list[str] = []
 
     class Recording:
