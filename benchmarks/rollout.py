@@ -9,8 +9,8 @@ sync      weights of a 0.5 B-parameter model from a publisher into a serving eng
 
 Every ratio is of one run, its two sides in turns. `--model` names a folder for `growth` and
 `overlap`; without it the quickstart's cold start is made (or taken from its cache). `--layers` puts
-layers that change nothing on top of it: the same trees from an engine whose tokens cost more, as
-those of any model that is not a toy.
+layers that change nothing on top of it and `--mlp` neurons beside those it has: the same trees from
+an engine whose tokens cost more, as those of any model that is not a toy.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
     parser.add_argument("--model", help="folder for growth and overlap")
     parser.add_argument("--layers", type=int, help="of that model")
+    parser.add_argument("--mlp", type=int, help="width of its MLPs")
     parser.add_argument("--inputs", type=int, default=48, help="of a growth phase")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of each side of an overlap pair")

@@ -130,6 +130,7 @@ def measure(args: argparse.Namespace) -> Values:
     return {
         "inputs": args.inputs,
         "layers": args.layers,
+        "mlp": args.mlp,
         "n_total": 16,
         "median": {key: median(row[key] for row in rows) for key in rows[0]},
         "rounds": rows,

@@ -33,10 +33,12 @@ def quickstart(*overrides: str) -> Config:
 
 @contextmanager
 def with_model(args: argparse.Namespace, config: Config, cluster: Cluster) -> Iterator[Path]:
-    """Folder of the model that `--model` and `--layers` ask for."""
+    """Folder of the model that `--model`, `--layers` and `--mlp` ask for."""
     with TemporaryDirectory() as scratch:
         folder = cold_start(config, cluster) if args.model is None else Path(args.model)
-        yield deepened(folder, args.layers, Path(scratch) / "model") if args.layers else folder
+        if args.layers or args.mlp:
+            folder = enlarged(folder, args.layers, args.mlp, Path(scratch) / "model")
+        yield folder
 
 
 def cold_start(config: Config, cluster: Cluster) -> Path:
@@ -47,25 +49,26 @@ def cold_start(config: Config, cluster: Cluster) -> Path:
     return start.folder
 
 
-def deepened(folder: Path, layers: int, to: Path) -> Path:
-    """The model of `folder` with so many layers in all, those added without effect: their output
-    projections are zero."""
+def enlarged(folder: Path, layers: int | None, mlp: int | None, to: Path) -> Path:
+    """The model of `folder` with so many layers in all and so many neurons in each of their MLPs,
+    those added without effect: what leads out of them is zero."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     weights = model.state_dict()
     shape = model.config
-    shape.num_hidden_layers, shape.layer_types = layers, None
-    deeper = AutoModelForCausalLM.from_config(type(shape)(**shape.to_dict()))
+    shape.num_hidden_layers, shape.layer_types = layers or shape.num_hidden_layers, None
+    shape.intermediate_size = mlp or shape.intermediate_size
+    larger = AutoModelForCausalLM.from_config(type(shape)(**shape.to_dict()))
     with torch.no_grad():
-        for name, weight in deeper.state_dict().items():
-            if name in weights:
-                weight.copy_(weights[name])
-            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+        for name, weight in larger.state_dict().items():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
                 weight.zero_()
+            if name in weights:
+                weight[tuple(slice(size) for size in weights[name].shape)] = weights[name]
     shutil.copytree(folder, to)
-    deeper.save_pretrained(to)
+    larger.save_pretrained(to)
     return to
 
 
