@@ -25,7 +25,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["elpo_ray*", "launch*", "sandbox*"]),
     package_data={
-        "elpo_ray": ["templates/*.jinja", "view/assets/*"],
+        "elpo_ray": ["models/templates/*.jinja", "view/assets/*"],
         "launch": ["conf/**/*.yaml", "templates/*.jinja", "monitoring/*.*"],
     },
     data_files=SHARED,
@@ -71,6 +71,6 @@ setup(
     },
     entry_points={
         "console_scripts": ["elpo = elpo_ray.cli:main"],
-        "vllm.general_plugins": ["elpo_ray = elpo_ray.vllm_plugin:register"],
+        "vllm.general_plugins": ["elpo_ray = elpo_ray.rollout.vllm_plugin:register"],
     },
 )

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from elpo_ray.chat import Chat
-from elpo_ray.config import Config, Packing
+from elpo_ray.chat.template import Chat
+from elpo_ray.config import Config
+from elpo_ray.config.learner import Packing
 from elpo_ray.credit import assign
 from elpo_ray.dump import read_line
 from elpo_ray.forest import TrainForest, pack

@@ -21,8 +21,8 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-from elpo_ray.grading.answers import last_boxed
-from elpo_ray.grading.pool import MathGrader, Verdict
+from elpo_ray.tasks.grading.answers import last_boxed
+from elpo_ray.tasks.grading.pool import MathGrader, Verdict
 
 INTEGER = re.compile(r"-?\d+")
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")

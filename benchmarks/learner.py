@@ -28,13 +28,14 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from elpo_ray.config import AttentionBackend, ClipConfig, LossConfig
+from elpo_ray.config.algorithm import ClipConfig, LossConfig
+from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.forest import Plan, Rules, TrainTree, lay_out, leaf_weights, plan
 from elpo_ray.learner.attention import IMPLEMENTATION
 from elpo_ray.learner.batching import Form, Pack, collate
+from elpo_ray.learner.loss import TokenBatch, surrogate_loss
 from elpo_ray.learner.policy import LogProbHead, PolicyModule
 from elpo_ray.learner.speed import SHARE_GAIN, savings
-from elpo_ray.loss import TokenBatch, surrogate_loss
 
 PROMPT_TOKENS = 62
 """Of the quickstart's prompts: dumps hold the steps only."""

@@ -7,14 +7,14 @@ or file, one line on stderr and nothing started; 130 on Ctrl-C, with everything 
 
 from __future__ import annotations
 
-from elpo_ray.command import Command, measured_tasks
 from elpo_ray.config import CONF_DIR
+from elpo_ray.config.compose import Command, measured_tasks
 from elpo_ray.config.measure import AnalyzeConfig
 
 
 def run(config: AnalyzeConfig) -> int:
     tasks = measured_tasks(config)
-    from elpo_ray.evaluation.analyses import analyze
+    from elpo_ray.evaluation.analysis.run import analyze
 
     analyze(config, tasks)
     return 0

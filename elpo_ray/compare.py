@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from elpo_ray.runs import write_whole
+from elpo_ray.runs.atomic import write_whole
 from elpo_ray.view.book import compact, deflate, grouped
 from elpo_ray.view.folder import Notice, check_run, read_metrics, read_settings, read_summary
 from elpo_ray.view.page import assemble

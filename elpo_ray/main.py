@@ -6,19 +6,20 @@ and nothing started; 130 on Ctrl-C, after a checkpoint.
 
 from __future__ import annotations
 
-from elpo_ray import checks
-from elpo_ray.command import EXIT_INTERRUPTED, Command
 from elpo_ray.config import Config
+from elpo_ray.config.algebra import batch_algebra
+from elpo_ray.config.compose import EXIT_INTERRUPTED, Command
+from elpo_ray.training.checks import check
 
 
 def run(config: Config) -> int:
     """Everything after composition; the heavy imports wait until the configuration is sound.
     Returns the exit code."""
-    checks.check(config)
+    check(config)
     if config.check_only:
-        print(checks.batch_algebra(config))
+        print(batch_algebra(config))
         return 0
-    from elpo_ray.driver import train
+    from elpo_ray.training.driver import train
 
     return EXIT_INTERRUPTED if train(config).interrupted else 0
 

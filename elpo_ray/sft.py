@@ -7,18 +7,19 @@ and nothing started; 130 on Ctrl-C, after a checkpoint.
 
 from __future__ import annotations
 
-from elpo_ray import checks
-from elpo_ray.command import EXIT_INTERRUPTED, Command
 from elpo_ray.config import Config
+from elpo_ray.config.algebra import cold_start_algebra
+from elpo_ray.config.compose import EXIT_INTERRUPTED, Command
+from elpo_ray.training.checks import check
 
 
 def run(config: Config) -> int:
     """Everything after composition; returns the exit code."""
-    checks.check(config)
+    check(config)
     if config.check_only:
-        print(checks.cold_start_algebra(config))
+        print(cold_start_algebra(config))
         return 0
-    from elpo_ray.supervised import train_supervised
+    from elpo_ray.training.supervised import train_supervised
 
     return EXIT_INTERRUPTED if train_supervised(config).interrupted else 0
 

@@ -19,8 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from elpo_ray.analysis.world import Chain, Findings, completions_needed, simulate
-from elpo_ray.config import BelConfig, GrowthConfig, GrowthRule
+from elpo_ray.config.growth import BelConfig, GrowthConfig, GrowthRule
+from elpo_ray.evaluation.analysis.world import Chain, Findings, completions_needed, simulate
 
 EXIT_CONFIGURATION, EXIT_INTERRUPTED = 2, 130
 PAPER = "paper"

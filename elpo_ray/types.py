@@ -70,6 +70,18 @@ class ToolKind(StrEnum):
     """The call could not be parsed, or names an unknown tool: an observation that says so."""
 
 
+Values = dict[str, float]
+"""Numbers by name, as in a line of `metrics.jsonl`."""
+
+
+class Fault(Exception):
+    """Something outside the program failed; the message says what is kept and how to go on."""
+
+
+class CheckpointError(Fault):
+    """A checkpoint could not be written; the previous one is still there."""
+
+
 class InfrastructureError(Exception):
     """An engine or a sandbox failed, not the model. Retried, counted, never scored."""
 

@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from elpo_ray.command import Command
+from elpo_ray.config.compose import Command
 from launch.config import KubeRayConfig, SlurmConfig
 from launch.render import kuberay_manifest, slurm_script
 

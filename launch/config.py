@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 
-from elpo_ray.config import require
+from elpo_ray.config.rules import require
 
 NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 """Also a file's, a Slurm job's and a Kubernetes object's name."""

@@ -1,6 +1,6 @@
 """`srun … python -m launch.preflight …`: once on every node of a job, before anything is loaded.
 
-Every node looks at itself with the doctor's probes and leaves a report on the shared file system;
+Every node looks at itself with the doctor's checks and leaves a report on the shared file system;
 then all of them sum a number over gloo (and NCCL where there are GPUs). The first node waits for
 the reports, compares versions, writes one table, `preflight.txt`, and its own address, `head`.
 Exit codes: 0 all is well; 1 a failure on some node; 2 a configuration error.
@@ -22,22 +22,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from elpo_ray.command import composed
 from elpo_ray.config import Config
-from elpo_ray.doctor import tell
-from elpo_ray.probes import (
+from elpo_ray.config.compose import composed
+from elpo_ray.doctor import (
+    Check,
     Finding,
-    Probe,
     Status,
     examine,
     failure,
-    node_probes,
+    node_checks,
     ok,
-    shared_probes,
+    print_finding,
+    shared_checks,
 )
-from elpo_ray.probes.network import free_ports, own_address
-from elpo_ray.probes.software import fingerprint
-from elpo_ray.runs import write_whole
+from elpo_ray.doctor.network import free_ports, own_address
+from elpo_ray.doctor.software import fingerprint
+from elpo_ray.runs.atomic import write_whole
 
 HEAD_PORTS = 2
 """The job's first ports: Ray's, and the one that this program meets at."""
@@ -83,11 +83,11 @@ class Report:
 
 def look(place: Place, config: Config, gpus: int) -> list[Finding]:
     """What this node finds by itself; the first one also looks at what all share."""
-    probes = node_probes(config, gpu_count=gpus, nodes=len(place.nodes))
+    checks = node_checks(config, gpu_count=gpus, nodes=len(place.nodes))
     if place.rank == 0:
         ports = [place.port + offset for offset in range(HEAD_PORTS)]
-        probes = [*shared_probes(config), Probe("free ports", partial(free_ports, ports)), *probes]
-    return list(examine(probes))
+        checks = [*shared_checks(config), Check("free ports", partial(free_ports, ports)), *checks]
+    return list(examine(checks))
 
 
 def gather(place: Place, findings: Sequence[Finding]) -> None:
@@ -185,7 +185,7 @@ def table(place: Place, reports: dict[str, Report], common: list[Finding]) -> bo
         console = Console(file=file, highlight=False, width=200)
         for node, finding in rows:
             if finding.status is not Status.OK or not node or node == place.name:
-                tell(console, finding, f"{node}, " if node else "")
+                print_finding(console, finding, f"{node}, " if node else "")
         console.print(f"preflight: {len(reports)} of {len(place.nodes)} nodes, {failures} failures")
     partial_file.rename(place.shared / "preflight.txt")
     return not failures
@@ -217,7 +217,7 @@ def main() -> int:
     for backend in ("gloo", "nccl") if known.gpus else ("gloo",):
         if len(place.nodes) > 1 or backend == "nccl":
             findings += examine(
-                [Probe(f"all-reduce, {backend}", partial(all_reduce, place, backend))]
+                [Check(f"all-reduce, {backend}", partial(all_reduce, place, backend))]
             )
     return conclude(place, findings)
 
@@ -226,7 +226,7 @@ def conclude(place: Place, findings: list[Finding]) -> int:
     """Report; on the first node, wait for the others and write the table."""
     print(f"{place.name} ({socket.gethostname()})", flush=True)
     for finding in findings:
-        tell(Console(highlight=False), finding)
+        print_finding(Console(highlight=False), finding)
     gather(place, findings)
     if place.rank:
         return 0  # the first node speaks for all

@@ -13,10 +13,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from elpo_ray import checks
-from elpo_ray.command import composed
-from elpo_ray.config import Config, require
-from elpo_ray.probes.software import pinned
+from elpo_ray.config import Config
+from elpo_ray.config.algebra import gpus_asked
+from elpo_ray.config.compose import composed
+from elpo_ray.config.rules import require
+from elpo_ray.doctor.software import pinned
+from elpo_ray.training.checks import check
 from launch.config import KubeRayConfig, Runtime, SlurmConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -84,8 +86,8 @@ def kuberay_manifest(config: KubeRayConfig, overrides: Sequence[str]) -> str:
 
 def _checked(overrides: Sequence[str], gpus: int, key: str) -> Config:
     run = composed(overrides)
-    checks.check(run)
-    asked = checks.gpus_asked(run)
+    check(run)
+    asked = gpus_asked(run)
     require(
         asked <= gpus,
         key,

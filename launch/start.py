@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from elpo_ray.runs import RunFolder
+from elpo_ray.runs.folder import RunFolder
 
 
 def overrides(run: Path, given: Sequence[str], address: str | None) -> list[str]:

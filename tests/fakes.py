@@ -16,19 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from elpo_ray.config import (
-    AlgorithmConfig,
-    BelConfig,
-    Config,
-    GrowthConfig,
-    SandboxConfig,
-    TaskConfig,
-)
+from elpo_ray.config import Config
+from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.growth import BelConfig, GrowthConfig
+from elpo_ray.config.rollout import SandboxConfig
+from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
-from elpo_ray.rollout import RolloutWorker
-from elpo_ray.sandbox_host import SandboxHost
-from elpo_ray.tasks import code_interpreter
-from elpo_ray.tools import PooledTools
+from elpo_ray.rollout.worker import RolloutWorker
+from elpo_ray.tools import schema as code_interpreter
+from elpo_ray.tools.interpreter import PooledTools
+from elpo_ray.tools.sandbox_host import SandboxHost
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import (
     FinishReason,

@@ -11,10 +11,13 @@ from random import Random
 from zlib import crc32
 
 from elpo_ray import growth
-from elpo_ray.config import Config, LearnerConfig, ModelConfig, TrainerConfig
+from elpo_ray.config import Config
+from elpo_ray.config.learner import LearnerConfig
+from elpo_ray.config.model import ModelConfig
+from elpo_ray.config.run import TrainerConfig
 from elpo_ray.growth.budget import Cost, Ledger
-from elpo_ray.metrics import tree_metrics
-from elpo_ray.runs import RunFolder
+from elpo_ray.runs.folder import RunFolder
+from elpo_ray.runs.metrics import tree_metrics
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import (
     EndReason,

@@ -18,10 +18,10 @@ from benchmarks.rollouts.setup import Values, local_ray, quickstart
 from elpo_ray.cluster import RolloutGroup
 from elpo_ray.cluster import rollouts as group_module
 from elpo_ray.cluster.actors import RolloutActor
-from elpo_ray.collector import relax
+from elpo_ray.cluster.garbage import relax
 from elpo_ray.config import Config
-from elpo_ray.dispatch import JobRunner
-from elpo_ray.rollout import RolloutWorker
+from elpo_ray.rollout.worker import RolloutWorker
+from elpo_ray.scheduling import JobRunner
 from elpo_ray.types import (
     FinishReason,
     Parsed,

@@ -17,8 +17,8 @@ from elpo_ray.cluster import Cluster, RolloutGroup
 from elpo_ray.cluster import cluster as placement
 from elpo_ray.cluster.actors import RolloutActor
 from elpo_ray.config import Config
-from elpo_ray.engine import CPU_BLOCK_SIZE
-from elpo_ray.metrics import probe_prefixes
+from elpo_ray.rollout.engine import CPU_BLOCK_SIZE
+from elpo_ray.runs.metrics import probe_prefixes
 from elpo_ray.tasks import make_task
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Problem

@@ -18,8 +18,8 @@ from benchmarks.rollouts.setup import Values, quickstart, with_model
 from elpo_ray.cluster import Cluster
 from elpo_ray.credit import assign
 from elpo_ray.forest import pack
-from elpo_ray.growth.dynamic import Batch, collect
-from elpo_ray.schedule import Schedule
+from elpo_ray.scheduling.dynamic_sampling import Batch, collect
+from elpo_ray.scheduling.pipeline import Schedule
 from elpo_ray.tasks import make_task
 
 

@@ -16,10 +16,11 @@ from hydra.core.config_store import ConfigStore
 from rich.console import Console
 
 from elpo_ray.cluster import Cluster
-from elpo_ray.cold_start import base_model, starting_model
-from elpo_ray.command import typed
 from elpo_ray.config import CONF_DIR, Config
+from elpo_ray.config.compose import typed
+from elpo_ray.models.base import base_model
 from elpo_ray.tasks import make_task
+from elpo_ray.training.cold_start import starting_model
 
 Values = dict[str, Any]
 

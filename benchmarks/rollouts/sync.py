@@ -14,7 +14,7 @@ import ray
 from benchmarks.rollouts.setup import Values, local_ray, quickstart
 from elpo_ray.cluster.actors import RemoteEngines, RolloutActor
 from elpo_ray.config import Config
-from elpo_ray.weights import HostPublisher
+from elpo_ray.weights.host import HostPublisher
 
 
 def measure(args: argparse.Namespace) -> Values:

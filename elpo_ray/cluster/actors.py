@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
+from elpo_ray.cluster.garbage import relax
 from elpo_ray.cluster.gauges import Gauges
-from elpo_ray.collector import relax
-from elpo_ray.config import Config, OptimizerConfig, Transfer
-from elpo_ray.dispatch import Job, JobRunner, Report
+from elpo_ray.config import Config
+from elpo_ray.config.learner import OptimizerConfig
+from elpo_ray.config.rollout import Transfer
 from elpo_ray.forest import TrainForest
-from elpo_ray.model_folder import local_folder
-from elpo_ray.trackers import Values
-from elpo_ray.types import InfrastructureError
-from elpo_ray.weights import HostPublisher, Publisher
+from elpo_ray.models.folder import local_folder
+from elpo_ray.scheduling import Job, JobRunner, Report
+from elpo_ray.types import InfrastructureError, Values
+from elpo_ray.weights.host import HostPublisher, Publisher
 
 if TYPE_CHECKING:
-    from elpo_ray.engine import Engine
+    from elpo_ray.rollout.engine import Engine
 
 BUCKET_BYTES = 256 * 2**20
 """Most bytes of weights that are gathered at once; as many may still be on their way."""
@@ -108,7 +109,7 @@ class LearnerActor:
         rank, buckets, transfer = self.index, self.rank.weight_buckets, self.config.transfer
         if transfer is Transfer.host:
             return HostPublisher(rank, self._engines, buckets, BUCKET_BYTES)
-        from elpo_ray.gpu_transfer import BucketSource, GpuPublisher
+        from elpo_ray.weights.gpu import BucketSource, GpuPublisher
 
         if transfer is Transfer.ipc:
             everywhere = BucketSource(partial(buckets, everywhere=True), BUCKET_BYTES)
@@ -189,7 +190,7 @@ class SandboxActor:
     """A sandbox host's process. Ray makes it anew, empty, when it dies."""
 
     def __init__(self, config: Config) -> None:
-        from elpo_ray.sandbox_host import SandboxHost, sandbox_of
+        from elpo_ray.tools.sandbox_host import SandboxHost, sandbox_of
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each snapshot takes some
@@ -272,7 +273,7 @@ class RolloutActor:
 
     async def start(self, config: Config, folder: str, sandboxes: list[ActorHandle[Any]]) -> None:
         """With `engine.endpoint` there is no engine: the model is behind that URL."""
-        from elpo_ray.tools import PooledTools
+        from elpo_ray.tools.interpreter import PooledTools
 
         hosts = [RemoteHost(actor, config) for actor in sandboxes]
         faults = (ray.exceptions.RayError, TimeoutError)
@@ -286,9 +287,9 @@ class RolloutActor:
 
     async def use(self, config: Config) -> None:
         """Work on `config.task` from now on, with the same model."""
-        from elpo_ray.chat import Chat
-        from elpo_ray.endpoint import Endpoint
-        from elpo_ray.rollout import RolloutWorker
+        from elpo_ray.chat.template import Chat
+        from elpo_ray.rollout.endpoint import Endpoint
+        from elpo_ray.rollout.worker import RolloutWorker
         from elpo_ray.tasks import make_task
 
         task = make_task(config.task, config.trainer.seed)
@@ -343,7 +344,7 @@ class RolloutActor:
 
 def make_engine(config: Config, folder: str) -> Engine:
     """A rollout worker's engine, not yet started."""
-    from elpo_ray.engine import Engine
+    from elpo_ray.rollout.engine import Engine
 
     return Engine(
         local_folder(folder),

@@ -12,12 +12,13 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from elpo_ray.checks import gpus_asked
 from elpo_ray.cluster.actors import LearnerActor, RolloutActor, SandboxActor
 from elpo_ray.cluster.groups import LearnerGroup, learner_losses, wait_for
 from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
 from elpo_ray.cluster.turns import Turns
-from elpo_ray.config import Config, require
+from elpo_ray.config import Config
+from elpo_ray.config.algebra import gpus_asked
+from elpo_ray.config.rules import require
 
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """On CPU engine and learner take turns on the same cores: idle threads must sleep, not spin."""

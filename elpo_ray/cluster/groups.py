@@ -11,10 +11,9 @@ import ray
 from ray.actor import ActorHandle
 
 from elpo_ray.cluster.turns import Turns
-from elpo_ray.config import OptimizerConfig
+from elpo_ray.config.learner import OptimizerConfig
 from elpo_ray.forest import TrainForest
-from elpo_ray.runs import Fault
-from elpo_ray.trackers import Values
+from elpo_ray.types import Fault, Values
 
 if TYPE_CHECKING:
     from elpo_ray.cluster.rollouts import RolloutGroup

@@ -23,15 +23,14 @@ from ray.actor import ActorHandle
 from elpo_ray import growth
 from elpo_ray.cluster.groups import LearnerLost, first_line, wait_for
 from elpo_ray.cluster.turns import Turns
-from elpo_ray.config import BudgetScope, Config
-from elpo_ray.dispatch import Batch, Hopeless, InputQueue, Job, SetAside, TreeBatch
-from elpo_ray.growth.shared import SharedBudget
-from elpo_ray.rollout import RolloutWorker
-from elpo_ray.runs import Fault
-from elpo_ray.samples import Sample
-from elpo_ray.trackers import Values
+from elpo_ray.config import Config
+from elpo_ray.config.schedule import BudgetScope
+from elpo_ray.rollout.sample import Sample
+from elpo_ray.rollout.worker import RolloutWorker
+from elpo_ray.scheduling import Batch, Hopeless, InputQueue, Job, SetAside, TreeBatch
+from elpo_ray.scheduling.shared_budget import SharedBudget
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import InfrastructureError, Problem
+from elpo_ray.types import Fault, InfrastructureError, Problem, Values
 from sandbox.metrics import merged
 
 Advance = Callable[[int], None]

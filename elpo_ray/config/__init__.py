@@ -11,108 +11,15 @@ import sysconfig
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from elpo_ray.config.algorithm import (
-    AfterIrrecoverable,
-    Aggregation,
-    AlgorithmConfig,
-    Attribution,
-    ClipConfig,
-    CreditConfig,
-    CreditRule,
-    ElcScope,
-    LossConfig,
-    StepGroupConfig,
-    Weighting,
-)
-from elpo_ray.config.growth import (
-    BelConfig,
-    DynamicSamplingConfig,
-    EntropyBranchConfig,
-    GrowthConfig,
-    GrowthRule,
-    RandomBranchConfig,
-)
-from elpo_ray.config.learner import (
-    AttentionBackend,
-    ColdStartConfig,
-    LearnerConfig,
-    LoraConfig,
-    OptimizerConfig,
-    Packing,
-    Schedule,
-)
-from elpo_ray.config.model import ModelConfig, Precision, TinyModelConfig
-from elpo_ray.config.rollout import (
-    EngineConfig,
-    Isolation,
-    LastLine,
-    Preload,
-    SamplingConfig,
-    SandboxConfig,
-    Transfer,
-)
+from elpo_ray.config.algorithm import AlgorithmConfig, LossConfig
+from elpo_ray.config.growth import GrowthRule
+from elpo_ray.config.learner import ColdStartConfig, LearnerConfig
+from elpo_ray.config.model import ModelConfig, Precision
+from elpo_ray.config.rollout import EngineConfig, SamplingConfig, SandboxConfig, Transfer
 from elpo_ray.config.rules import require
-from elpo_ray.config.run import ClusterConfig, LoggingConfig, TrainerConfig, WandbMode
+from elpo_ray.config.run import ClusterConfig, LoggingConfig, TrainerConfig
 from elpo_ray.config.schedule import BudgetConfig, BudgetScope, ScheduleConfig
-from elpo_ray.config.task import (
-    CountdownConfig,
-    RewardConfig,
-    RewardName,
-    TaskConfig,
-    TaskName,
-)
-
-__all__ = [
-    "CONF_DIR",
-    "AfterIrrecoverable",
-    "Aggregation",
-    "AlgorithmConfig",
-    "AttentionBackend",
-    "Attribution",
-    "BelConfig",
-    "BudgetConfig",
-    "BudgetScope",
-    "ClipConfig",
-    "ClusterConfig",
-    "ColdStartConfig",
-    "Config",
-    "CountdownConfig",
-    "CreditConfig",
-    "CreditRule",
-    "DynamicSamplingConfig",
-    "ElcScope",
-    "EngineConfig",
-    "EntropyBranchConfig",
-    "GrowthConfig",
-    "GrowthRule",
-    "Isolation",
-    "LastLine",
-    "LearnerConfig",
-    "LoggingConfig",
-    "LoraConfig",
-    "LossConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "Packing",
-    "Precision",
-    "Preload",
-    "RandomBranchConfig",
-    "RewardConfig",
-    "RewardName",
-    "SamplingConfig",
-    "SandboxConfig",
-    "Schedule",
-    "ScheduleConfig",
-    "StepGroupConfig",
-    "TaskConfig",
-    "TaskName",
-    "TinyModelConfig",
-    "TrainerConfig",
-    "Transfer",
-    "WandbMode",
-    "Weighting",
-    "require",
-]
+from elpo_ray.config.task import TaskConfig, TaskName
 
 _CHECKOUT = Path(__file__).resolve().parent.parent.parent
 CONF_DIR = _CHECKOUT / "conf"

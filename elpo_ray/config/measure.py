@@ -95,7 +95,7 @@ class EvaluateConfig(MeasureConfig):
 
 
 class AnalysisName(Enum):
-    """The paper's analyses (`elpo_ray.analysis`)."""
+    """The paper's analyses (`elpo_ray.evaluation.analysis`)."""
 
     recovery = "recovery"
     """Figure 1: how often a failed trajectory recovers when it goes on from before one step."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from elpo_ray.config import AlgorithmConfig, CreditConfig, CreditRule
+from elpo_ray.config.algorithm import AlgorithmConfig, CreditConfig, CreditRule
 from elpo_ray.credit import group, hierarchical, step_group, tree_group, whitened
 from elpo_ray.credit.clip import clip_low
 from elpo_ray.credit.parts import Parts, leaf_mean, shares, signed

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from elpo_ray.config import CONF_DIR, AlgorithmConfig
+from elpo_ray.config import CONF_DIR
+from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.credit import assign
 from elpo_ray.dump import MalformedTreeError, read_line
 from elpo_ray.tree import RolloutTree

@@ -5,7 +5,7 @@ Only failed leaves are blamed, and only on confirmed localizations; the root is 
 
 from __future__ import annotations
 
-from elpo_ray.config import ClipConfig, ElcScope
+from elpo_ray.config.algorithm import ClipConfig, ElcScope
 from elpo_ray.credit.parts import recoverable
 from elpo_ray.tree import RolloutTree
 

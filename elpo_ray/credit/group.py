@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from elpo_ray.config import CreditConfig
+from elpo_ray.config.algorithm import CreditConfig
 from elpo_ray.credit.parts import Parts, rewards
 from elpo_ray.tree import RolloutTree
 

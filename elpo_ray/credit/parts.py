@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from elpo_ray.config import AfterIrrecoverable, Attribution, CreditConfig, Weighting
+from elpo_ray.config.algorithm import AfterIrrecoverable, Attribution, CreditConfig, Weighting
 from elpo_ray.tree import RolloutTree
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from elpo_ray.config import CreditConfig
+from elpo_ray.config.algorithm import CreditConfig
 from elpo_ray.credit.group import among, standardize
 from elpo_ray.credit.nodes import observation
 from elpo_ray.credit.parts import Parts, rewards

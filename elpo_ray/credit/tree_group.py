@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elpo_ray.config import CreditConfig
+from elpo_ray.config.algorithm import CreditConfig
 from elpo_ray.credit.group import among
 from elpo_ray.credit.parts import Parts, rewards
 from elpo_ray.tree import RolloutTree

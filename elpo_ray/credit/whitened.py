@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from elpo_ray.config import CreditConfig
+from elpo_ray.config.algorithm import CreditConfig
 from elpo_ray.credit.group import SIGMA_MIN
 from elpo_ray.credit.nodes import action_tokens
 from elpo_ray.credit.parts import Parts, rewards

@@ -18,18 +18,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from elpo_ray.config import (
-    AlgorithmConfig,
-    Config,
-    LearnerConfig,
-    ModelConfig,
-    TaskConfig,
-    TrainerConfig,
-)
+from elpo_ray.config import Config
+from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.config.measure import AnalyzeConfig, MeasureConfig
+from elpo_ray.config.model import ModelConfig
+from elpo_ray.config.run import TrainerConfig
+from elpo_ray.config.task import TaskConfig
 from elpo_ray.evaluation.source import Source, resolve
 from elpo_ray.interfaces import Task
-from elpo_ray.runs import write_whole
+from elpo_ray.runs.atomic import write_whole
 from elpo_ray.tasks import make_task
 from elpo_ray.types import Problem
 
@@ -95,7 +93,7 @@ class Bench:
         """Chat template and context window against every prompt."""
         if self.source.folder is None:
             return
-        from elpo_ray.chat import Chat  # seconds to import
+        from elpo_ray.chat.template import Chat  # seconds to import
 
         room = self.source.max_context
         chat = Chat.from_folder(str(self.source.folder), self.tasks[name].tools)

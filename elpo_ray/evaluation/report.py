@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from elpo_ray.runs import write_whole
+from elpo_ray.runs.atomic import write_whole
 
 Summaries = Mapping[str, Mapping[str, Any]]
 """Task -> `summary.summarize`."""

@@ -15,17 +15,17 @@ from typing import Any
 from rich.console import Console
 
 from elpo_ray.cluster import Cluster, RolloutGroup
-from elpo_ray.config import TaskConfig
 from elpo_ray.config.measure import EvaluateConfig
-from elpo_ray.dispatch import Job
+from elpo_ray.config.task import TaskConfig
 from elpo_ray.evaluation.bench import Bench, ResultFolder
 from elpo_ray.evaluation.report import show, write_report
 from elpo_ray.evaluation.summary import per_problem, summarize
-from elpo_ray.metrics import progress_bar
-from elpo_ray.rollout import RolloutWorker
-from elpo_ray.runs import Fault, write_whole
-from elpo_ray.samples import Sample
-from elpo_ray.types import InfrastructureError, Problem
+from elpo_ray.rollout.sample import Sample
+from elpo_ray.rollout.worker import RolloutWorker
+from elpo_ray.runs.atomic import write_whole
+from elpo_ray.runs.metrics import progress_bar
+from elpo_ray.scheduling import Job
+from elpo_ray.types import Fault, InfrastructureError, Problem
 
 MAX_LOST = 20
 """Samples lost to the infrastructure, without one success between them, that end the evaluation."""

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from elpo_ray.cold_start import base_model, commit
-from elpo_ray.config import Config, Precision
+from elpo_ray.config import Config
 from elpo_ray.config.measure import MeasureConfig
-from elpo_ray.model_folder import check_context, check_model_path, context_limit, local_folder
-from elpo_ray.runs import RunFolder
+from elpo_ray.config.model import Precision
+from elpo_ray.models.base import base_model
+from elpo_ray.models.folder import check_context, check_model_path, context_limit, local_folder
+from elpo_ray.runs.atomic import commit
+from elpo_ray.runs.folder import RunFolder
 from elpo_ray.tasks import make_task
 
 MAX_CONTEXT = 20480
@@ -68,7 +70,7 @@ def resolve(config: MeasureConfig) -> Source:
     name = config.model
     default = Precision.bf16 if config.cluster.gpus else Precision.fp32
     if "://" in name:
-        from elpo_ray.endpoint import served_model
+        from elpo_ray.rollout.endpoint import served_model
 
         served = served_model(name, config.served_model)
         return Source(name, name, served, config.max_context or MAX_CONTEXT, default)

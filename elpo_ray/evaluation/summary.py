@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from elpo_ray.evaluation.estimators import average, major_at_k, pass_at_k
-from elpo_ray.samples import Sample
+from elpo_ray.rollout.sample import Sample
 
 UNGRADED, RIGHT, WRONG, SILENT = "ungraded", "right", "wrong", "no answer"
 """How a sample can end beside the limits of `EndReason`."""

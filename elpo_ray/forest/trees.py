@@ -21,7 +21,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from elpo_ray.config import Aggregation, LearnerConfig, LossConfig
+from elpo_ray.config.algorithm import Aggregation, LossConfig
+from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.tree import RolloutTree
 
 IntArray = NDArray[np.int32]

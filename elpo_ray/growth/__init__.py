@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from elpo_ray.config import GrowthConfig, GrowthRule
+from elpo_ray.config.growth import GrowthConfig, GrowthRule
 from elpo_ray.growth import bel, entropy_branch, independent, random_branch
 from elpo_ray.interfaces import Rollout
 

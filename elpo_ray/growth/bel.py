@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from elpo_ray.config import BelConfig, GrowthConfig
+from elpo_ray.config.growth import BelConfig, GrowthConfig
 from elpo_ray.growth.independent import sample, together
 from elpo_ray.interfaces import Rollout
 from elpo_ray.tree import Localization, Probe, RolloutTree

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from elpo_ray.types import travels
+from elpo_ray.tree import Localization
+from elpo_ray.types import Score, travels
 
 
 class SpendKind(StrEnum):
@@ -130,3 +131,13 @@ class Totals:
     def __add__(self, other: Totals) -> Totals:
         names = [f.name for f in fields(self)]
         return Totals(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+def can_teach(scores: Sequence[Score], localizations: Sequence[Localization]) -> bool:
+    """Whether further rollouts of an input may change what is learned of it: not once all that
+    were graded succeed, nor once a search has named a critical step between a success and a
+    failure. An input without any success can: one success makes a contrast."""
+    outcomes = {score.success for score in scores if score.graded}
+    if outcomes == {True}:
+        return False
+    return len(outcomes) < 2 or not any(found.confirmed for found in localizations)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from elpo_ray.config import EntropyBranchConfig, GrowthConfig
+from elpo_ray.config.growth import EntropyBranchConfig, GrowthConfig
 from elpo_ray.growth.independent import sample, sample_each
 from elpo_ray.interfaces import Rollout
 from elpo_ray.types import Step

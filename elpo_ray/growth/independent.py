@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from elpo_ray.config import GrowthConfig
+from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.interfaces import Rollout
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elpo_ray.config import GrowthConfig
+from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.growth.independent import sample, sample_each
 from elpo_ray.interfaces import Rollout
 from elpo_ray.tree import RolloutTree

@@ -21,7 +21,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from elpo_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, Precision
+from elpo_ray.config.learner import LearnerConfig, OptimizerConfig
+from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.learner import lora
 from elpo_ray.learner.attention import choose_backend
 from elpo_ray.learner.batching import Form

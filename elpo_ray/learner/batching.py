@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from elpo_ray.config import AttentionBackend
+from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.forest import Item, TreeBatch, lay_out
 from elpo_ray.learner.attention import AttentionPlan, make_plan
 

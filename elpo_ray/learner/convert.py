@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from elpo_ray.config import Precision
+from elpo_ray.config.model import Precision
 from elpo_ray.learner import lora
 from elpo_ray.learner.checkpoint import StateFiles, read_meta
 from elpo_ray.learner.policy import DTYPES

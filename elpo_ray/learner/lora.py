@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from elpo_ray.config import LoraConfig
+from elpo_ray.config.learner import LoraConfig
 
 _ADAPTER = "default"
 _DOWN, _UP = f".lora_A.{_ADAPTER}.weight", f".lora_B.{_ADAPTER}.weight"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from elpo_ray.config import OptimizerConfig, Schedule
+from elpo_ray.config.learner import OptimizerConfig, Schedule
 
 
 def learning_rate(cfg: OptimizerConfig, step: int, total_steps: int) -> float:

@@ -18,7 +18,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from elpo_ray.config import Precision
+from elpo_ray.config.model import Precision
 from elpo_ray.forest import CostModel, TrainForest
 from elpo_ray.learner.attention import IMPLEMENTATION, why_not
 from elpo_ray.learner.batching import Inputs

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from elpo_ray.config import LoraConfig, OptimizerConfig, Packing
+from elpo_ray.config.learner import LoraConfig, OptimizerConfig, Packing
 from elpo_ray.forest import Plan, Rules, TrainForest, plan
 from elpo_ray.learner import checkpoint, export, lora, resting, speed
 from elpo_ray.learner.backend import (
@@ -34,11 +34,11 @@ from elpo_ray.learner.backend import (
     join_group,
 )
 from elpo_ray.learner.batching import Pack, collate
+from elpo_ray.learner.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
 from elpo_ray.learner.optimizer import apply_config, apply_gradients, forget, learning_rate
 from elpo_ray.learner.policy import PolicyModule, model_folder
 from elpo_ray.learner.settings import LearnerSettings, Objective
 from elpo_ray.learner.stats import Step, UpdateStats, all_reduce, entropy_moments, summarize
-from elpo_ray.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
 
 Progress = tuple[int, int]
 """Packs that have gone through a policy, and that will have in all."""

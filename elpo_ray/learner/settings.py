@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from elpo_ray.config import ClipConfig, LearnerConfig, LossConfig, ModelConfig
+from elpo_ray.config.algorithm import ClipConfig, LossConfig
+from elpo_ray.config.learner import LearnerConfig
+from elpo_ray.config.model import ModelConfig
 
 
 class Objective(Enum):

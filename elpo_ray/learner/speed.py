@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from elpo_ray.config import AttentionBackend
+from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.forest import CostModel, Item, Load, Plan
 from elpo_ray.learner.batching import Form, Inputs, Pack, collate
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from elpo_ray.loss import MAXIMA, LossStats
+from elpo_ray.learner.loss import MAXIMA, LossStats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elpo_ray.config import TaskConfig, TaskName
+from elpo_ray.config.task import TaskConfig, TaskName
 from elpo_ray.interfaces import Task
 from elpo_ray.tasks import gpqa, livecodebench, mathematics, open_agentrl
 from elpo_ray.tasks.countdown import Countdown

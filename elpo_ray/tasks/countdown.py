@@ -18,11 +18,11 @@ from collections.abc import Iterator, Sequence
 from itertools import count, islice
 from typing import Any
 
-from elpo_ray.config import TaskConfig
+from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
-from elpo_ray.tasks import code_interpreter
 from elpo_ray.tasks.arithmetic import Left, Move, Rules, describe, reachable, session_code
 from elpo_ray.tasks.rewards import outcome
+from elpo_ray.tools import schema as code_interpreter
 from elpo_ray.types import FinishReason, Message, Problem, Score, Step, ToolKind
 
 SYSTEM = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from elpo_ray.tasks import code_interpreter
 from elpo_ray.tasks.sources import Row
+from elpo_ray.tools import schema as code_interpreter
 from elpo_ray.types import Message
 
 AFTER: dict[str, set[str | None]] = {

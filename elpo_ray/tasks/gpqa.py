@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from elpo_ray.config import TaskName
+from elpo_ray.config.task import TaskName
 from elpo_ray.tasks.mathematics import TOOL_ADVICE
 from elpo_ray.tasks.problem_set import Family
 from elpo_ray.tasks.rewards import CHOICE, KIND

@@ -8,8 +8,8 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
-from elpo_ray.config import TaskConfig, TaskName
-from elpo_ray.grading.programs import read_public
+from elpo_ray.config.task import TaskConfig, TaskName
+from elpo_ray.tasks.grading.programs import read_public
 from elpo_ray.tasks.problem_set import Family
 from elpo_ray.tasks.rewards import KIND, LIVECODEBENCH
 from elpo_ray.tasks.sources import Row, Source, text_of

@@ -6,8 +6,8 @@ is the answer, GSM8K one that ends with `#### answer`.
 
 from __future__ import annotations
 
-from elpo_ray.config import TaskName
-from elpo_ray.grading.answers import last_boxed
+from elpo_ray.config.task import TaskName
+from elpo_ray.tasks.grading.answers import last_boxed
 from elpo_ray.tasks.problem_set import Family
 from elpo_ray.tasks.rewards import KIND, MATH
 from elpo_ray.tasks.sources import Row, Source, text_of

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from elpo_ray.config import TaskName
-from elpo_ray.grading.programs import read_tests
+from elpo_ray.config.task import TaskName
+from elpo_ray.tasks.grading.programs import read_tests
 from elpo_ray.tasks.livecodebench import STDIN, STRATEGY, SUBMIT
 from elpo_ray.tasks.mathematics import NUMERIC, math_prompt
 from elpo_ray.tasks.problem_set import Family

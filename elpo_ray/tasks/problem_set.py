@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from elpo_ray.config import TaskConfig, TaskName
+from elpo_ray.config.task import TaskConfig, TaskName
 from elpo_ray.interfaces import Tools
-from elpo_ray.tasks import code_interpreter
 from elpo_ray.tasks.demonstrations import read_demonstration
 from elpo_ray.tasks.rewards import Reward
 from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
+from elpo_ray.tools import schema as code_interpreter
 from elpo_ray.types import Message, Problem, Score, Step
 
 Reader = Callable[[Row, str, int], Problem]

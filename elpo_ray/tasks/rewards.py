@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from elpo_ray.config import RewardConfig, RewardName
-from elpo_ray.grading.answers import choice_letter, last_boxed, last_program, strict_box
-from elpo_ray.grading.pool import MathGrader, Verdict
-from elpo_ray.grading.programs import read_livecodebench, read_tests, run_tests
+from elpo_ray.config.task import RewardConfig, RewardName
 from elpo_ray.interfaces import Tools
+from elpo_ray.tasks.grading.answers import choice_letter, last_boxed, last_program, strict_box
+from elpo_ray.tasks.grading.pool import MathGrader, Verdict
+from elpo_ray.tasks.grading.programs import read_livecodebench, read_tests, run_tests
 from elpo_ray.types import (
     UNGRADED,
     FinishReason,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from elpo_ray.runs import write_whole
+from elpo_ray.runs.atomic import write_whole
 from elpo_ray.view.book import Book
 from elpo_ray.view.page import whole_page
 from elpo_ray.view.records import Limits

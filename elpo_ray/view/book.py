@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elpo_ray.config import AlgorithmConfig
+from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.credit import Credit, assign
 from elpo_ray.view.folder import (
     Dump,

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from elpo_ray.config import AlgorithmConfig
+from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.dump import MalformedTreeError, read_tree
 from elpo_ray.tree import RolloutTree
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from elpo_ray.config import ElcScope
+from elpo_ray.config.algorithm import ElcScope
 from elpo_ray.credit import Credit
 from elpo_ray.credit.clip import elc_region
 from elpo_ray.growth.budget import SpendKind

@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from elpo_ray.config import ClusterConfig, EngineConfig, ModelConfig, Precision, Transfer
-from elpo_ray.engine import Engine
+from elpo_ray.config.model import ModelConfig, Precision
+from elpo_ray.config.rollout import EngineConfig, Transfer
+from elpo_ray.config.run import ClusterConfig
+from elpo_ray.rollout.engine import Engine
 
 VOCAB = 300
 END_OF_TURN = 1

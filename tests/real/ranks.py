@@ -15,17 +15,12 @@ import torch
 import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from elpo_ray.config import (
-    LearnerConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Precision,
-    Schedule,
-)
+from elpo_ray.config.algorithm import LossConfig
+from elpo_ray.config.learner import LearnerConfig, OptimizerConfig, Schedule
+from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.forest import TrainForest, TrainTree, demonstrations, leaf_weights
 from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
-from elpo_ray.loss import TokenBatch, surrogate_loss
+from elpo_ray.learner.loss import TokenBatch, surrogate_loss
 from tests.train_trees import train_tree
 
 VOCAB = 64

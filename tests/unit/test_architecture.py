@@ -3,6 +3,8 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Collection, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,49 +14,23 @@ FILES = sorted((ROOT / "elpo_ray").rglob("*.py")) + sorted((ROOT / "sandbox").rg
 
 EDGES = {
     "ray": {"cluster/"},
-    "vllm": {"engine.py", "vllm_plugin.py", "gpu_transfer.py"},
+    "vllm": {"rollout/engine.py", "rollout/vllm_plugin.py", "weights/gpu.py"},
     "deepspeed": {"learner/"},
     "peft": {"learner/lora.py"},
-    "hydra": {"command.py", "config/errors.py"},
-    "wandb": {"trackers.py"},
-    "mlflow": {"trackers.py"},
+    "hydra": {"config/compose.py", "config/errors.py"},
+    "wandb": {"runs/trackers.py"},
+    "mlflow": {"runs/trackers.py"},
     "datasets": {"tasks/sources.py"},
-    "math_verify": {"grading/equality.py"},
+    "math_verify": {"tasks/grading/equality.py"},
 }
 """A framework may be imported only by these files of elpo_ray (a trailing / names a folder)."""
 
-LAYERS = [
-    {"types", "config", "load", "collector"},
-    {"tree", "config/errors"},
-    {"dump"},
-    {"interfaces", "loss"},
-    {"growth", "credit", "calls", "grading", "chat", "tiny", "model_folder"},
-    {"episode", "forest", "tasks", "weights"},
-    {"samples", "rollout"},
-    {"analysis", "dispatch"},
-    {
-        "engine",
-        "endpoint",
-        "vllm_plugin",
-        "gpu_transfer",
-        "learner",
-        "tools",
-        "sandbox_host",
-        "trackers",
-        "metrics",
-        "runs",
-        "report",
-        "checks",
-    },
-    {"cluster"},
-    {"cold_start", "evaluation", "schedule", "interrupts"},
-    {"probes"},
-    {"driver", "command"},
-    {"supervised"},
-    {"main", "sft", "simulate", "evaluate", "analyze", "doctor", "view", "compare"},
-    {"cli"},
-]
-"""Modules and packages of elpo_ray, bottom first; imports within a layer are allowed."""
+ORDER = """
+types config tree dump interfaces growth credit forest chat tools tasks weights rollout scheduling
+runs models learner cluster evaluation training doctor view
+""".split()  # noqa: SIM905
+"""Contracts and folders of elpo_ray, bottom first: each may import only what stands before it.
+Every other module at the top is a command, which nothing but `cli` may import."""
 
 
 def imports(path: Path) -> set[str]:
@@ -85,19 +61,59 @@ def test_a_framework_is_imported_only_at_its_edge(framework: str) -> None:
         )
 
 
+def modules() -> dict[str, set[str]]:
+    """Every module of elpo_ray by its full name, with the modules of elpo_ray that it imports."""
+    paths = {}
+    for path in (ROOT / "elpo_ray").rglob("*.py"):
+        name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        paths[name.removesuffix(".__init__")] = path
+    return {name: {m for m in imported(path, paths) if m != name} for name, path in paths.items()}
+
+
+def imported(path: Path, known: Collection[str]) -> Iterator[str]:
+    """Those of the `known` modules that a file imports, wherever in the file: of `from a import b`
+    the module a.b if there is one, else a."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            both = [(f"{node.module}.{alias.name}", node.module) for alias in node.names]
+            names = [deep if deep in known else module for deep, module in both]
+        yield from (name for name in names if name in known)
+
+
+def place(module: str) -> str:
+    """The contract, folder or command that a module belongs to."""
+    return module.split(".")[1] if "." in module else ""
+
+
 def test_imports_point_down() -> None:
-    layer = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-    for path in FILES:
-        if not path.is_relative_to(ROOT / "elpo_ray"):
-            continue
-        module = inside(path).split("/")[0].removesuffix(".py")
-        if module == "__init__":
-            continue
-        for name in imports(path):
-            parts = name.split(".")
-            if parts[0] != "elpo_ray" or len(parts) == 1 or parts[1] == module:
+    depth = {name: i for i, name in enumerate(ORDER)}
+    for module, targets in modules().items():
+        here = place(module)
+        for target in targets:
+            there = place(target)
+            if there in ("", here):
                 continue
-            assert layer[parts[1]] <= layer[module], f"{inside(path)} imports {name}, above it"
+            if there not in depth:
+                assert here == "cli", f"{module} imports the command {target}"
+            elif here in depth:
+                assert depth[there] < depth[here], f"{module} imports {target}, above it"
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    try:
+        list(TopologicalSorter(modules()).static_order())
+    except CycleError as error:
+        raise AssertionError("a circle of imports: " + " -> ".join(error.args[1])) from None
+
+
+def test_the_top_holds_commands_contracts_and_folders() -> None:
+    entries = [path for path in (ROOT / "elpo_ray").iterdir() if not path.name.startswith("__")]
+    assert len(entries) <= 33
+    folders = {path.name for path in entries if path.is_dir()}
+    assert folders <= set(ORDER), f"not in ORDER: {folders - set(ORDER)}"
 
 
 def test_the_sandbox_knows_nothing_of_the_trainer() -> None:
@@ -112,7 +128,7 @@ def test_the_sandbox_knows_nothing_of_the_trainer() -> None:
         ("elpo_ray.credit", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
         ("elpo_ray.growth", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
         ("elpo_ray.config", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
-        ("elpo_ray.driver", {"vllm", "deepspeed"}),
+        ("elpo_ray.training.driver", {"vllm", "deepspeed"}),
         ("elpo_ray.main", {"vllm", "deepspeed", "ray", "torch"}),
         ("elpo_ray.view.__main__", {"torch", "ray", "vllm", "deepspeed", "hydra", "wandb"}),
         ("elpo_ray.simulate", {"torch", "ray", "vllm", "deepspeed", "hydra", "numpy"}),

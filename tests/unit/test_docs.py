@@ -13,7 +13,9 @@ import pytest
 from fakes import FakeTools, Plan, make_config, make_worker, planted
 
 from elpo_ray import growth
-from elpo_ray.config import Config, CreditConfig, GrowthConfig, GrowthRule
+from elpo_ray.config import Config
+from elpo_ray.config.algorithm import CreditConfig
+from elpo_ray.config.growth import GrowthConfig, GrowthRule
 from elpo_ray.config.reference import keys, markdown
 from elpo_ray.credit.parts import leaf_mean
 from elpo_ray.tree import RolloutTree

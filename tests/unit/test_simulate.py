@@ -8,8 +8,14 @@ from math import sqrt
 
 import pytest
 
-from elpo_ray.analysis.world import Chain, ChainRollout, completions_needed, first_doomed, simulate
-from elpo_ray.config import BelConfig, GrowthConfig, GrowthRule
+from elpo_ray.config.growth import BelConfig, GrowthConfig, GrowthRule
+from elpo_ray.evaluation.analysis.world import (
+    Chain,
+    ChainRollout,
+    completions_needed,
+    first_doomed,
+    simulate,
+)
 from elpo_ray.simulate import main
 
 INPUTS = 400

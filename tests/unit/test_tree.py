@@ -12,7 +12,7 @@ from fakes import FakeTask, bel, make_config, make_worker, planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elpo_ray.config import AlgorithmConfig
+from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.credit import assign
 from elpo_ray.credit.hierarchical import step_rewards
 from elpo_ray.dump import MalformedTreeError, dump_tree, read_line, read_tree

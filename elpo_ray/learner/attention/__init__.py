@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
-from elpo_ray.config import AttentionBackend, require
+from elpo_ray.config.learner import AttentionBackend
+from elpo_ray.config.rules import require
 from elpo_ray.forest import TreeBatch
 from elpo_ray.learner.attention.blocks import BlockPlan
 from elpo_ray.learner.attention.flex import FlexPlan

@@ -1,0 +1,137 @@
+"""What the commands over Hydra share: compose, check, run, and end with the right code.
+
+Exit codes: 0 done; 1 a fault that leaves something to continue from; 2 a configuration error, one
+line on stderr and nothing started; 130 on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from elpo_ray.config import CONF_DIR, Config
+from elpo_ray.config.errors import explain
+from elpo_ray.config.measure import MeasureConfig
+from elpo_ray.config.rules import require
+from elpo_ray.config.task import TaskConfig
+from elpo_ray.types import Fault
+
+EXIT_FAULT, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 130
+T = TypeVar("T")
+
+
+class Command(Generic[T]):
+    """`main()` of a module: composes `folder`/`config_name`.yaml, runs `run` on the checked result
+    and ends the process with the exit code that it returns. The YAML's first default is the schema,
+    under the name `config_name`_schema."""
+
+    def __init__(
+        self,
+        schema: type[T],
+        config_name: str,
+        run: Callable[[T], int],
+        folder: Path = CONF_DIR,
+        groups: Sequence[str] = (),
+    ) -> None:
+        """`groups` of `CONF_DIR` that can be chosen too where `folder` is another: a command whose
+        keys would clash with the other groups has a folder of its own."""
+        self._schema, self._config_name, self._run = schema, config_name, run
+        self._folder = folder
+        store = ConfigStore.instance()
+        store.store(name=f"{config_name}_schema", node=schema)
+        for group in groups:
+            for file in (CONF_DIR / group).glob("*.yaml"):
+                store.store(group=group, name=file.stem, node=OmegaConf.load(file))
+
+    def __call__(self) -> NoReturn:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
+        try:
+            composed = _compose(self._folder, self._config_name)
+            code = max((self._run(typed(self._schema, one)) for one in composed), default=0)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            message = explain(error, self._schema)
+            if message is None:
+                raise
+            _end(message, EXIT_CONFIGURATION)
+        except Fault as error:
+            _end(str(error), EXIT_FAULT)
+        except KeyboardInterrupt:
+            _end("interrupted before there was anything to keep", EXIT_INTERRUPTED)
+        sys.exit(code)
+
+
+def typed(schema: type[T], composed: DictConfig) -> T:
+    """The checked dataclass. Merged into the schema once more: `+key=value` may have added a key
+    that it does not have."""
+    plain: Any = OmegaConf.create(OmegaConf.to_container(composed))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    assert isinstance(config, schema)
+    return config
+
+
+def _compose(folder: Path, config_name: str) -> list[DictConfig]:
+    """What Hydra makes of the command line: one configuration, several under --multirun, none
+    after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
+    composed: list[DictConfig] = []
+    hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
+        composed.append
+    )()
+    return composed
+
+
+def composed(overrides: Sequence[str]) -> Config:
+    """The checked configuration of a run with these overrides, as `elpo_ray.main` would have it.
+    Raises ValueError, in one line, as `Command` prints it."""
+    ConfigStore.instance().store(name="config_schema", node=Config)
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return typed(Config, hydra.compose("config", list(overrides)))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        message = explain(error)
+        if message is None:
+            raise
+        raise ValueError(message) from None
+
+
+def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
+    """The tasks that a command measures on, by name: each one's YAML, `data_dir` and `task` over
+    it. ValueError if there is no such task or key."""
+    folder = config.data_dir
+    require(
+        folder is None or Path(folder).is_dir(),
+        "data_dir",
+        folder,
+        f"no such folder under {Path.cwd()}; name the one with the data sets (docs/tasks.md)",
+    )
+    tasks = {}
+    ConfigStore.instance().store(name="config_schema", node=Config)
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        for name in config.tasks:
+            options = sorted(path.stem for path in (CONF_DIR / "task").glob("*.yaml"))
+            require(
+                name in options, "tasks", config.tasks, f"{name}: use some of {', '.join(options)}"
+            )
+            # Groups that a measuring command has put into the store itself are left out.
+            composed = hydra.compose("config", [f"task={name}", "~cluster", "~algorithm"])
+            if config.data_dir is not None:
+                composed.task.data_dir = config.data_dir
+            try:
+                composed.task = OmegaConf.merge(composed.task, OmegaConf.create(config.task))
+            except OmegaConfBaseException as error:
+                raise ValueError(explain(error)) from None
+            tasks[name] = typed(TaskConfig, composed.task)
+    return tasks
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"elpo_ray: {message}", file=sys.stderr)
+    sys.exit(code)

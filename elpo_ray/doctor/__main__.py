@@ -1,0 +1,91 @@
+"""`python -m elpo_ray.doctor [--quick] [KEY=VALUE …]`: can this machine do this run? If not, why?
+
+Takes the same experiments and keys as `elpo_ray.main`. Each line is ok, a warning or a failure with
+what to do about it. `--quick` leaves out Ray, vLLM and DeepSpeed, which it otherwise runs on the
+tiny model. Exit codes: 0 no failure; 1 a failure; 2 a configuration error, one line on stderr.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from elpo_ray.config import Config
+from elpo_ray.config.compose import Command, composed
+from elpo_ray.config.rollout import EngineConfig
+from elpo_ray.doctor import (
+    Check,
+    Status,
+    engine_checks,
+    examine,
+    node_checks,
+    print_finding,
+    shared_checks,
+)
+
+QUICK = "--quick"
+SMALLEST = (
+    "+experiment=quickstart",
+    "algorithm=grpo",
+    "algorithm.growth.n_total=4",
+    "task.countdown.numbers=3",
+    "task.countdown.demonstrations=256",
+    "trainer.inputs_per_step=2",
+    "learner.minibatch_inputs=2",
+    "learner.optimizer.lr=0.01",
+    "learner.optimizer.warmup_ratio=0",
+    "engine.max_num_seqs=16",
+    "cluster.start_timeout_s=600",
+    "cluster.call_timeout_s=300",
+)
+"""The run that stands for all: the quickstart's, with steps that change the model visibly."""
+
+
+def smallest(config: Config) -> Config:
+    """The tiny run on the devices, the sandbox and the Ray cluster that `config` names."""
+    small = composed(SMALLEST)
+    cluster = dataclasses.replace(
+        small.cluster, address=config.cluster.address, gpus=config.cluster.gpus
+    )
+    engine = EngineConfig(max_num_seqs=small.engine.max_num_seqs, enforce_eager=True)
+    sandbox = dataclasses.replace(config.sandbox, preload=small.sandbox.preload)
+    return dataclasses.replace(small, cluster=cluster, engine=engine, sandbox=sandbox)
+
+
+def checks(config: Config, *, quick: bool) -> Iterable[Check]:
+    """Everything that can be looked at on this machine for this run, the cheap first."""
+    yield from node_checks(config)
+    yield from shared_checks(config)
+    if not quick:
+        yield from engine_checks(smallest(config))
+
+
+def run(config: Config, *, quick: bool) -> int:
+    """Look, tell line by line; the exit code."""
+    console = Console(highlight=False)
+    console.print(f"{config.experiment} on {Path.cwd()}")
+    counts = dict.fromkeys(Status, 0)
+    for finding in examine(checks(config, quick=quick)):
+        print_finding(console, finding)
+        counts[finding.status] += 1
+    skipped = ", engines not tried (--quick)" if quick else ""
+    console.print(
+        f"{counts[Status.OK]} ok, {counts[Status.WARNING]} warnings, "
+        f"{counts[Status.FAILURE]} failures{skipped}"
+    )
+    return int(counts[Status.FAILURE] > 0)
+
+
+def main() -> None:
+    quick = QUICK in sys.argv[1:]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != QUICK]
+    Command(Config, "config", partial(run, quick=quick))()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The model, the task's data and what runs the tool calls: can they be used as they are?"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from elpo_ray.config import Config
+from elpo_ray.config.rollout import Preload
+from elpo_ray.config.rules import require
+from elpo_ray.doctor.finding import Finding, failure, ok, warning
+from elpo_ray.models.folder import check_model_path, check_weights
+from elpo_ray.training.checks import check, check_prompts
+from elpo_ray.types import Message
+
+HUB_TIMEOUT_S = 10.0
+ARGUMENT = 'x = "a\\n"; print("<tool_response>", x)'
+"""Quotes, a newline and a tag: what a template or parser is likely to break."""
+
+
+def model_files(path: str | None) -> Iterator[Finding]:
+    """The files of a model folder, or whether a hub name can be had."""
+    if path is None:
+        yield ok("model", "the tiny one, built by the run")
+        return
+    check_model_path(path)
+    folder = Path(path)
+    if not folder.exists():
+        yield from _hub(path)
+        return
+    files = check_weights(folder)
+    size = sum(file.stat().st_size for file in files)
+    yield ok("model", f"{folder}: {len(files)} weight files, {size / 2**30:.2f} GiB")
+
+
+def _hub(name: str) -> Iterator[Finding]:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+        yield ok("model", f"{name} is in this node's cache, {len(check_weights(folder))} files")
+        return
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+    except (HfHubHTTPError, OSError) as fault:
+        reason = " ".join(str(fault).split())[:160]
+        yield failure(
+            "model",
+            f"{name}: not in this node's cache, and the hub does not give it ({reason})",
+            f"download it where there is a network (hf download {name}) and name the folder with "
+            "model.path, or share the cache by HF_HOME",
+        )
+    else:
+        yield warning(
+            "model",
+            f"{name}: not in this node's cache yet, the hub has it",
+            f"download it before the job: hf download {name}",
+        )
+
+
+def data(config: Config) -> Iterator[Finding]:
+    """Files and values that the schema alone cannot see, and the first problems themselves."""
+    check(config)
+    from elpo_ray.tasks import make_task
+
+    task = make_task(config.task, config.trainer.seed)
+    task.train_problem(0)
+    held_out = task.eval_problems(config.task.eval_problems)
+    name = config.task.name.value
+    yield ok("data", f"task {name}: training problems, {len(held_out)} held out")
+
+
+def template(config: Config, folder: Path) -> Iterator[Finding]:
+    """The chat template of `folder` with the task's tools: a call there and back, an observation,
+    and the same ids from a rollout's pieces as from the whole conversation."""
+    from elpo_ray.chat.template import Chat
+    from elpo_ray.tasks import make_task
+
+    task = make_task(config.task, config.trainer.seed)
+    chat = Chat.from_folder(str(folder), task.tools)
+    function = task.tools[0]["function"]
+    arguments = {
+        key: ARGUMENT if kind.get("type") == "string" else 1
+        for key, kind in function["parameters"]["properties"].items()
+    }
+    call = {"name": function["name"], "arguments": arguments}
+    question: Message = {"role": "user", "content": "question"}
+    called: Message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": call}],
+    }
+    response: Message = {"role": "tool", "content": "7 <|im_end|>"}
+    answer: Message = {"role": "assistant", "content": "done"}
+    prompt = chat.prompt_ids([question])
+    whole, by_agent = chat.conversation_ids([question, called, response, answer])
+    end = by_agent.index(False, len(prompt))
+    turn, rest = whole[len(prompt) : end], whole[end:]
+    observation = list(chat.observation_ids(response["content"]))
+    parsed = chat.parse(turn)
+    key = f"model.path={str(folder)!r}"
+    remedy = "use a model whose template supports tools in the Hermes format"
+    wanted = json.dumps(call, sort_keys=True)
+    got = parsed.call and {"name": parsed.call.name, "arguments": parsed.call.arguments}
+    conditions = (
+        (whole[: len(prompt)] == prompt, "a conversation does not begin with its prompt"),
+        (json.dumps(got, sort_keys=True) == wanted, f"a tool call comes back as {got}"),
+        (rest[: len(observation)] == observation, "an observation has other ids in a rollout"),
+    )
+    for holds, what in conditions:
+        if not holds:
+            yield failure("chat template", f"{key}: {what} ({parsed.error or 'no error'})", remedy)
+            return
+    tools = ", ".join(tool["function"]["name"] for tool in task.tools)
+    yield ok("chat template", f"tools {tools}: {len(turn)} tokens of call there and back")
+    check_prompts(config, task, folder)
+    yield ok("prompts", f"fit model.max_context={config.model.max_context}")
+
+
+def sandbox(config: Config) -> Iterator[Finding]:
+    """A call in the sandbox that the run would have, seen at work."""
+    from elpo_ray.tools.sandbox_host import sandbox_of
+    from sandbox.results import SandboxUnavailable
+
+    settings = dataclasses.replace(config.sandbox, preload=Preload.none)
+
+    async def tier() -> str:
+        box = sandbox_of(settings, config.cluster)
+        try:
+            session = await box.open()
+            result = await session.call("1 + 1")
+        finally:
+            await box.close()
+        require(result.value == "2", "sandbox", result, "see python -m sandbox.check")
+        return result.isolation
+
+    try:
+        found = asyncio.run(tier())
+    except SandboxUnavailable as fault:
+        detail, _, remedy = " ".join(str(fault).split()).partition("; ")
+        yield failure("sandbox", detail, f"{remedy or 'see docs/isolation.md'}")
+        return
+    wanted = settings.isolation.value
+    if settings.allow_degraded and found == "weak":
+        yield warning(
+            "sandbox",
+            f"tier {found}: code is not isolated",
+            "only for code you trust; python -m sandbox.check says what is missing",
+        )
+    else:
+        yield ok("sandbox", f"tier {found}, seen at work ({wanted} is asked for)")

@@ -1,0 +1,74 @@
+"""What the analyses share: failed trajectories of one input, and a purse for a closer look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from elpo_ray.growth.bel import num_tool_steps
+from elpo_ray.growth.independent import sample
+from elpo_ray.rollout.worker import TreeRollout
+from elpo_ray.tree import RolloutTree
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Failed trajectories with at least one tool step, in sampling order."""
+
+    leaves: list[int]
+    success_rate: float
+    """Share of the graded trajectories from the prompt that succeeded: the policy's strength."""
+
+
+async def sample_failures(rollout: TreeRollout, most: int) -> Failures:
+    """Spend the rollout's whole budget on trajectories from the prompt; at most `most` failures."""
+    tree = rollout.tree
+    leaves = await sample(rollout, rollout.remaining)
+    failed = [leaf for leaf in leaves if verdict(tree, leaf) is False]
+    searchable = [leaf for leaf in failed if num_tool_steps(tree.steps(leaf)) > 0]
+    known = verdicts(tree, leaves)
+    rate = sum(known) / len(known) if known else 0.0
+    return Failures(searchable[:most], rate)
+
+
+class Purse:
+    """`interfaces.Rollout` that lends a finished tree `budget` completions more."""
+
+    def __init__(self, rollout: TreeRollout, budget: int) -> None:
+        self.tree: RolloutTree = rollout.tree
+        self.random: Random = rollout.random
+        self.spent = 0
+        self._rollout = rollout
+        self._budget = budget
+
+    @property
+    def remaining(self) -> int:
+        return self._budget - self.spent
+
+    @property
+    def enough(self) -> bool:
+        return False
+
+    @property
+    def fixed(self) -> bool:
+        return True
+
+    async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
+        """See `interfaces.Rollout`."""
+        assert self.remaining > 0
+        self.spent += 1
+        self._rollout.extend(1)
+        return await self._rollout.complete(at, anchor=anchor)
+
+
+def verdict(tree: RolloutTree, leaf: int) -> bool | None:
+    """Whether a completed trajectory succeeded; None if nobody could grade it."""
+    score = tree.nodes[leaf].score
+    assert score is not None, f"node {leaf} is not a completed trajectory"
+    return score.success if score.graded else None
+
+
+def verdicts(tree: RolloutTree, leaves: Sequence[int]) -> list[bool]:
+    """Of those that were graded."""
+    return [known for leaf in leaves if (known := verdict(tree, leaf)) is not None]

@@ -1,0 +1,1 @@
+"""Where a model comes from: a folder that is checked, a tiny one that is built."""

@@ -1,0 +1,112 @@
+"""Where the model is: a Hugging Face folder on this node, checked before anything loads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from elpo_ray.config.rules import require
+
+
+def check_model_path(path: str) -> None:
+    """Raise ValueError unless `path` is a usable folder or looks like a hub name `owner/name`."""
+    folder = Path(path)
+    if not folder.exists():
+        is_hub_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+        require(is_hub_name, "model.path", path, "no such folder, and no hub name (owner/name)")
+        return
+    require(
+        (folder / "config.json").is_file(),
+        "model.path",
+        path,
+        "no config.json in it; name a Hugging Face model folder",
+    )
+    require(
+        any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")),
+        "model.path",
+        path,
+        "no tokenizer in it; copy tokenizer.json and tokenizer_config.json beside the weights",
+    )
+
+
+def check_weights(folder: Path) -> list[Path]:
+    """The weight files of a model folder. Raises ValueError if there are none, if one that its
+    index names is absent, or if one is shorter than its own header says."""
+    key, index = "model.path", folder / "model.safetensors.index.json"
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(shards - set(names))
+        require(
+            not missing,
+            key,
+            str(folder),
+            f"{len(missing)} of {len(shards)} weight files absent ({missing[0]}); download the "
+            "folder again",
+        )
+        names = sorted(shards)
+    require(bool(names), key, str(folder), "no *.safetensors in it; convert the weights")
+    files = [folder / name for name in names]
+    for file in files:
+        whole = _size_by_header(file)
+        require(
+            file.stat().st_size == whole,
+            key,
+            str(folder),
+            f"{file.name} has {file.stat().st_size:,} bytes, its header says {whole:,}; download "
+            "it again",
+        )
+    return files
+
+
+def _size_by_header(file: Path) -> int:
+    """Bytes of a safetensors file: its header's length, the header, the last tensor's end."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header = json.loads(stream.read(length)) if length < 100_000_000 else {}
+        except ValueError:
+            header = {}
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)
+
+
+def context_limit(folder: Path) -> int | None:
+    """Most tokens of context that the model's positions allow; None where `config.json` does not
+    say, or scales them by a factor, which is left to the engine."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    for key in ("rope_scaling", "rope_parameters"):
+        if "factor" in (text.get(key) or {}):
+            return None
+    limit = text.get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
+
+
+def check_context(folder: Path, key: str, max_context: int) -> None:
+    """Raise ValueError, naming `key`, if the model has fewer positions than `max_context`."""
+    limit = context_limit(folder)
+    require(
+        limit is None or max_context <= limit,
+        key,
+        max_context,
+        f"the model in {folder} has max_position_embeddings={limit}; lower it",
+    )
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder itself, or this node's snapshot of a hub name. ValueError if it is neither."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as fault:
+        reason = str(fault).strip().split("\n")[0]
+        raise ValueError(
+            f"model.path={str(path)!r}: not a folder here and not to be had from the hub "
+            f"({reason}); download it first and give its folder"
+        ) from None

@@ -1,0 +1,1 @@
+"""What runs beside an engine: worker, episodes, journal, and the engine itself."""

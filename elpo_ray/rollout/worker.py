@@ -1,0 +1,213 @@
+"""One rollout worker: many trees at once over an engine and tools.
+
+A plain class on one event loop; callers await many `grow` at once. Invariants: a tree holds only
+completed trajectories; each is one spend of its ledger; an attempt that the infrastructure
+destroyed is repeated with the same seed and never shows in the tree; a trajectory whose sandbox
+failed for good is kept without a verdict; what is complete is told at once, and a tree can be taken
+up again from it (`growth.journal`). `localization_accuracy`
+compares what the searches found with the task's oracle.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from random import Random
+
+from elpo_ray import growth
+from elpo_ray.config import Config
+from elpo_ray.config.rollout import SamplingConfig
+from elpo_ray.config.schedule import BudgetScope
+from elpo_ray.growth.budget import Cost, Ledger, can_teach
+from elpo_ray.interfaces import Chat, Policy, Task, Tools
+from elpo_ray.rollout.episode import Agent, Episode, Start, derive_seed, run_episode
+from elpo_ray.rollout.journal import Completion, replay
+from elpo_ray.rollout.sample import Sample
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import (
+    UNGRADED,
+    EndReason,
+    InfrastructureError,
+    Problem,
+    Sampling,
+    Score,
+    ToolsLost,
+)
+
+
+class RolloutWorker:
+    """Grows trees and evaluates, on one policy and its tools."""
+
+    def __init__(
+        self, policy: Policy, tools: Tools, chat: Chat, task: Task, config: Config
+    ) -> None:
+        self.agent = Agent(
+            policy=policy,
+            tools=tools,
+            chat=chat,
+            max_context=config.model.max_context,
+            max_turns=config.task.max_turns,
+            max_observation_chars=config.task.max_observation_chars,
+        )
+        self.task = task
+        self.config = config
+        self.load = self.agent.load
+
+    async def grow(
+        self,
+        problem: Problem,
+        step: int,
+        budget: int | None = None,
+        journal: Sequence[Completion] = (),
+        tell: Callable[[Completion], None] = lambda done: None,
+    ) -> RolloutTree:
+        """Spend one input's budget, the configured n_total without it, by the configured rule.
+
+        `step` is the training step, part of every seed. `journal`: what an earlier attempt has
+        completed, in order; `tell` hears of every further completion. Raises InfrastructureError
+        once one was lost `sandbox.retries` + 1 times, ValueError if the prompt does not fit.
+        """
+        rollout = TreeRollout(self, problem, step, budget, journal, tell)
+        try:
+            await growth.grow(rollout, self.config.algorithm.growth)
+        finally:
+            await rollout.close()
+        tree, ledger = rollout.tree, rollout.ledger
+        assert ledger.spent == len(tree.leaves()), "spends and leaves differ"
+        assert rollout.remaining == 0 or rollout.enough, "the budget was not spent"
+        tree.ledger, tree.budget = ledger.entries, ledger.spent
+        return tree
+
+    async def evaluate(
+        self, problem: Problem, index: int = 0, sampling: SamplingConfig | None = None
+    ) -> Sample:
+        """The `index`-th independent trajectory; at temperature 1 without `sampling`."""
+        start = Start(self.agent.chat.prompt_ids(problem.messages))
+        drawn = self.sampling(sampling or SamplingConfig(), "evaluate", problem.id, index)
+        episode, score, cost = await self.attempt(self.agent, problem, drawn, start)
+        answer = self.task.answer(problem, episode.steps)
+        return Sample.of(problem, index, episode, score, answer, cost)
+
+    def sampling(self, config: SamplingConfig, *key: int | str) -> Sampling:
+        """How to sample the episode named by `key`; its seed depends on the run's and on `key`."""
+        return Sampling(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=self.config.task.max_turn_tokens,
+            seed=derive_seed(self.config.trainer.seed, *key),
+        )
+
+    async def attempt(
+        self,
+        agent: Agent,
+        problem: Problem,
+        sampling: Sampling,
+        start: Start,
+        on_lost: Callable[[Cost], None] = lambda cost: None,
+    ) -> tuple[Episode, Score, Cost]:
+        """Run and score one episode. Attempts lost to the infrastructure are told to `on_lost` and
+        repeated; raises InfrastructureError when the last one is lost."""
+        attempts_left = self.config.sandbox.retries + 1
+        while True:
+            cost = Cost()
+            self.load.episode(1)
+            try:
+                episode = await run_episode(agent, problem, sampling, start, cost)
+                score = UNGRADED
+                if episode.end is not EndReason.SANDBOX:
+                    steps = [*start.steps, *episode.steps]
+                    with suppress(ToolsLost):
+                        score = await self.task.score(problem, steps, agent.tools)
+            except InfrastructureError:
+                on_lost(cost)
+                attempts_left -= 1
+                if attempts_left == 0:
+                    raise
+            else:
+                self.load.completed += 1
+                self.load.tokens += cost.tokens
+                return episode, score, cost
+            finally:
+                self.load.episode(-1)
+
+
+class TreeRollout:
+    """`interfaces.Rollout` for one input: its tree and its ledger."""
+
+    def __init__(
+        self,
+        worker: RolloutWorker,
+        problem: Problem,
+        step: int,
+        budget: int | None = None,
+        journal: Sequence[Completion] = (),
+        tell: Callable[[Completion], None] = lambda done: None,
+    ) -> None:
+        """See `RolloutWorker.grow`."""
+        fewest, n_total, _ = worker.config.allowance
+        budget = budget or n_total
+        prompt_ids = tuple(worker.agent.chat.prompt_ids(problem.messages))
+        self.tree = RolloutTree(problem.id, budget, prompt_ids, problem.messages)
+        self.ledger = Ledger(budget)
+        self.random = Random(derive_seed(worker.config.trainer.seed, "branch", problem.id, step))
+        self._agent = replace(worker.agent, max_turns=worker.config.train_turns(step))
+        self._worker = worker
+        self._problem = problem
+        self._step = step
+        self._tell = tell
+        self.fixed = worker.config.budget.scope is BudgetScope.input
+        self._fewest = budget if self.fixed else fewest
+        self._known = replay(self.tree, self.ledger, journal)
+        """Leaves of completions that the rule has yet to ask for, or had before, by number."""
+        self._asked: list[int] = []
+        """Leaves that the rule knows."""
+        self._numbers = 0
+        self._states = uuid.uuid4().hex
+        """Names the tool states of this tree."""
+
+    @property
+    def remaining(self) -> int:
+        return self.ledger.n_total - self._numbers
+
+    @property
+    def enough(self) -> bool:
+        if self._numbers < self._fewest or self.remaining == 0:
+            return False
+        nodes = self.tree.nodes
+        scores = [score for leaf in self._asked if (score := nodes[leaf].score) is not None]
+        return not can_teach(scores, self.tree.localizations)
+
+    def extend(self, completions: int) -> None:
+        """Allow as many completions more: an analysis looks closer at a finished tree."""
+        self.ledger.n_total += completions
+        self._fewest += completions
+
+    async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
+        """See `interfaces.Rollout`. Completions are numbered, hence seeded, in calling order."""
+        worker, problem, number = self._worker, self._problem, self._numbers
+        self._numbers += 1
+        if number in self._known:
+            leaf = self._known[number]
+            self._asked.append(leaf)
+            return leaf
+        drawn = worker.sampling(worker.config.sampling, "grow", problem.id, self._step, number)
+        branches = anchor is None and growth.branches(worker.config.algorithm.growth)
+        start = Start(self.tree.prefix_ids(at), self.tree.steps(at), self._states, branches)
+        lost: list[Cost] = []
+        with self.ledger.reserve(anchor) as reservation:
+            episode, score, cost = await worker.attempt(
+                self._agent, problem, drawn, start, lost.append
+            )
+            for wasted in lost:
+                self.ledger.lost(anchor, wasted)
+            leaf = self.tree.add_trajectory(at, episode.steps, score, episode.end)
+            reservation.leaf, reservation.cost = leaf, cost
+        self._asked.append(leaf)
+        self._tell(Completion(number, at, anchor, episode.steps, score, episode.end, cost, lost))
+        return leaf
+
+    async def close(self) -> None:
+        """Give up the tree's tool states; it can still be completed, at the cost of replays."""
+        await self._agent.tools.release(self._states)

@@ -1,0 +1,208 @@
+"""The run folder: what a run leaves on disk, and how it is continued.
+
+    runs/NAME/config.yaml            resolved configuration
+              metrics.jsonl          one object a step
+              tokenizer.json         texts of the dumped token ids
+              trees/step_00001.jsonl one tree a line (docs/tree.schema.json)
+              checkpoints/step_00005 learner state and `state.json`
+              set_aside/             inputs that were given up, each with what it had completed
+              summary.json           written at the end
+
+Invariants: a checkpoint appears under its final name only when it is complete; an older one is
+removed only after a newer one is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from elpo_ray.config import Config
+from elpo_ray.scheduling.jobs import SetAside
+from elpo_ray.dump import dump_tree
+from elpo_ray.growth.budget import Ledger
+from elpo_ray.rollout.journal import replay
+from elpo_ray.runs.atomic import write_whole
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import CheckpointError
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Everything a resumed run needs beside the learner's own state."""
+
+    step: int = 0
+    """Finished steps; also the version of the weights."""
+    cursor: int = 0
+    """Training problems handed out so far."""
+    pass_at_1_before: float | None = None
+    totals: dict[str, float] = field(default_factory=dict)
+    """Sums over the run: rollouts, tokens, seconds by phase, localizations judged and right."""
+
+    def add(self, **amounts: float) -> None:
+        for key, amount in amounts.items():
+            self.totals[key] = self.totals.get(key, 0.0) + amount
+
+
+class RunFolder:
+    """One run's folder, new or continued."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trees = path / "trees"
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def of(cls, config: Config) -> RunFolder:
+        """The folder that `config` asks for: a new one (not made yet) or the one to resume.
+
+        Raises ValueError if a new run's name is taken, or if there is nothing to resume from or it
+        was made with another model or learner.
+        """
+        if config.trainer.resume is not None:
+            run = cls(Path(config.trainer.resume))
+            run._check_resumable(config)
+            return run
+        name = config.trainer.run_name or (
+            f"{config.experiment}-{config.algorithm.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        )
+        path = Path(config.trainer.run_dir) / name
+        if (path / "config.yaml").exists():
+            raise ValueError(
+                f"trainer.run_name={name!r}: {path} holds a run already; choose another name, or "
+                f"continue it with trainer.resume={path}"
+            )
+        return cls(path)
+
+    def begin(self, config: Config) -> None:
+        """Make the folder, with the resolved configuration in it; a resumed one loses what came
+        after its newest checkpoint, which will be made again."""
+        checkpoint = self.newest_checkpoint()
+        if checkpoint is not None:
+            self.rewind(read_state(checkpoint).step)
+        self.trees.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        text = OmegaConf.to_yaml(OmegaConf.structured(config))
+        write_whole(self.path / "config.yaml", text)
+
+    def _check_resumable(self, config: Config) -> None:
+        key = f"trainer.resume={str(self.path)!r}"
+        if not (self.path / "config.yaml").exists():
+            raise ValueError(f"{key}: not a run folder (no config.yaml)")
+        if self.newest_checkpoint() is None:
+            raise ValueError(
+                f"{key}: no complete checkpoint in {self.checkpoints}; start the run anew"
+            )
+        saved, now = OmegaConf.load(self.path / "config.yaml"), OmegaConf.structured(config)
+        for name in ("model", "learner.lora", "task.name"):
+            old, new = OmegaConf.select(saved, name), OmegaConf.select(now, name)
+            if _plain(old) != _plain(new):
+                raise ValueError(
+                    f"{key}: its checkpoint was written with {name}={_plain(old)}, not "
+                    f"{_plain(new)}; continue with the saved value"
+                )
+
+    def keep_tokenizer(self, model: Path) -> None:
+        """Copy the tokenizer of a model folder, if it is a fast one."""
+        if (model / "tokenizer.json").is_file():
+            shutil.copyfile(model / "tokenizer.json", self.path / "tokenizer.json")
+
+    def write_trees(self, step: int, trees: Iterable[RolloutTree], *, tokens: bool = True) -> None:
+        """`step` counts from 1; `tokens` as in `dump.dump_tree`."""
+        with (self.trees / f"step_{step:05d}.jsonl").open("w", encoding="utf-8") as file:
+            for tree in trees:
+                file.write(json.dumps(dump_tree(tree, tokens), ensure_ascii=False) + "\n")
+
+    def set_aside(self, step: int, inputs: Iterable[SetAside]) -> None:
+        """Records of inputs that were given up; `step` counts from 1."""
+        for number, given_up in enumerate(inputs):
+            problem = given_up.problem
+            tree = RolloutTree(problem.id, max(1, len(given_up.journal)), (), problem.messages)
+            replay(tree, Ledger(tree.budget), given_up.journal)
+            record = {
+                "step": step,
+                "problem": problem.id,
+                "why": given_up.why,
+                "tree": dump_tree(tree),
+            }
+            folder = self.path / "set_aside"
+            folder.mkdir(exist_ok=True)
+            text = json.dumps(record, ensure_ascii=False) + "\n"
+            write_whole(folder / f"step_{step:05d}_{number}.json", text)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_whole(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def newest_checkpoint(self) -> Path | None:
+        complete = sorted(self.checkpoints.glob("step_*/state.json"))
+        return complete[-1].parent if complete else None
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics and trees of steps after `step`, and what an interrupted save left."""
+        log = self.path / "metrics.jsonl"
+        if log.exists():
+            end = 0
+            for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+                if not _is_json(line) or json.loads(line)["step"] > step:
+                    break
+                end += len(line.encode())
+            os.truncate(log, end)  # in place: a sink may have it open
+        for path in self.trees.glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+        for path in self.checkpoints.glob(".partial-*"):
+            shutil.rmtree(path)
+
+    @contextmanager
+    def checkpoint(self, state: RunState, keep: int) -> Iterator[Path]:
+        """Yield a folder to write the learner's state into, then commit it under its final name.
+
+        Raises CheckpointError, with the partial folder removed, when the disk refuses.
+        """
+        final = self.checkpoints / f"step_{state.step:05d}"
+        partial = self.checkpoints / f".partial-{final.name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            write_whole(partial / "state.json", json.dumps(asdict(state), indent=2) + "\n")
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            newest = self.newest_checkpoint() or "none"
+            raise CheckpointError(
+                f"checkpoint {final}: {error.strerror or error}; nothing of it was kept, the "
+                f"newest complete one is {newest}; free disk space and continue with "
+                f"trainer.resume={self.path}"
+            ) from error
+        for old in sorted(self.checkpoints.glob("step_*"))[:-keep]:
+            shutil.rmtree(old)
+
+
+def read_state(checkpoint: Path) -> RunState:
+    return RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+
+def _plain(value: Any) -> Any:
+    """A configuration value as the YAML file would hold it."""
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, enum_to_str=True)
+    return getattr(value, "name", value)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False

@@ -1,0 +1,156 @@
+"""Comparison of answers in a few persistent processes that can be killed.
+
+Plain pipes rather than a pool of `multiprocessing`, whose children import the parent's main module:
+in a rollout worker that means the engine. Invariants: a process works for one comparison at a time;
+what bounds it is its processor time, the clock is a backstop (a busy machine must not make an easy
+answer undecided); one that overran, or died, is replaced; no child outlives this process, since its
+standard input ends. Belongs to no event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+
+START_S = 120.0
+"""For a process to import its libraries, on a busy machine."""
+WALLS = 10
+"""A comparison may take so many times its processor time by the clock."""
+MEMORY_MIB = 2048
+"""Address space of a grader process."""
+
+
+class Verdict(StrEnum):
+    """What a comparison came to."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    UNDECIDED = "undecided"
+    """The grader ran out of time or memory, or crashed: says nothing about the answer."""
+
+
+class MathGrader:
+    """`processes` graders; comparisons beyond that wait, outside their time."""
+
+    def __init__(self, processes: int, cpu_s: float) -> None:
+        """Nothing is started before the first comparison."""
+        self._cpu_s = cpu_s
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="grader")
+        self._free: queue.SimpleQueue[_Child | None] = queue.SimpleQueue()
+        for _ in range(processes):
+            self._free.put(None)
+        weakref.finalize(self, _close, self._threads, self._free)
+
+    async def compare(self, gold: str, answer: str) -> Verdict:
+        r"""Whether two contents of `\boxed{…}` are the same mathematics."""
+        if gold == answer:
+            return Verdict.EQUAL
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._compare, gold, answer)
+
+    def _compare(self, gold: str, answer: str) -> Verdict:
+        """At most twice: see `_Child.worth_another`."""
+        child = self._free.get()
+        try:
+            for _ in range(2):
+                child = child or _Child(self._cpu_s)
+                verdict = child.ask(gold, answer)
+                if verdict is not Verdict.UNDECIDED:
+                    break
+                again = child.worth_another
+                child.kill()
+                child = None
+                if not again:
+                    break
+            return verdict
+        finally:
+            self._free.put(child)
+
+
+class _Child:
+    """One grader process, from the thread that holds it."""
+
+    def __init__(self, cpu_s: float) -> None:
+        """Raises RuntimeError if the process cannot start: a broken installation."""
+        self._cpu_s = cpu_s
+        self._asked = 0
+        self.worth_another = False
+        """The last comparison may have failed without its own doing: it hardly got the processor,
+        or earlier ones had filled the memory."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "elpo_ray.tasks.grading.child", str(cpu_s), str(MEMORY_MIB)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the trainer, which may still want verdicts
+        )
+        if self._reply(START_S) != b"ready\n":
+            self.kill()
+            raise RuntimeError(
+                "a grader process did not start: "
+                "`python -m elpo_ray.tasks.grading.child 5 2048` says why"
+            )
+
+    def ask(self, gold: str, answer: str) -> Verdict:
+        """Compare; after UNDECIDED the process is of no more use."""
+        request = json.dumps({"gold": gold, "answer": answer}).encode() + b"\n"
+        self._asked += 1
+        self.worth_another = self._asked > 1
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return Verdict.UNDECIDED
+        reply = self._reply(WALLS * self._cpu_s)
+        if reply is None:
+            self.worth_another = True
+        elif not reply:
+            self.worth_another &= self._process.wait() != -signal.SIGPROF
+        verdicts = {b"true\n": Verdict.EQUAL, b"false\n": Verdict.DIFFERENT}
+        return verdicts.get(reply or b"", Verdict.UNDECIDED)
+
+    def kill(self) -> None:
+        """End the process and reap it. May be called again."""
+        self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                continue
+        self._process.wait()
+
+    def _reply(self, timeout_s: float) -> bytes | None:
+        """One line; what there was of it if the process died; None at the timeout."""
+        assert self._process.stdout is not None
+        pipe, deadline, said = self._process.stdout.fileno(), time.monotonic() + timeout_s, b""
+        poll = select.poll()
+        poll.register(pipe)
+        while not said.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                return None
+            part = os.read(pipe, 64)
+            if not part:
+                break
+            said += part
+        return said
+
+
+def _close(threads: ThreadPoolExecutor, free: queue.SimpleQueue[_Child | None]) -> None:
+    threads.shutdown(wait=False, cancel_futures=True)
+    while not free.empty():
+        child = free.get()
+        if child is not None:
+            child.kill()

@@ -1,0 +1,1 @@
+"""Training: the loop, the cold start before it, what is checked first."""

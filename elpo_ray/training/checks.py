@@ -1,0 +1,83 @@
+"""What must hold before any actor starts, and the batch algebra that a configuration implies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from elpo_ray.config import Config
+from elpo_ray.config.rules import require
+from elpo_ray.config.task import TaskName
+from elpo_ray.interfaces import Task
+from elpo_ray.models.folder import check_context, check_model_path, local_folder
+from elpo_ray.runs.trackers import check_trackers
+from elpo_ray.tasks.rewards import load_function
+
+PROMPTS_CHECKED = 64
+"""Training problems, besides the held-out ones, whose prompts are measured against the context."""
+
+
+def check(config: Config) -> None:
+    """Raise ValueError for what the schema alone cannot see: files, folders, other keys."""
+    _check_files(config)
+    check_trackers(config.logging)
+    if config.model.path is not None:
+        check_model_path(config.model.path)
+    require(
+        not (config.model.path is None and config.cluster.gpus),
+        "cluster.gpus",
+        config.cluster.gpus,
+        "the tiny model trains on CPU; use cluster=local or name a model with model.path",
+    )
+    require(
+        config.engine.endpoint is None,
+        "engine.endpoint",
+        config.engine.endpoint,
+        "an endpoint can be evaluated (python -m elpo_ray.evaluate), not trained",
+    )
+
+
+def _check_files(config: Config) -> None:
+    for key in ("train_file", "eval_file", "demonstrations_file"):
+        name = getattr(config.task, key)
+        require(
+            name is None or Path(name).is_file(),
+            f"task.{key}",
+            name,
+            f"no such file under {Path.cwd()}; name a JSON-lines or parquet file (docs/tasks.md)",
+        )
+    folder = config.task.data_dir
+    require(
+        folder is None or Path(folder).is_dir(),
+        "task.data_dir",
+        folder,
+        f"no such folder under {Path.cwd()}; name the one with the data sets (docs/tasks.md)",
+    )
+    if config.task.reward.function is not None:
+        load_function(config.task.reward.function)
+    if config.task.name is TaskName.jsonl and not config.check_only:
+        for key in ("train_file", "eval_file"):
+            value = getattr(config.task, key)
+            require(
+                value is not None, f"task.{key}", value, "name a JSON-lines file (docs/tasks.md)"
+            )
+
+
+def check_prompts(config: Config, task: Task, folder: Path) -> None:
+    """Raise ValueError unless there are as many held-out problems as asked for, and chat template
+    and context window fit the model and the task's prompts."""
+    from elpo_ray.chat.template import (
+        Chat,  # transformers takes seconds to import; check() must not
+    )
+
+    room = config.model.max_context
+    check_context(local_folder(folder), "model.max_context", room)
+    chat = Chat.from_folder(str(local_folder(folder)), task.tools)
+    problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
+    for problem in problems + task.eval_problems(config.task.eval_problems):
+        length = len(chat.prompt_ids(problem.messages))
+        require(
+            length < room,
+            "model.max_context",
+            room,
+            f"problem {problem.id} alone has {length} tokens of prompt; raise it",
+        )

@@ -1,0 +1,139 @@
+"""The analyses on scripted policies whose critical step is planted, and their sums by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from fakes import FakeTask, Word, bel, make_config, make_worker, planted
+
+from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
+from elpo_ray.evaluation.analysis import localization, ranking, recovery
+from elpo_ray.evaluation.analysis.catalog import examine
+from elpo_ray.interfaces import Tools
+from elpo_ray.types import Problem, Score, Step
+
+TOOL_STEPS = 4
+
+
+def settings(name: AnalysisName, **changes: Any) -> AnalyzeConfig:
+    return AnalyzeConfig(model="m", tasks=["t"], analysis=name, **changes)
+
+
+@pytest.mark.parametrize("critical", range(1, TOOL_STEPS + 2))
+async def test_sure_probes_always_agree_and_are_right(critical: int) -> None:
+    worker = make_worker(planted(TOOL_STEPS, critical))
+    config = settings(AnalysisName.localization, rollouts=2, failures=1, xs=[1, 3], repeats=2)
+    records = await examine(worker, worker.task.train_problem(0), config)
+    assert [(r["x"], r["repeat"]) for r in records] == [(1, 0), (1, 1), (3, 0), (3, 1)]
+    assert {record["named"] for record in records} == {record["truth"] for record in records}
+    assert records[0]["truth"] == critical
+    rows = localization.summarize(records)
+    assert [row["success rate"] for row in rows] == ["all", "all", "0", "0"]
+    for row in rows:
+        assert (row["agree"], row["right"], row["steps apart"]) == (1.0, 1.0, 0.0)
+        assert row["false irrecoverable"] in (0.0, None)
+
+
+async def test_a_budget_caps_what_a_search_may_spend() -> None:
+    worker = make_worker(planted(TOOL_STEPS, 2))
+    config = settings(
+        AnalysisName.localization, rollouts=1, failures=1, xs=[2], repeats=1, budgets=[1, 3]
+    )
+    records = await examine(worker, worker.task.train_problem(0), config)
+    assert [(r["budget"], r["spent"], r["named"]) for r in records] == [(1, 1, None), (3, 3, 2)]
+    cut, enough = (row for row in localization.summarize(records) if row["success rate"] == "all")
+    assert (cut["named"], cut["agree"], cut["right"]) == (0.0, None, None)
+    assert (enough["named"], enough["agree"], enough["right"]) == (1.0, None, 1.0)
+
+
+def search_record(**changes: Any) -> dict[str, Any]:
+    record = {
+        "problem": "p", "trajectory": 1, "success_rate": 0.3, "tool_steps": 3, "truth": 3, "x": 2,
+        "budget": None, "repeat": 0, "named": 3, "spent": 4, "probes": [[2, 2, 1], [3, 2, 0]],
+    }  # fmt: skip
+    return record | changes
+
+
+def test_consistency_and_accuracy_by_hand() -> None:
+    records = [
+        search_record(),
+        search_record(repeat=1, named=1, probes=[[2, 2, 0], [1, 2, 0]]),
+        search_record(repeat=2, named=None, probes=[[2, 1, 0]]),
+    ]
+    [row, binned] = localization.summarize(records)
+    assert binned["success rate"] == "0.25–0.5"
+    assert row["named"] == pytest.approx(2 / 3)
+    assert (row["agree"], row["steps apart"], row["right"]) == (0.0, 2.0, 0.5)
+    # complete probes of anchors before step 3: [2: 1 success], [2: none], [1: none]
+    assert row["false irrecoverable"] == pytest.approx(2 / 3)
+    assert localization.success_by_anchor(records) == {0: 0.3, 1: 0.0, 2: 0.2}
+    blind = [record | {"truth": None} for record in records]
+    assert localization.summarize(blind)[0]["right"] is None
+    assert localization.success_by_anchor(blind) == {}
+
+
+async def test_taking_the_critical_step_again_recovers_and_a_later_one_does_not() -> None:
+    worker = make_worker(planted(TOOL_STEPS, 2))
+    config = settings(AnalysisName.recovery, rollouts=1, failures=1, completions=3)
+    records = await examine(worker, worker.task.train_problem(0), config)
+    found = {record["kind"]: record for record in records}
+    assert set(found) == set(recovery.KINDS)
+    first = found["first irrecoverable"]
+    assert (first["step"], first["successes"], first["sound"]) == (2, 3, 3)
+    assert found["first error"]["step"] == 2
+    later = found["later irrecoverable"]
+    assert later["step"] > 2 and later["successes"] == later["sound"] == 0
+    rows = {row["fixed step"]: row for row in recovery.summarize(records)}
+    assert rows["first irrecoverable"]["recovery"] == 1.0
+    assert rows["first irrecoverable"]["recovery of sound fixes"] == 1.0
+    assert rows["later irrecoverable"]["recovery of sound fixes"] is None
+
+
+class Blind(FakeTask):
+    """Knows who succeeded, not who still can."""
+
+    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
+        return await FakeTask().score(problem, steps, tools)
+
+    def recoverable(self, problem: Problem, steps: Sequence[Step]) -> None:  # type: ignore[override]
+        return None
+
+
+async def test_without_an_oracle_a_search_with_large_probes_finds_the_step() -> None:
+    worker = make_worker(planted(TOOL_STEPS, 3))
+    worker.task = Blind()
+    config = settings(AnalysisName.recovery, rollouts=1, failures=1, completions=2, scan=2)
+    records = await examine(worker, worker.task.train_problem(0), config)
+    steps = {record["kind"]: record["step"] for record in records}
+    assert steps["first irrecoverable"] == 3
+    assert all(record["sound"] == 0 for record in records)
+
+
+async def test_siblings_are_ranked_against_fresh_completions() -> None:
+    def plan(number: int, before: list[str]) -> list[Word]:
+        """Trajectories from the prompt go wrong in step 2; what follows a prefix does not."""
+        words = ["g", "b" if not before else "g", "g", "=ok"]
+        return words[len(before) :]  # type: ignore[return-value]
+
+    algorithm = AlgorithmConfig(growth=bel(n_total=6))
+    worker = make_worker(plan, make_config(algorithm.growth))
+    config = settings(AnalysisName.ranking, algorithm=algorithm, fresh=2)
+    records = await examine(worker, worker.task.train_problem(0), config)
+    inside = [record for record in records if record["depth"] > 0]
+    ordered = [ranking.pairwise(r["scores"], r["means"]) for r in inside]
+    assert 1.0 in ordered and set(ordered) <= {1.0, None}
+    rows = {row["branching"]: row for row in ranking.summarize(records)}
+    assert rows["inside"]["pairwise accuracy"] == 1.0 and rows["inside"]["Kendall τ"] == 1.0
+
+
+def test_pairwise_accuracy_and_tau_by_hand() -> None:
+    assert ranking.pairwise([1, 2, 3], [0.1, 0.2, 0.3]) == 1.0
+    assert ranking.pairwise([3, 2, 1], [0.1, 0.2, 0.2]) == 0.0
+    assert ranking.pairwise([1, 1, 2], [0.1, 0.2, 0.3]) == pytest.approx(2.5 / 3)
+    assert ranking.pairwise([1, 2], [0.5, 0.5]) is None
+    assert ranking.kendall([1, 2, 3], [0.1, 0.3, 0.2]) == pytest.approx(1 / 3)
+    assert ranking.kendall([1, 1], [0.1, 0.3]) == 0.0
+    assert ranking.kendall([1, 2], [0.5, 0.5]) is None

@@ -1,0 +1,24 @@
+"""When an engine counts as idle."""
+
+from elpo_ray.rollout.counters import Load
+
+
+def test_idle_is_work_without_a_turn() -> None:
+    now = [0.0]
+    load = Load(clock=lambda: now[0])
+
+    def after(seconds: float, *changes: tuple[str, int]) -> None:
+        now[0] += seconds
+        for name, change in changes:
+            getattr(load, name)(change)
+
+    after(10, ("episode", 1), ("turn", 1))  # nothing to do: not counted
+    after(3, ("turn", -1))
+    after(2, ("turn", 1), ("turn", 1))  # idle for 2
+    after(1, ("episode", 1), ("turn", -1))
+    after(4, ("turn", -1))
+    after(5, ("episode", -1), ("episode", -1))  # idle for 5
+    after(7)
+    load.settle()
+    assert (load.busy_s, load.idle_s) == (15.0, 7.0)
+    assert (load.episodes, load.turns) == (0, 0)

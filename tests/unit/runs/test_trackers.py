@@ -1,0 +1,113 @@
+"""Trackers get the numbers of `metrics.jsonl` and a few trees to look at."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from elpo_ray.config import Config
+from elpo_ray.config.run import LoggingConfig, WandbMode
+from elpo_ray.runs.metrics import Metrics
+from elpo_ray.runs.trackers import check_trackers, sample_trees
+from elpo_ray.tree import Localization, RolloutTree
+from elpo_ray.types import FinishReason, Score, Step, Turn
+
+VALUES = {"reward": 0.5, "seconds/grow": 2.0}
+
+
+def step(action: str, observation: str = "") -> Step:
+    turn = Turn((1,), (0.0,), (0.5,), FinishReason.STOP, 0)
+    return Step(turn, action_text=action, observation_text=observation)
+
+
+def tree(task_id: str, *, found: bool, searched: bool = True) -> RolloutTree:
+    grown = RolloutTree(task_id, 2, messages=[{"role": "user", "content": f"solve {task_id}"}])
+    failed = [step("try", "seen"), step("mistake", "late"), step("give up")]
+    leaf = grown.add_trajectory(0, failed, Score(0.0, False))
+    grown.add_trajectory(0, [step("right")], Score(1.0, True))
+    if searched:
+        critical = grown.path(leaf)[1] if found else None
+        grown.localizations.append(Localization(leaf, critical, found, (2, 2) if found else (1, 3)))
+    return grown
+
+
+def test_samples_are_trees_whose_critical_step_was_found_before_others() -> None:
+    trees = [
+        tree("unsearched", found=False, searched=False),
+        tree("open", found=False),
+        tree("found", found=True),
+    ]
+    first, second = sample_trees(trees)
+    assert (first.task_id, first.critical_step, second.critical_step) == ("found", 2, None)
+    assert (first.leaves, first.successes) == (2, 1)
+    lines = first.trajectory.splitlines()
+    assert lines[0] == "solve found"
+    assert [line for line in lines if "irrecoverable" in line] == [
+        "--- step 2 (node 2)  <- first irrecoverable step"
+    ]
+    assert lines[-1] == "give up"
+    assert sample_trees(trees[:1]) == []
+
+
+def test_tensorboard_has_every_number_and_the_trees(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logging = LoggingConfig(wandb=WandbMode.disabled, tensorboard=True)
+    log(Config(logging=logging), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for name, value in VALUES.items():
+        assert [(event.step, event.value) for event in events.Scalars(name)] == [(1, value)]
+    (text,) = events.Tensors("trees/0/text_summary")
+    assert b"first irrecoverable step" in text.tensor_proto.string_val[0]
+
+
+def test_mlflow_has_every_number_the_settings_and_the_trees(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    store = f"file:{tmp_path / 'mlflow'}"
+    logging = LoggingConfig(wandb=WandbMode.disabled, mlflow=store, project="tests")
+    log(Config(logging=logging), tmp_path)
+    log(Config(logging=logging), tmp_path)  # a second run of the same experiment
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 2
+    for run in runs:
+        assert run.data.metrics == VALUES and run.info.status == "FINISHED"
+        assert run.data.params["logging.project"] == "tests"
+        folder = Path(run.info.artifact_uri.removeprefix("file://").removeprefix("file:"))
+        shown = json.loads((folder / "trees" / "step_00001.json").read_text())["trees"]
+        assert shown[0]["task_id"] == "found"
+
+
+def test_wandb_writes_offline_into_the_run_folder(tmp_path: Path) -> None:
+    log(Config(), tmp_path)
+    assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/trees_*.json"))
+
+
+def test_a_tracker_that_is_not_installed_is_refused_beforehand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_trackers(LoggingConfig(tensorboard=True, mlflow="http://localhost:5000"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"logging\.tensorboard=True: .*elpo_ray\[trackers\]"):
+        check_trackers(LoggingConfig(wandb=WandbMode.disabled, tensorboard=True))
+    with pytest.raises(ValueError, match=r"logging\.mlflow='file:x'"):
+        check_trackers(LoggingConfig(wandb=WandbMode.disabled, mlflow="file:x"))
+    check_trackers(LoggingConfig(wandb=WandbMode.disabled))
+
+
+def log(config: Config, folder: Path) -> None:
+    metrics = Metrics(folder, config, Console(quiet=True))
+    metrics.log(1, VALUES)
+    metrics.show(1, [tree("found", found=True)])
+    metrics.close()
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1]) == {"step": 1, **VALUES}

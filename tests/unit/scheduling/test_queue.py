@@ -1,0 +1,415 @@
+"""Inputs pulled by workers, journals, deaths: every tree whole, every spend once."""
+
+import asyncio
+import pickle
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes import FakeTask, FakeTools, Word, bel, completion_of, make_config, make_worker, planted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elpo_ray.config import Config
+from elpo_ray.config.growth import EntropyBranchConfig, GrowthConfig, GrowthRule, RandomBranchConfig
+from elpo_ray.config.learner import LearnerConfig
+from elpo_ray.config.schedule import BudgetConfig, BudgetScope
+from elpo_ray.credit import assign
+from elpo_ray.forest import pack
+from elpo_ray.growth.budget import Totals, can_teach
+from elpo_ray.rollout.journal import Completion, TreeEnd, assemble
+from elpo_ray.rollout.worker import RolloutWorker
+from elpo_ray.scheduling import (
+    Batch,
+    Hopeless,
+    InputQueue,
+    Job,
+    JobRunner,
+    Report,
+    SetAside,
+    TreeBatch,
+)
+from elpo_ray.scheduling.shared_budget import SharedBudget
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import InfrastructureError, Problem, Score
+
+TASK = FakeTask()
+PROBLEM = TASK.train_problem(0)
+
+
+def jobs(count: int, n_total: int = 16, width: int = 3) -> list[Job]:
+    return [
+        Job(
+            run=RolloutWorker.grow,
+            problem=TASK.train_problem(i),
+            args=(0, n_total),
+            width=width,
+            grows=True,
+        )
+        for i in range(count)
+    ]
+
+
+def by_seed(draw: int) -> Callable[[int, list[str]], Sequence[Word]]:
+    """A policy whose answers depend only on `draw` and how many words came before."""
+
+    def plan(number: int, before: list[str]) -> list[Word]:
+        rng = random.Random(f"{draw} {number}")
+        words = [(rng.choice("gb"), rng.random()) for _ in range(rng.randint(0, 4))]
+        return [*words, (rng.choice(["=ok", "=no"]), 0.0)]
+
+    return plan
+
+
+# --- journals ---
+
+
+def recorded(config: Config, plan: Any, budget: int) -> tuple[RolloutTree, list[Completion]]:
+    told: list[Completion] = []
+    worker = make_worker(plan, config)
+    tree = asyncio.run(worker.grow(PROBLEM, 0, budget, tell=told.append))
+    return tree, told
+
+
+def outline(tree: RolloutTree) -> Any:
+    return (
+        [(node.parent, node.score, node.end, node.group) for node in tree.nodes],
+        [node.step.turn.token_ids for node in tree.nodes if node.step],
+        tree.localizations,
+        tree.budget,
+    )
+
+
+RULES = [
+    bel(16),
+    GrowthConfig(rule=GrowthRule.independent, n_total=16),
+    GrowthConfig(rule=GrowthRule.entropy_branch, entropy=EntropyBranchConfig(initial=2)),
+    GrowthConfig(rule=GrowthRule.random_branch, random=RandomBranchConfig(trees=2, rounds=2)),
+]
+
+
+@pytest.mark.parametrize("growth", RULES, ids=lambda growth: growth.rule.value)
+@settings(max_examples=15, deadline=None)
+@given(draw=st.integers(0, 2**32), kept=st.integers(0, 16))
+def test_growth_is_taken_up_from_any_prefix_of_its_journal(
+    growth: GrowthConfig, draw: int, kept: int
+) -> None:
+    config = make_config(growth)
+    whole, told = recorded(config, by_seed(draw), 16)
+    assert outline(assemble(PROBLEM, 16, told, TreeEnd.of(whole))) == outline(whole)
+    worker, again = make_worker(by_seed(draw + 1), config, first=100), []
+    tree = asyncio.run(worker.grow(PROBLEM, 0, 16, told[:kept], again.append))
+    assert len(tree.leaves()) == tree.budget == 16 == Totals.of(tree.ledger).rollouts
+    assert worker.load.completed == 16 - kept == len(again)
+    numbers = [done.number for done in [*told[:kept], *again]]
+    assert sorted(numbers) == list(range(16))
+    if kept == 16:
+        assert outline(tree) == outline(whole)
+
+
+@settings(max_examples=15, deadline=None)
+@given(draw=st.integers(0, 2**32), less=st.integers(2, 15))
+def test_a_larger_budget_goes_on_where_the_smaller_one_ended(draw: int, less: int) -> None:
+    shared = BudgetConfig(scope=BudgetScope.batch, min=16)
+    config = replace(make_config(bel(16)), budget=shared)
+    small, told = recorded(config, by_seed(draw), less)
+    assert small.budget == less
+    worker = make_worker(by_seed(draw), config, first=100)
+    tree = asyncio.run(worker.grow(PROBLEM, 0, 16, told))
+    assert worker.load.completed == 16 - less and len(tree.leaves()) == 16
+    assert [n.parent for n in tree.nodes[: len(small.nodes)]] == [n.parent for n in small.nodes]
+    # a probe cut short that succeeded is now sampled to its end: the verdict stays
+    named = {(found.leaf, found.critical) for found in small.localizations if found.confirmed}
+    assert named <= {(f.leaf, f.critical) for f in tree.localizations if f.confirmed}
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_completions_travel_whole(protocol: int) -> None:
+    _, told = recorded(make_config(bel(16)), planted(4, 2), 16)
+    assert pickle.loads(pickle.dumps(told, protocol)) == told
+
+
+# --- a queue and its workers ---
+
+
+class Site:
+    """Workers over fakes, driven round by round; they can be killed between two rounds."""
+
+    def __init__(self, queue: InputQueue, config: Config, count: int, capacity: int = 64) -> None:
+        self.queue, self.config, self.capacity = queue, config, capacity
+        self.plan = planted(4, 2)
+        self.runners: dict[int, JobRunner] = {}
+        self.workers: list[RolloutWorker] = []
+        self.given: dict[int, list[str]] = {}
+        for number in range(count):
+            self.begin(number)
+
+    def begin(self, number: int) -> None:
+        worker = make_worker(self.plan, self.config, first=1000 * len(self.workers))
+        self.workers.append(worker)
+        self.runners[number] = JobRunner(worker, self.capacity, lambda: None)
+        self.queue.join(number)
+        self.room = {n: self.capacity for n in self.runners}
+
+    async def round(self, number: int) -> Report:
+        taken = self.queue.give(number, self.room[number])
+        self.given.setdefault(number, []).extend(job.problem.id for job in taken)
+        report = await self.runners[number].exchange(taken, 0.001)
+        self.room[number] = report.room
+        self.queue.take(number, report)
+        return report
+
+    def kill(self, number: int, why: str = "killed") -> None:
+        """Reports under way are lost with it."""
+        for _, task in self.runners.pop(number)._running.values():
+            task.cancel()
+        self.queue.lost(number, why)
+
+
+async def finish(site: Site, batch: Batch) -> dict[int, Any]:
+    waiting = asyncio.ensure_future(asyncio.to_thread(lambda: dict(batch.results())))
+    while not waiting.done():
+        for number in list(site.runners):
+            await site.round(number)
+    return await waiting
+
+
+async def test_workers_share_the_inputs_and_every_tree_comes_back_whole() -> None:
+    queue = InputQueue()
+    site, batch = Site(queue, make_config(), 2, capacity=12), TreeBatch(jobs(20))
+    queue.submit(batch)
+    trees = await finish(site, batch)
+    assert [trees[i].task_id for i in range(20)] == [f"p{i}" for i in range(20)]
+    for tree in trees.values():
+        assert len(tree.leaves()) == tree.budget == 16 == Totals.of(tree.ledger).rollouts
+        assert tree.localizations and tree.messages
+    assert batch.completed == 20 * 16
+    assert min(len(ids) for ids in site.given.values()) >= 8
+    assert queue.pending() == {0: 0, 1: 0}
+
+
+async def test_a_worker_takes_no_more_than_fits_and_no_more_than_its_share() -> None:
+    queue = InputQueue()
+    for number in (0, 1):
+        queue.join(number)
+    queue.submit(TreeBatch(jobs(8)))
+    assert len(queue.give(0, 7)) == 2
+    assert len(queue.give(0, 100)) == 2
+    assert len(queue.give(1, 0)) == 1  # at least one, whatever its width
+    assert len(queue.give(1, 100)) == 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), kills=st.integers(0, 6))
+def test_deaths_repeat_only_what_was_unfinished(seed: int, kills: int) -> None:
+    async def run() -> tuple[dict[int, Any], Site]:
+        draw, queue = random.Random(seed), InputQueue()
+        site, batch = Site(queue, make_config(), 2), TreeBatch(jobs(5))
+        queue.submit(batch)
+        for _ in range(kills):
+            for _ in range(draw.randint(2, 8)):
+                await site.round(draw.choice([0, 1]))
+            victim = draw.choice([0, 1])
+            site.kill(victim)
+            site.begin(victim)
+        return await finish(site, batch), site
+
+    trees, site = asyncio.run(run())
+    for tree in trees.values():
+        if isinstance(tree, SetAside):  # killed again and again while alone: not to be told apart
+            continue
+        assert len(tree.leaves()) == tree.budget == 16 == Totals.of(tree.ledger).rollouts
+        numbers = [completion_of(leaf.step) for leaf in tree.leaves() if leaf.step]
+        assert len(numbers) == 16
+    if not kills:
+        assert sum(worker.load.completed for worker in site.workers) == 5 * 16
+
+
+async def test_an_input_that_kills_its_worker_is_set_aside_and_the_others_are_not() -> None:
+    queue, deaths, begun = InputQueue(), 0, asyncio.Event()
+
+    async def grow(worker: RolloutWorker, problem: Problem, *args: Any, **kwargs: Any) -> Any:
+        if problem.id == "p3":
+            begun.set()
+            await asyncio.sleep(60)
+        return await worker.grow(problem, *args, **kwargs)
+
+    batch = TreeBatch([replace(job, run=grow) for job in jobs(6)])
+    site = Site(queue, make_config(), 1)
+    queue.submit(batch)
+    waiting = asyncio.ensure_future(asyncio.to_thread(lambda: dict(batch.results())))
+    while not waiting.done():
+        await site.round(0)
+        if begun.is_set():
+            begun.clear()
+            site.kill(0, "out of memory")
+            deaths += 1
+            site.begin(0)
+    trees = await waiting
+    assert 2 <= deaths <= 4  # at most two among others, two alone
+    poisoned = trees.pop(3)
+    assert isinstance(poisoned, SetAside) and "out of memory" in poisoned.why
+    assert all(len(tree.leaves()) == 16 for tree in trees.values())
+    assert queue.set_aside == 1
+
+
+async def test_three_deaths_by_chance_convict_nobody() -> None:
+    """Two among others and one alone may be chance; what is then left in peace is completed."""
+    queue, batch = InputQueue(), TreeBatch(jobs(3))
+    site = Site(queue, make_config(), 1)
+    queue.submit(batch)
+    for _ in range(3):
+        site.queue.give(0, 64)
+        site.kill(0)
+        site.begin(0)
+    trees = await finish(site, batch)
+    assert all(len(tree.leaves()) == 16 for tree in trees.values()) and queue.set_aside == 0
+
+
+async def test_progress_between_two_deaths_clears_an_input() -> None:
+    queue = InputQueue()
+    site, batch = Site(queue, make_config(), 1), TreeBatch(jobs(1))
+    queue.submit(batch)
+    for _ in range(3):
+        while not (await site.round(0)).completions:
+            pass
+        site.kill(0)
+        site.begin(0)
+    assert (await finish(site, batch))[0].budget == 16
+
+
+async def test_an_input_lost_to_the_infrastructure_twice_is_set_aside() -> None:
+    async def lose(worker: Any, problem: Problem) -> None:
+        raise InfrastructureError("no sandbox")
+
+    queue = InputQueue()
+    site, batch = Site(queue, make_config(), 1), Batch([Job(run=lose, problem=PROBLEM)])
+    queue.submit(batch)
+    assert "no sandbox" in (await finish(site, batch))[0].why
+
+
+async def test_a_bug_is_raised_where_the_batch_is_waited_for() -> None:
+    async def fail(worker: Any, problem: Problem) -> None:
+        raise KeyError("bug")
+
+    queue = InputQueue()
+    site, batch = Site(queue, make_config(), 1), Batch([Job(run=fail, problem=PROBLEM)])
+    queue.submit(batch)
+    with pytest.raises(KeyError, match="bug"):
+        await finish(site, batch)
+
+
+def test_after_the_end_no_batch_is_waited_for() -> None:
+    queue, batch = InputQueue(), TreeBatch(jobs(2))
+    queue.stop(RuntimeError("all workers are gone"))
+    queue.submit(batch)
+    with pytest.raises(RuntimeError, match="gone"):
+        dict(batch.results())
+
+
+async def test_a_worker_that_loses_too_much_is_hopeless() -> None:
+    def check() -> None:
+        raise InfrastructureError("all calls are lost")
+
+    runner = JobRunner(make_worker(planted(1, 1)), 8, check)
+    await runner.exchange([], 1.0)
+    report = await runner.exchange([jobs(1)[0]], 5.0)
+    assert isinstance(report.failed[0][1], Hopeless)
+
+
+async def test_evaluations_go_before_trees_that_wait() -> None:
+    async def nothing(worker: Any, problem: Problem) -> str:
+        return problem.id
+
+    queue = InputQueue()
+    queue.join(0)
+    queue.submit(TreeBatch(jobs(2)))
+    queue.submit(Batch([Job(run=nothing, problem=TASK.train_problem(9))]), first=True)
+    assert queue.give(0, 1)[0].problem.id == "p9"
+
+
+async def test_a_withdrawn_batch_is_forgotten() -> None:
+    queue = InputQueue()
+    site, batch = Site(queue, make_config(), 1), TreeBatch(jobs(3))
+    queue.submit(batch)
+    await site.round(0)
+    queue.withdraw(batch)
+    other = TreeBatch(jobs(1))
+    queue.submit(other)
+    assert len(await finish(site, other)) == 1 and queue.pending() == {0: 0}
+
+
+# --- one budget for the batch ---
+
+
+def test_who_can_still_teach() -> None:
+    won, lost = Score(1.0, True), Score(-1.0, False)
+    tree = asyncio.run(make_worker(planted(4, 2)).grow(PROBLEM, 0))
+    confirmed = [found for found in tree.localizations if found.confirmed]
+    open_search = [f for f in tree.localizations if not f.confirmed]
+    assert not can_teach([won, won], [])
+    assert can_teach([lost, lost], []) and can_teach([lost, lost], confirmed)
+    assert can_teach([won, lost], []) and can_teach([won, lost], open_search)
+    assert not can_teach([won, lost], confirmed)
+
+
+@given(
+    n_total=st.integers(2, 16),
+    ends=st.lists(st.tuples(st.integers(2, 40), st.booleans()), min_size=1, max_size=20),
+)
+def test_a_shared_budget_is_never_exceeded(n_total: int, ends: list[tuple[int, bool]]) -> None:
+    shared = SharedBudget(n_total, 2 * n_total, len(ends))
+    spent, todo = {}, list(range(len(ends)))
+    while todo:
+        index = todo.pop()
+        wants, hungry = ends[index]
+        spent[index] = min(max(wants, spent.get(index, 0)), shared.total_of(index))
+        todo += shared.settle(index, spent[index], hungry)
+        assert shared.total_of(index) <= 2 * n_total
+    assert sum(spent.values()) + shared.left == n_total * len(ends)
+
+
+async def test_a_batch_hands_rollouts_from_solved_inputs_to_open_ones() -> None:
+    def plan(number: int, before: list[str]) -> list[Word]:
+        return ["g", "=ok"]
+
+    config = make_config(bel(8))
+    config.budget = BudgetConfig(scope=BudgetScope.batch)
+    queue = InputQueue()
+    site = Site(queue, config, 1)
+    easy, hard = make_worker(plan, config), make_worker(planted(12, 11), config)
+
+    class Both(RolloutWorker):
+        async def grow(self, problem: Problem, *args: Any, **kwargs: Any) -> RolloutTree:  # type: ignore[override]
+            worker = easy if int(problem.id[1:]) % 2 else hard
+            return await worker.grow(problem, *args, **kwargs)
+
+    both = Both(easy.agent.policy, FakeTools(), easy.agent.chat, TASK, config)
+    site.runners[0].use(both)
+    made = [
+        Job(run=Both.grow, problem=TASK.train_problem(i), args=(0, 8), width=3, grows=True)
+        for i in range(6)
+    ]
+    batch = TreeBatch(made, SharedBudget(8, 16, len(made)))
+    queue.submit(batch)
+    trees = await finish(site, batch)
+    solved = [trees[i].budget for i in (1, 3, 5)]
+    opened = [trees[i].budget for i in (0, 2, 4)]
+    assert solved == [6, 6, 6] and sum(opened) == 3 * 8 + 6
+    check_credit([trees[i] for i in range(6)], config)
+    for tree in trees.values():
+        assert len(tree.leaves()) == tree.budget == Totals.of(tree.ledger).rollouts
+
+
+def check_credit(trees: list[RolloutTree], config: Config) -> None:
+    """Trees of unequal size: every leaf of a mini-batch weighs alike (Eq. 1), nothing is lost."""
+    learner = LearnerConfig(minibatch_inputs=6)
+    forest = pack(trees, assign(trees, config.algorithm), config.loss, learner)
+    (batch,) = forest.minibatches
+    assert [len(tree.leaf_weight) for tree in batch] == [tree.budget for tree in trees]
+    assert sum(tree.token_weight.sum() for tree in batch) == pytest.approx(1.0)
+    for packed, tree in zip(batch, trees, strict=True):
+        mixed = len({leaf.score.success for leaf in tree.leaves() if leaf.score}) == 2
+        assert bool((packed.advantage != 0).any()) == mixed

@@ -1,0 +1,175 @@
+r"""Answers: what a turn is read as, what counts as equal, and a grader that cannot be broken."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from elpo_ray.tasks.grading.answers import choice_letter, last_boxed, last_program, strict_box
+from elpo_ray.tasks.grading.equality import equal
+from elpo_ray.tasks.grading.pool import MathGrader, Verdict
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("204", "204.0"),
+        ("204", " $204$. "),
+        ("204", r"\frac{408}{2}"),
+        ("204", "x = 204"),
+        ("204", "204 apples"),
+        ("204", r"204 \text{ km/h}"),
+        ("18", r"\$18"),
+        ("1234", "1,234"),
+        ("1234", "1{,}234"),
+        ("1234", r"1\,234"),
+        (r"10,\!080", "10 080"),
+        (r"\frac{1}{2}", "0.5"),
+        (r"\frac 59", "5/9"),
+        (r"\frac{1}{3}", "0.333333333"),
+        (r"1\frac{4}{5}", r"\dfrac95"),
+        (r"90^\circ", "90°"),
+        (r"90^\circ", r"90\text{ degrees}"),
+        ("3, 5, 7", r"\{7,5,3\}"),
+        (r"1 \pm \sqrt{19}", r"1-\sqrt{19}, 1+\sqrt{19}"),
+        ("2k+2", "2(k+1)"),
+        ("6 - 5i", "-5i+6"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)"),
+        ("x=5", "5"),
+        ("x \\in [-2,7]", "[-2,7]"),
+        (r"\text{Evelyn}", "Evelyn"),
+        (r"\text{(C)}", "(C)"),
+        ("52_8", r"52_{\text{eight}}"),
+        ("52_8", "52"),
+        (r"\begin{pmatrix} 1/5 \\ -2 \end{pmatrix}", r"\begin{bmatrix} 0.2 \\ -2 \end{bmatrix}"),
+    ],
+)
+def test_the_same_in_another_form(gold: str, answer: str) -> None:
+    assert equal(gold, answer)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("204", "205"),
+        ("204", "-204"),
+        ("12", "1 2"),
+        ("18", "18 thousand"),
+        ("18", "18 or 19"),
+        ("18", "18, 19"),
+        (r"\frac{1}{3}", "0.333"),
+        (r"\frac{1}{3}", "3"),
+        ("10", r"10\%"),
+        ("(3,4]", "[3,4]"),
+        ("(2,4)", "(4,2)"),
+        ("3, 5, 7", "3, 5"),
+        ("2k+2", "2k+3"),
+        ("x=5", "y=5"),
+        (r"\text{east}", "west"),
+        ("52_8", "52_9"),
+        (r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}",
+         r"\begin{pmatrix} -1 & 1 \\ 0 & -1 \end{pmatrix}"),
+        ("204", ""),
+        ("204", "9" * 10**6),
+        ("204", "(" * 1000 + "204" + ")" * 1000),
+        ("204", "\x00\\\\{"),
+    ],
+)  # fmt: skip
+def test_another_answer(gold: str, answer: str) -> None:
+    assert not equal(gold, answer)
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[MathGrader]:
+    yield MathGrader(1, cpu_s=1.0)
+
+
+def compare(grader: MathGrader, *pairs: tuple[str, str]) -> list[Verdict]:
+    async def all_at_once() -> list[Verdict]:
+        return await asyncio.gather(*(grader.compare(gold, answer) for gold, answer in pairs))
+
+    return asyncio.run(all_at_once())
+
+
+def test_work_without_end_is_undecided_and_hurts_no_other_answer(grader: MathGrader) -> None:
+    pairs = [("1/2", "0.5"), ("7", "9^{9^{9^{9}}}"), ("7", "8"), ("7", "7.0")]
+    assert compare(grader, *pairs) == [
+        Verdict.EQUAL,
+        Verdict.UNDECIDED,
+        Verdict.DIFFERENT,
+        Verdict.EQUAL,
+    ]
+
+
+def test_a_killed_grader_is_replaced(grader: MathGrader) -> None:
+    assert compare(grader, ("1/2", "0.5")) == [Verdict.EQUAL]
+    child = grader._free.get()
+    assert child is not None
+    os.kill(child._process.pid, 9)
+    grader._free.put(child)
+    assert compare(grader, ("1/2", "0.5"), ("1/2", "0.6")) == [Verdict.EQUAL, Verdict.DIFFERENT]
+
+
+def test_a_machine_without_time_is_waited_for(grader: MathGrader) -> None:
+    assert compare(grader, ("1/2", "0.5")) == [Verdict.EQUAL]
+    child = grader._free.get()
+    assert child is not None
+    grader._free.put(child)
+    os.kill(child._process.pid, signal.SIGSTOP)
+    go_on = threading.Timer(2.5, os.kill, (child._process.pid, signal.SIGCONT))
+    go_on.start()
+    assert compare(grader, ("1/4", "0.25")) == [Verdict.EQUAL]
+    go_on.join()
+    assert grader._free.get() is child
+    grader._free.put(child)
+
+
+def test_graders_end_with_their_owner() -> None:
+    grader = MathGrader(1, cpu_s=1.0)
+    compare(grader, ("1/2", "0.5"))
+    child = grader._free.get()
+    assert child is not None
+    grader._free.put(child)
+    pid = child._process.pid
+    del grader, child
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"grader {pid} lives on")
+
+
+def test_last_boxed_balances_braces() -> None:
+    assert last_boxed(r"a \boxed{1} \boxed{ {x}_{y} } b") == "{x}_{y}"
+    assert last_boxed(r"\boxed{open") is None
+    assert last_boxed("none") is None
+    assert last_boxed(r"\boxed{" * 10**5) is None
+
+
+def test_strict_box_lies_within_the_last_hundred_characters() -> None:
+    box = r"\boxed{7}"
+    assert strict_box(box + "x" * 91) == "7"
+    assert strict_box(box + "x" * 92) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("B", "B"), ("(b)", "B"), (r"\text{B}", "B"), (r"\textbf{(C)}", "C"), ("B. Helium", "B"),
+     ("Option D", "D"), ("Helium", None), ("", None), ("42", None)],
+)  # fmt: skip
+def test_choice_letter(text: str, letter: str | None) -> None:
+    assert choice_letter(text) == letter
+
+
+def test_last_program_is_the_last_closed_python_block() -> None:
+    text = "```python\na\n```\n```\nplain\n```\n```py\nb = 1\n```\nso"
+    assert last_program(text) == "b = 1\n"
+    assert last_program("```python\nfirst\n```\n```python\nopen") == "first\n"
+    assert last_program("no code") is None

@@ -1,0 +1,125 @@
+"""The cold start as a run: what is trained on, in what order, and how it goes on after a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from elpo_ray.config import Config
+from elpo_ray.config.learner import ColdStartConfig
+from elpo_ray.config.model import ModelConfig
+from elpo_ray.config.run import LoggingConfig, TrainerConfig, WandbMode
+from elpo_ray.config.task import CountdownConfig, TaskConfig
+from elpo_ray.forest import TrainForest
+from elpo_ray.models.base import base_model
+from elpo_ray.runs.folder import RunFolder
+from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics
+from elpo_ray.tasks import make_task
+from elpo_ray.training.cold_start import lessons
+from elpo_ray.training.supervised import Course
+
+
+def make_config(folder: Path, **cold_start: Any) -> Config:
+    countdown = CountdownConfig(numbers=3, demonstrations=20)
+    return Config(
+        model=ModelConfig(max_context=400),
+        task=TaskConfig(countdown=countdown, max_turn_tokens=64),
+        cold_start=ColdStartConfig(cache=str(folder / "cache"), batch_size=4, **cold_start),
+        trainer=TrainerConfig(run_dir=str(folder), run_name="sft", checkpoint_every=3),
+        logging=LoggingConfig(wandb=WandbMode.disabled),
+    )
+
+
+def test_only_what_the_assistant_wrote_is_trained_on(tmp_path: Path) -> None:
+    config = make_config(tmp_path, epochs=2)
+    task = make_task(config.task, 0)
+    base = base_model(config, task)
+    batches = lessons(config, task, base)
+    assert [len(batch) for batch in batches] == [4] * 10
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tree = batches[0][0]
+    trained = tokenizer.decode(tree.ids[tree.agent].tolist())
+    masked = tokenizer.decode(tree.ids[~tree.agent].tolist())
+    assert trained.count("<tool_call>") == 2 and "answer: " in trained
+    assert "left: " not in trained and masked.count("left: ") == 3
+    weights = sum(len(t.ids[t.agent]) * t.leaf_weight[0] for t in batches[0])
+    assert weights == pytest.approx(1), "the mean over a batch's trained tokens"
+    first, second = batches[:5], batches[5:]
+    keys = [sorted(t.ids.tobytes() for batch in part for t in batch) for part in (first, second)]
+    assert keys[0] == keys[1], "every epoch has each conversation once"
+
+
+def test_long_conversations_are_left_out_or_cut(tmp_path: Path) -> None:
+    whole = make_config(tmp_path)
+    task = make_task(whole.task, 0)
+    base = base_model(whole, task)
+    lengths = [len(tree.ids) for batch in lessons(whole, task, base) for tree in batch]
+    limit = sorted(lengths)[len(lengths) // 2]
+    left_out = lessons(make_config(tmp_path, max_tokens=limit), task, base)
+    kept = [len(tree.ids) for batch in left_out for tree in batch]
+    assert sorted(kept) == sorted(length for length in lengths if length <= limit)
+    cut = lessons(make_config(tmp_path, max_tokens=limit, cut_longer=True), task, base)
+    assert max(len(tree.ids) for batch in cut for tree in batch) == limit
+    assert sum(map(len, cut)) == len(lengths)
+    with pytest.raises(ValueError, match=r"no demonstration within cold_start\.max_tokens=3"):
+        lessons(make_config(tmp_path, max_tokens=3), task, base)
+
+
+class Recorder:
+    """A learner that writes down what it is given."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.seen: list[Any] = []
+        self.loaded: Path | None = None
+        self._stop_after = stop_after
+
+    def update(self, forest: TrainForest, *, supervised: bool) -> dict[str, float]:
+        assert supervised
+        self.seen += forest.minibatches
+        if self._stop_after is not None and len(self.seen) >= self._stop_after:
+            raise KeyboardInterrupt
+        return {"loss": 1.0, "forward_tokens": 10.0, "seconds": 2.0}
+
+    def save(self, path: Path) -> None:
+        path.mkdir()
+
+    def load(self, path: Path) -> None:
+        self.loaded = path
+
+    def export(self, path: Path) -> None:
+        (path / "config.json").write_text("{}")
+
+
+def course(config: Config, learner: Recorder, batches: list[Any]) -> Course:
+    run = RunFolder.of(config)
+    run.begin(config)
+    console = Console(quiet=True)
+    metrics = Metrics(run.path, config, console, SUPERVISED_COLUMNS)
+    return Course(
+        config=config, batches=batches, learner=learner, run=run, metrics=metrics, console=console
+    )  # type: ignore[arg-type]
+
+
+def test_an_interrupted_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    batches: list[Any] = [[i] for i in range(8)]
+    stopped = Recorder(stop_after=4)
+    assert course(config, stopped, batches).train().interrupted
+    config.trainer = TrainerConfig(
+        run_dir=str(tmp_path), resume=str(tmp_path / "sft"), checkpoint_every=3
+    )
+    resumed = Recorder()
+    outcome = course(config, resumed, batches).train()
+    assert not outcome.interrupted and resumed.loaded is not None
+    assert resumed.seen == batches[3:], "the row that was cut short is taken again"
+    rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == [3, 6, 8]
+    assert rows[0]["tokens_per_second"] == 5.0
+    assert (outcome.folder / "model" / "config.json").exists()
+    summary = json.loads((outcome.folder / "summary.json").read_text())
+    assert (summary["optimizer_steps"], summary["conversations"]) == (8, 8)
