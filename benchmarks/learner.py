@@ -32,7 +32,7 @@ from elpo_ray.config.algorithm import ClipConfig, LossConfig
 from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.forest import Plan, Rules, TrainTree, lay_out, leaf_weights, plan
 from elpo_ray.learner.attention import IMPLEMENTATION
-from elpo_ray.learner.batching import Form, Pack, collate
+from elpo_ray.learner.batching import BatchLayout, Pack, collate
 from elpo_ray.learner.loss import TokenBatch, surrogate_loss
 from elpo_ray.learner.policy import LogProbHead, PolicyModule
 from elpo_ray.learner.speed import SHARE_GAIN, savings
@@ -127,7 +127,7 @@ def train_trees(shapes: list[list[Sizes]], vocabulary: int, seed: int) -> list[T
                 node_start=start,
                 node_parent=np.array([node.parent for node in nodes], dtype=np.int32),
                 advantage=advantage,
-                blame=np.maximum(-advantage, 0),
+                negative_advantage=np.maximum(-advantage, 0),
                 share=np.ones(len(nodes)),
                 clip_low=rng.choice([0.8, 0.685], len(nodes)),
                 leaves=np.array(leaves, dtype=np.int32),
@@ -209,7 +209,7 @@ class Bench:
         implementation = "sdpa" if variant.backend is None else IMPLEMENTATION
         self.policy.model.set_attn_implementation(implementation)
         self.policy.zero_grad(set_to_none=True)
-        form = Form(self.device, variant.backend, self.dtype)
+        form = BatchLayout(self.device, variant.backend, self.dtype)
         loss = 0.0
         with Meter(self.device) as meter:
             planned = self.planned(variant)
@@ -219,7 +219,7 @@ class Bench:
                 tokens = TokenBatch(
                     weight=batch.weight,
                     advantage=batch.advantage,
-                    blame=batch.blame,
+                    negative_advantage=batch.negative_advantage,
                     clip_low=batch.clip_low,
                     old_logp=logp.detach(),
                     rollout_logp=batch.rollout_logp,
@@ -331,7 +331,7 @@ def agreement(case: Case, device: torch.device) -> dict[str, float]:
         wide = variant.name == "fp32"
         policy = bench.policy.float() if wide else bench.policy
         policy.model.set_attn_implementation(IMPLEMENTATION)
-        form = Form(device, variant.backend, torch.float32 if wide else torch.bfloat16)
+        form = BatchLayout(device, variant.backend, torch.float32 if wide else torch.bfloat16)
         values: dict[tuple[int, int], float] = {}
         for items in bench.planned(variant).ranks[0]:
             with torch.no_grad():

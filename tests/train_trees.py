@@ -33,7 +33,7 @@ def train_tree(
         node_start=start,
         node_parent=np.array(parents, dtype=np.int32),
         advantage=advantage,
-        blame=np.maximum(-advantage, 0),
+        negative_advantage=np.maximum(-advantage, 0),
         share=np.ones(len(parents)),
         clip_low=rng.choice([0.8, 0.685], len(parents)),
         leaves=np.array(leaves, dtype=np.int32),

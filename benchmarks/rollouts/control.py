@@ -18,7 +18,7 @@ from benchmarks.rollouts.setup import Values, local_ray, quickstart
 from elpo_ray.cluster import RolloutGroup
 from elpo_ray.cluster import rollouts as group_module
 from elpo_ray.cluster.actors import RolloutActor
-from elpo_ray.cluster.garbage import relax
+from elpo_ray.cluster.garbage import freeze_gc
 from elpo_ray.config import Config
 from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.scheduling import JobRunner
@@ -88,7 +88,7 @@ class ScriptedActor(RolloutActor):
         scripted: Any = Scripted()
         worker = RolloutWorker(scripted, scripted, scripted, scripted, config)
         self.engine, self.runner = None, JobRunner(worker, 512, lambda: None)
-        relax()
+        freeze_gc()
 
     async def cpu(self) -> float:
         return cpu_seconds()
@@ -109,7 +109,7 @@ def scripted_group(workers: int) -> Iterator[RolloutGroup]:
     handles = [spawn(number, 0) for number in range(workers)]
     ray.get([handle.start.remote(config, "", []) for handle in handles])
     group = RolloutGroup(handles, [], config, "", spawn)
-    relax()
+    freeze_gc()
     try:
         yield group
     finally:

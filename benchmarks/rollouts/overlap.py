@@ -19,7 +19,7 @@ from elpo_ray.cluster import Cluster
 from elpo_ray.credit import assign
 from elpo_ray.forest import pack
 from elpo_ray.scheduling.dynamic_sampling import Batch, collect
-from elpo_ray.scheduling.pipeline import Schedule
+from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
 
 
@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace) -> Values:
         def run(staleness: int, steps: int) -> Values:
             nonlocal version, cursor
             last = version + steps + 1
-            schedule = Schedule(grow, staleness=staleness, steps=last)
+            schedule = Pipeline(grow, staleness=staleness, steps=last)
             waited = updated = 0.0
             began = time.perf_counter()
             for number in range(steps + 1):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
-from elpo_ray.cluster.garbage import relax
+from elpo_ray.cluster.garbage import freeze_gc
 from elpo_ray.cluster.gauges import Gauges
 from elpo_ray.config import Config
 from elpo_ray.config.learner import OptimizerConfig
@@ -201,7 +201,7 @@ class SandboxActor:
         """Raises SandboxUnavailable where the machine cannot isolate."""
         opened = await self.host.open()
         await self.host.close(opened.session)
-        relax()
+        freeze_gc()
 
     async def _tell(self) -> None:
         gauges = Gauges("elpo_sandbox_")
@@ -283,7 +283,7 @@ class RolloutActor:
         await self.use(config)
         if self.engine is not None:
             await self.engine.start()
-        relax()
+        freeze_gc()
 
     async def use(self, config: Config) -> None:
         """Work on `config.task` from now on, with the same model."""

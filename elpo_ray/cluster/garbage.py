@@ -9,7 +9,7 @@ THRESHOLDS = (50_000, 20, 100)
 """Python's own: (700, 10, 10)."""
 
 
-def relax() -> None:
+def freeze_gc() -> None:
     """Call once everything is loaded: what is there now is never looked at again, what comes later
     seldom.
 

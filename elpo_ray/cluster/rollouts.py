@@ -27,7 +27,7 @@ from elpo_ray.config import Config
 from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.rollout.sample import Sample
 from elpo_ray.rollout.worker import RolloutWorker
-from elpo_ray.scheduling import Batch, Hopeless, InputQueue, Job, SetAside, TreeBatch
+from elpo_ray.scheduling import Batch, InputQueue, Job, SetAside, TreeBatch, WorkerUnusable
 from elpo_ray.scheduling.shared_budget import SharedBudget
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault, InfrastructureError, Problem, Values
@@ -209,7 +209,7 @@ class RolloutGroup:
         self._loop.call_soon_threadsafe(self._wake)
         try:
             yield from batch.results(advance)
-        except Hopeless as error:
+        except WorkerUnusable as error:
             raise Fault(str(error)) from error
         finally:
             self.queue.withdraw(batch)

@@ -44,8 +44,8 @@ class Credit:
     """Advantage of its leaves among leaves, their mean: Eq. 8, 9."""
     advantage: Array
     """What the loss uses; 0 at the root."""
-    blame: Array
-    """Its negative part, >= 0; the positive part is advantage + blame."""
+    negative_advantage: Array
+    """Its negative part, >= 0; the positive part is advantage + negative_advantage."""
     share: Array
     """Multiplies the weight of the node's tokens in the loss."""
     clip_low: Array
@@ -62,13 +62,13 @@ def assign(trees: Sequence[RolloutTree], config: AlgorithmConfig) -> list[Credit
 
 
 def _credit(tree: RolloutTree, parts: Parts, config: AlgorithmConfig) -> Credit:
-    gain, blame = signed(tree, parts, config.credit)
+    gain, negative_advantage = signed(tree, parts, config.credit)
     return Credit(
         r=np.array(hierarchical.step_rewards(tree)),
         a_branch=np.array(parts.node),
         a_traj=np.array(leaf_mean(tree, parts.leaf)),
-        advantage=np.array(gain) - np.array(blame),
-        blame=np.array(blame),
+        advantage=np.array(gain) - np.array(negative_advantage),
+        negative_advantage=np.array(negative_advantage),
         share=np.array(shares(tree, config.credit.weighting)),
         clip_low=np.array(clip_low(tree, config.clip)),
     )

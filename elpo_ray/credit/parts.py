@@ -1,7 +1,7 @@
 """What a credit rule says of one tree, and how that becomes advantages of nodes.
 
 Invariants: a leaf without a verdict takes part in nothing and has no advantage; the root, whose
-tokens are the prompt's, has none either; gain and blame are >= 0.
+tokens are the prompt's, has none either; gain and negative_advantage are >= 0.
 """
 
 from __future__ import annotations
@@ -60,26 +60,26 @@ def signed(
             for n, t in zip(parts.node, means, strict=True)
         ]
         gain = [max(a, 0.0) for a in advantage]
-        blame = [max(-a, 0.0) for a in advantage]
+        negative_advantage = [max(-a, 0.0) for a in advantage]
     else:
-        gain, blame = _each(tree, parts)
-    gain[0] = blame[0] = 0.0
+        gain, negative_advantage = _each(tree, parts)
+    gain[0] = negative_advantage[0] = 0.0
     if config.after_irrecoverable is AfterIrrecoverable.neutral:
         alive = recoverable(tree)
         for parent, child in tree.edges():
             if not alive[parent]:
-                gain[child] = blame[child] = 0.0
-    return gain, blame
+                gain[child] = negative_advantage[child] = 0.0
+    return gain, negative_advantage
 
 
 def _each(tree: RolloutTree, parts: Parts) -> tuple[list[float], list[float]]:
-    gain, blame = [0.0] * len(tree.nodes), [0.0] * len(tree.nodes)
+    gain, negative_advantage = [0.0] * len(tree.nodes), [0.0] * len(tree.nodes)
     for node, below in enumerate(tree.leaves_below()):
         local = parts.node_factor * parts.node[node]
         own = [parts.leaf_factor * parts.leaf[i] + local for i in below if i in parts.leaf]
         gain[node] = sum(max(a, 0.0) for a in own) / len(below)
-        blame[node] = sum(max(-a, 0.0) for a in own) / len(below)
-    return gain, blame
+        negative_advantage[node] = sum(max(-a, 0.0) for a in own) / len(below)
+    return gain, negative_advantage
 
 
 def shares(tree: RolloutTree, weighting: Weighting) -> list[float]:

@@ -73,7 +73,11 @@ def _whole(results: Sequence[object]) -> list[RolloutTree]:
 def _forest(trees: list[RolloutTree], config: Config) -> TrainForest:
     """Every step praised alike: a random model earns no contrast, and the learner must move."""
     credits = [
-        replace(credit, advantage=np.ones_like(credit.advantage), blame=np.zeros_like(credit.blame))
+        replace(
+            credit,
+            advantage=np.ones_like(credit.advantage),
+            negative_advantage=np.zeros_like(credit.negative_advantage),
+        )
         for credit in assign(trees, config.algorithm)
     ]
     return pack(trees, credits, config.algorithm.loss, config.learner)

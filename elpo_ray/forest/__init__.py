@@ -5,7 +5,7 @@
 numpy only.
 """
 
-from elpo_ray.forest.items import CostModel, Item, Load
+from elpo_ray.forest.items import CostModel, Item, PassSize
 from elpo_ray.forest.layout import TreeBatch, lay_out
 from elpo_ray.forest.planning import Plan, Rules, plan
 from elpo_ray.forest.trees import (
@@ -24,8 +24,8 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "Item",
-    "Load",
     "NodeCredit",
+    "PassSize",
     "Plan",
     "Rules",
     "TrainForest",

@@ -22,7 +22,7 @@ LeafArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Load:
+class PassSize:
     """Sizes of a forward pass."""
 
     tokens: int = 0
@@ -32,8 +32,8 @@ class Load:
     scored: int = 0
     """Tokens whose log-probability is asked."""
 
-    def __add__(self, other: Load) -> Load:
-        return Load(
+    def __add__(self, other: PassSize) -> PassSize:
+        return PassSize(
             self.tokens + other.tokens, self.pairs + other.pairs, self.scored + other.scored
         )
 
@@ -49,7 +49,7 @@ class CostModel:
     scored: float
     """2 * hidden size * vocabulary."""
 
-    def __call__(self, load: Load) -> float:
+    def __call__(self, load: PassSize) -> float:
         return self.token * load.tokens + self.pair * load.pairs + self.scored * load.scored
 
 
@@ -89,17 +89,17 @@ class Shape:
         rank[order] = np.arange(len(order))
         active = np.broadcast_to(agents > 0, tree.on_path.shape) & tree.on_path
         if needs_advantage:
-            active = active & ((tree.advantage != 0) | (tree.blame != 0))
+            active = active & ((tree.advantage != 0) | (tree.negative_advantage != 0))
         kept = np.flatnonzero(active.any(axis=1) & (tree.leaf_weight > 0))
         return cls(tree, depth, agents, last, order, kept[np.argsort(rank[tree.leaves[kept]])])
 
-    def flat_load(self) -> Load:
+    def flat_load(self) -> PassSize:
         """Of every kept leaf as a sequence of its own."""
         on_path = self.tree.on_path[self.kept]
         ends = np.where(on_path & (self.last >= 0), self.depth + self.last, 0).max(axis=1)
         lengths = ends.astype(np.int64)
         scored = int((on_path * self.agents).sum())
-        return Load(int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum()), scored)
+        return PassSize(int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum()), scored)
 
     def flat(self) -> list[Item]:
         """One item a kept leaf."""
@@ -189,11 +189,11 @@ class Item:
         return take
 
     @cached_property
-    def load(self) -> Load:
+    def load(self) -> PassSize:
         take = self.take.astype(np.int64)
         pairs = take * self.shape.depth + take * (take + 1) // 2
         scored = int(self.shape.agents[self.scored].sum())
-        return Load(int(take.sum()), int(pairs.sum()), scored)
+        return PassSize(int(take.sum()), int(pairs.sum()), scored)
 
     @cached_property
     def terms(self) -> Terms:

@@ -41,7 +41,7 @@ class TreeBatch:
     weight: FloatArray
     """Shape: [M], as all that follow."""
     advantage: FloatArray
-    blame: FloatArray
+    negative_advantage: FloatArray
     clip_low: FloatArray
     rollout_logp: FloatArray
     copies: FloatArray
@@ -131,7 +131,7 @@ def _lay_out(item: Item) -> TreeBatch:
         scored=chosen.astype(np.int32),
         weight=terms.weight[owner],
         advantage=terms.advantage[owner],
-        blame=terms.blame[owner],
+        negative_advantage=terms.negative_advantage[owner],
         clip_low=tree.clip_low[owner],
         rollout_logp=tree.rollout_logp[chosen].astype(np.float64),
         copies=terms.copies[owner],

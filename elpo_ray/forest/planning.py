@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
-from elpo_ray.forest.items import CostModel, Item, Load, Shape
+from elpo_ray.forest.items import CostModel, Item, PassSize, Shape
 from elpo_ray.forest.trees import TrainTree
 
 
@@ -40,11 +40,11 @@ class Plan:
     ranks: list[list[list[Item]]]
     """The items of every pack of every rank, equally many packs each; a pack without items keeps
     the ranks in step. Shape: [world_size][packs][...]."""
-    flat: Load
+    flat: PassSize
     """Of every leaf as a sequence of its own."""
-    unique: Load
+    unique: PassSize
     """Of every tree shared and undivided."""
-    actual: Load
+    actual: PassSize
     """Of what is forwarded."""
 
     @property
@@ -59,7 +59,7 @@ def plan(trees: Sequence[TrainTree], rules: Rules) -> Plan:
     Items go to the least loaded rank, costliest first, and there into the first pack with room,
     longest first. Raises ValueError on a single path over the budget.
     """
-    flat = unique = Load()
+    flat = unique = PassSize()
     items: list[Item] = []
     for tree in trees:
         shape = Shape.of(tree, needs_advantage=rules.needs_advantage)
@@ -78,7 +78,7 @@ def plan(trees: Sequence[TrainTree], rules: Rules) -> Plan:
     ranks = [_fill(of_rank, rules) for of_rank in _balance(items, rules)]
     count = max(len(packs) for packs in ranks)
     ranks = [packs + [[] for _ in range(count - len(packs))] for packs in ranks]
-    return Plan(ranks, flat, unique, reduce(add, (item.load for item in items), Load()))
+    return Plan(ranks, flat, unique, reduce(add, (item.load for item in items), PassSize()))
 
 
 def tree_tokens(tree: TrainTree) -> int:
@@ -86,7 +86,7 @@ def tree_tokens(tree: TrainTree) -> int:
     return max(1, len(tree.ids))
 
 
-def _items(shape: Shape, apart: Load, rules: Rules) -> list[Item]:
+def _items(shape: Shape, apart: PassSize, rules: Rules) -> list[Item]:
     if rules.share_gain is None:
         return shape.flat()
     shared = shape.shared(rules.max_tokens)

@@ -32,15 +32,15 @@ FloatArray = NDArray[np.float64]
 class NodeCredit(Protocol):
     """What the forest reads of a credit rule's result, indexed by node id, root included.
 
-    `advantage` and `blame` may also be given one a leaf and node, [L][N], leaves in the order of
-    `RolloutTree.leaves()`: trajectories that share a node then pull on it each by their own.
+    `advantage` and `negative_advantage` may also be given one a leaf and node, [L][N], leaves in
+    the order of `RolloutTree.leaves()`: trajectories that share a node then pull on it each by their own.
     """
 
     @property
     def advantage(self) -> Sequence[float] | FloatArray: ...
 
     @property
-    def blame(self) -> Sequence[float] | FloatArray: ...
+    def negative_advantage(self) -> Sequence[float] | FloatArray: ...
 
     @property
     def share(self) -> Sequence[float] | FloatArray: ...
@@ -65,8 +65,8 @@ class TrainTree:
     """Parent node, -1 for node 0. A parent's id is smaller than its children's. Shape: [N]."""
     advantage: FloatArray
     """0 for the prompt. Shape: [N], or [L, N] where it depends on the leaf."""
-    blame: FloatArray
-    """The negative part of the advantage, >= 0; the positive part is advantage + blame. Both are
+    negative_advantage: FloatArray
+    """The negative part of the advantage, >= 0; the positive part is their sum. Both are
     above 0 where leaves that share the node pull in opposite directions. Shape: as
     `advantage`."""
     share: FloatArray
@@ -155,7 +155,7 @@ class Terms:
     """Σ w_i, the node's share included."""
     advantage: FloatArray
     """(P - N) / weight."""
-    blame: FloatArray
+    negative_advantage: FloatArray
     """N / weight."""
     copies: FloatArray
     """How many leaves with a weight there are."""
@@ -176,7 +176,7 @@ def terms(tree: TrainTree, leaves: NDArray[np.int64]) -> Terms:
         return quotient
 
     copies = (weight > 0).sum(axis=0).astype(np.float64)
-    return Terms(total * tree.share, mean(tree.advantage), mean(tree.blame), copies)
+    return Terms(total * tree.share, mean(tree.advantage), mean(tree.negative_advantage), copies)
 
 
 def leaf_weights(trained: Sequence[int] | IntArray, loss: LossConfig) -> FloatArray:
@@ -246,7 +246,7 @@ def demonstrations(
                 node_start=np.array([0, 0, len(ids)], dtype=np.int32),
                 node_parent=np.array([-1, 0], dtype=np.int32),
                 advantage=np.zeros(2),
-                blame=np.zeros(2),
+                negative_advantage=np.zeros(2),
                 share=np.ones(2),
                 clip_low=np.ones(2),
                 leaves=np.array([1], dtype=np.int32),
@@ -295,8 +295,8 @@ def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
         logp += [*turn.logprobs, *([0.0] * len(seen))]
         node_start.append(len(ids))
     advantage = np.array(credit.advantage, dtype=np.float64)
-    blame = np.array(credit.blame, dtype=np.float64)
-    advantage[..., 0] = blame[..., 0] = 0.0
+    negative_advantage = np.array(credit.negative_advantage, dtype=np.float64)
+    advantage[..., 0] = negative_advantage[..., 0] = 0.0
     leaves = tree.leaves()
     rewards = [node.score.reward for node in leaves if node.score is not None]
     packed = TrainTree(
@@ -306,7 +306,7 @@ def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
         node_start=np.array(node_start, dtype=np.int32),
         node_parent=np.array([-1 if n.parent is None else n.parent for n in tree.nodes], np.int32),
         advantage=advantage,
-        blame=blame,
+        negative_advantage=negative_advantage,
         share=np.array(credit.share, dtype=np.float64),
         clip_low=np.array(credit.clip_low, dtype=np.float64),
         leaves=np.array([node.id for node in leaves], dtype=np.int32),
@@ -321,16 +321,16 @@ def _check(tree: TrainTree, task_id: str, rewards: list[float]) -> None:
     for name, values in (
         ("rewards", np.asarray(rewards, dtype=np.float64)),
         ("advantages", tree.advantage),
-        ("advantages", tree.blame),
+        ("advantages", tree.negative_advantage),
         ("clip bounds", tree.clip_low),
         ("engine log-probabilities", tree.rollout_logp),
     ):
         if not np.isfinite(values).all():
             raise ValueError(f"tree {task_id}: its {name} contain NaN or infinity")
-    for name in ("advantage", "blame", "share", "clip_low"):
+    for name in ("advantage", "negative_advantage", "share", "clip_low"):
         values = getattr(tree, name)
         shapes: list[tuple[int, ...]] = [(tree.num_nodes,)]
-        if name in ("advantage", "blame"):
+        if name in ("advantage", "negative_advantage"):
             shapes.append((len(tree.leaves), tree.num_nodes))
         assert values.shape in shapes, f"{name} needs one value per node"
     if len(tree.agent) and tree.agent[0]:

@@ -42,7 +42,7 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
         if searchable and rollout.remaining > 0:
             # max keeps the first of equals; failures are in sampling order
             searched = max(searchable, key=lambda leaf: entropy_gain(tree.steps(leaf), bel))
-            spare = rollout.remaining - dearest(tree.steps(searched), bel)
+            spare = rollout.remaining - max_search_cost(tree.steps(searched), bel)
             count = min(bel.b_max, max(0, spare)) if rollout.fixed else 0
             early, found = await together(sample(rollout, count), search(rollout, searched, bel))
             tree.localizations.append(found)
@@ -95,7 +95,7 @@ def middle(lo: int, crit: int, bel: BelConfig) -> int:
     return (lo + crit - 1) // 2 if bel.verify_final else (lo + crit) // 2
 
 
-def dearest(steps: Sequence[Step], bel: BelConfig) -> int:
+def max_search_cost(steps: Sequence[Step], bel: BelConfig) -> int:
     """The most completions that a search of a trajectory with these steps can ask for."""
 
     def cost(lo: int, crit: int) -> int:

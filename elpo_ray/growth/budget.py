@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from elpo_ray.tree import Localization
-from elpo_ray.types import Score, travels
+from elpo_ray.types import Score, pickled_by_position
 
 
 class SpendKind(StrEnum):
@@ -24,7 +24,7 @@ class SpendKind(StrEnum):
     PROBE = "probe"
 
 
-@travels
+@pickled_by_position
 @dataclass(slots=True)
 class Cost:
     """What one attempt at a completion has used so far."""

@@ -25,7 +25,7 @@ from elpo_ray.config.learner import LearnerConfig, OptimizerConfig
 from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.learner import lora
 from elpo_ray.learner.attention import choose_backend
-from elpo_ray.learner.batching import Form
+from elpo_ray.learner.batching import BatchLayout
 from elpo_ray.learner.policy import DTYPES, PolicyModule, load_policy
 from elpo_ray.learner.settings import LearnerSettings
 
@@ -163,10 +163,10 @@ def _numel(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def form_of(policy: PolicyModule, settings: LearnerSettings, device: torch.device) -> Form:
+def layout_of(policy: PolicyModule, settings: LearnerSettings, device: torch.device) -> BatchLayout:
     """How this policy's packs are laid out. Raises ValueError on a backend that cannot run here."""
     dtype = DTYPES[settings.model.precision]
     if not policy.takes_trees:
-        return Form(device, None, dtype)
+        return BatchLayout(device, None, dtype)
     asked = settings.learner.attention
-    return Form(device, choose_backend(asked, policy.head_dim, device, dtype), dtype)
+    return BatchLayout(device, choose_backend(asked, policy.head_dim, device, dtype), dtype)

@@ -54,7 +54,7 @@ class PackTensors:
     inputs: Inputs
     weight: Tensor
     advantage: Tensor
-    blame: Tensor
+    negative_advantage: Tensor
     clip_low: Tensor
     rollout_logp: Tensor
     copies: Tensor
@@ -62,7 +62,7 @@ class PackTensors:
 
 
 @dataclass(frozen=True)
-class Form:
+class BatchLayout:
     """How packs are laid out for a model."""
 
     device: torch.device
@@ -77,7 +77,7 @@ class Form:
         return torch.promote_types(self.dtype, torch.float32)
 
 
-def collate(pack: Pack, form: Form) -> PackTensors:
+def collate(pack: Pack, form: BatchLayout) -> PackTensors:
     """A pack's tensors. A dummy is one token that predicts itself with weight 0."""
     batch = lay_out(pack.items) if pack.items else DUMMY
     if form.backend is None:
@@ -98,7 +98,7 @@ def collate(pack: Pack, form: Form) -> PackTensors:
         inputs=inputs,
         weight=floats(batch.weight),
         advantage=floats(batch.advantage),
-        blame=floats(batch.blame),
+        negative_advantage=floats(batch.negative_advantage),
         clip_low=floats(batch.clip_low),
         rollout_logp=floats(batch.rollout_logp),
         copies=floats(batch.copies),
@@ -134,7 +134,7 @@ def _dummy() -> TreeBatch:
         scored=zero,
         weight=none,
         advantage=none,
-        blame=none,
+        negative_advantage=none,
         clip_low=none,
         rollout_logp=none,
         copies=none,

@@ -33,7 +33,7 @@ class TokenBatch:
     """Of the engine that sampled it."""
     entropy: Tensor
     """Of the current policy; a statistic only."""
-    blame: Tensor | None = None
+    negative_advantage: Tensor | None = None
     """Negative part of the advantage, >= 0, where the token's leaves pull in opposite directions;
     None = max(-advantage, 0)."""
     normed_entropy: Tensor | None = None
@@ -113,7 +113,7 @@ def surrogate_loss(
     L is multiplied by `Correction.weight`. KL: minus kl_coef * k3.
     """
     weight = tokens.weight
-    gain, blame = signed_parts(tokens, cfg.entropy_advantage)
+    gain, negative_advantage = signed_parts(tokens, cfg.entropy_advantage)
     ratio = (logp - tokens.old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     high_bound = _like(1 + clip.eps_high, ratio)
     if clip.keep_gradient:
@@ -121,7 +121,7 @@ def surrogate_loss(
     falling = torch.maximum(ratio, tokens.clip_low)
     if cfg.dual_clip is not None:
         falling = falling.clamp(max=cfg.dual_clip)
-    surrogate = gain * torch.minimum(ratio, high_bound) - blame * falling
+    surrogate = gain * torch.minimum(ratio, high_bound) - negative_advantage * falling
     correction = Correction.of(tokens, cfg)
     surrogate = surrogate * correction.weight
     ref_k3 = torch.zeros_like(ratio)
@@ -132,12 +132,12 @@ def surrogate_loss(
     loss = -(weight * surrogate).sum()
     with torch.no_grad():
         high = (gain > 0) & (ratio > 1 + clip.eps_high)
-        low = (blame > 0) & (ratio < tokens.clip_low)
+        low = (negative_advantage > 0) & (ratio < tokens.clip_low)
         elc = tokens.clip_low < 1 - clip.eps_low - 1e-6
         dual = torch.zeros_like(low)
         if cfg.dual_clip is not None:
-            dual = (blame > 0) & (ratio > cfg.dual_clip)
-        slope = weight * ratio * (gain * ~high + blame * ~(low | dual))
+            dual = (negative_advantage > 0) & (ratio > cfg.dual_clip)
+        slope = weight * ratio * (gain * ~high + negative_advantage * ~(low | dual))
         if clip.keep_gradient:
             slope = slope + weight * (1 + clip.eps_high) * gain * high
         slope = slope * correction.weight
@@ -202,14 +202,18 @@ def _largest(values: Tensor, weight: Tensor) -> Tensor:
 
 def signed_parts(tokens: TokenBatch, entropy_advantage: float) -> tuple[Tensor, Tensor]:
     """A⁺ and A⁻ of A·(1 + entropy_advantage · normed_entropy) (AEPO, arXiv 2510.14545)"""
-    blame = (-tokens.advantage).clamp(min=0) if tokens.blame is None else tokens.blame
-    gain = tokens.advantage + blame
+    negative_advantage = (
+        (-tokens.advantage).clamp(min=0)
+        if tokens.negative_advantage is None
+        else tokens.negative_advantage
+    )
+    gain = tokens.advantage + negative_advantage
     if entropy_advantage == 0:
-        return gain, blame
+        return gain, negative_advantage
     assert tokens.normed_entropy is not None, "entropy_advantage > 0 needs normed entropies"
     factor = 1 + entropy_advantage * tokens.normed_entropy.to(gain.dtype)
     up, down = factor.clamp(min=0), (-factor).clamp(min=0)
-    return gain * up + blame * down, blame * up + gain * down
+    return gain * up + negative_advantage * down, negative_advantage * up + gain * down
 
 
 def nll_loss(logp: Tensor, weight: Tensor, entropy: Tensor) -> tuple[Tensor, LossStats]:

@@ -30,15 +30,21 @@ from elpo_ray.learner.backend import (
     build_engine,
     build_reference,
     clips_itself,
-    form_of,
     join_group,
+    layout_of,
 )
 from elpo_ray.learner.batching import Pack, collate
 from elpo_ray.learner.loss import LossStats, TokenBatch, nll_loss, surrogate_loss
 from elpo_ray.learner.optimizer import apply_config, apply_gradients, forget, learning_rate
 from elpo_ray.learner.policy import PolicyModule, model_folder
 from elpo_ray.learner.settings import LearnerSettings, Objective
-from elpo_ray.learner.stats import Step, UpdateStats, all_reduce, entropy_moments, summarize
+from elpo_ray.learner.stats import (
+    OptimizerStep,
+    UpdateStats,
+    all_reduce,
+    entropy_moments,
+    summarize,
+)
 
 Progress = tuple[int, int]
 """Packs that have gone through a policy, and that will have in all."""
@@ -73,7 +79,7 @@ class LearnerRank:
         self._reference: Any = None
         policy: PolicyModule = self._engine.module
         self._cost = policy.cost()
-        self._form = form_of(policy, settings, self._device)
+        self._form = layout_of(policy, settings, self._device)
         self._saving: checkpoint.BackgroundSave | None = None
         self._updates = 0
         self._speedup = 0.0
@@ -159,7 +165,7 @@ class LearnerRank:
         progress = zip(count(1), repeat(passes), strict=False)
         if surrogate:
             yield from self._score(active, progress)
-        steps: list[Step] = []
+        steps: list[OptimizerStep] = []
         for packs in active * epochs:
             steps.append((yield from self._optimize(packs, objective, progress)))
         skipped = epochs * (len(plans) - len(active))
@@ -264,7 +270,7 @@ class LearnerRank:
         tokens = TokenBatch(
             weight=batch.weight,
             advantage=batch.advantage,
-            blame=batch.blame,
+            negative_advantage=batch.negative_advantage,
             clip_low=batch.clip_low,
             old_logp=pack.old_logp,
             rollout_logp=batch.rollout_logp,
@@ -276,7 +282,7 @@ class LearnerRank:
 
     def _optimize(
         self, packs: list[Pack], objective: Objective, progress: Iterator[Progress]
-    ) -> Generator[Progress, None, Step]:
+    ) -> Generator[Progress, None, OptimizerStep]:
         """One optimizer step over this rank's packs of a mini-batch."""
         stats: list[LossStats] = []
         padded = 0
@@ -302,7 +308,7 @@ class LearnerRank:
                 "before the step"
             )
         self._step += 1
-        return Step(total, norm, rate, padded, len(packs))
+        return OptimizerStep(total, norm, rate, padded, len(packs))
 
     def _apply(self) -> float | None:
         """`optimizer.apply_gradients`."""

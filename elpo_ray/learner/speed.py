@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from elpo_ray.config.learner import AttentionBackend
-from elpo_ray.forest import CostModel, Item, Load, Plan
-from elpo_ray.learner.batching import Form, Inputs, Pack, collate
+from elpo_ray.forest import CostModel, Item, PassSize, Plan
+from elpo_ray.learner.batching import BatchLayout, Inputs, Pack, collate
 
 SHARE_GAIN = {
     AttentionBackend.blocks: 1.05,
@@ -48,7 +48,7 @@ def savings(plans: Sequence[Plan], cost: CostModel) -> dict[str, float]:
     share of tokens forwarded more than once.
     """
     flat, unique, actual = (
-        reduce(add, (getattr(plan, name) for plan in plans), Load())
+        reduce(add, (getattr(plan, name) for plan in plans), PassSize())
         for name in ("flat", "unique", "actual")
     )
     if not actual.tokens:
@@ -69,7 +69,7 @@ def training_flops(plans: Sequence[Plan], cost: CostModel, *, frozen: bool) -> f
     (under adapters, whose own share is left out) need none.
     """
     weights = 2.0 if frozen else 3.0
-    total = reduce(add, (plan.actual for plan in plans), Load())
+    total = reduce(add, (plan.actual for plan in plans), PassSize())
     products = cost.token * total.tokens + cost.scored * total.scored
     return weights * products + 3.0 * cost.pair * total.pairs
 
@@ -84,7 +84,7 @@ def mfu(flops: float, seconds: float, world_size: int) -> float:
 
 
 def measure(
-    forward: Callable[[Inputs], object], packs: Sequence[Pack], form: Form, max_tokens: int
+    forward: Callable[[Inputs], object], packs: Sequence[Pack], form: BatchLayout, max_tokens: int
 ) -> float:
     """Seconds of flat sequences over seconds of their tree, forward passes, all ranks together.
 
@@ -121,7 +121,7 @@ def _fitting(shared: Item, max_tokens: int) -> list[Item]:
     return chosen
 
 
-def _seconds(forward: Callable[[Inputs], object], pack: Pack, form: Form) -> float:
+def _seconds(forward: Callable[[Inputs], object], pack: Pack, form: BatchLayout) -> float:
     # On CPU the processor's own time: others' work on the same cores is not ours.
     clock = time.perf_counter if form.device.type == "cuda" else time.process_time
     _synchronize(form.device)

@@ -86,7 +86,7 @@ class UpdateStats:
 
 
 @dataclass(frozen=True)
-class Step:
+class OptimizerStep:
     """One optimizer step: `stats` of all ranks, counts of this one."""
 
     stats: LossStats
@@ -97,7 +97,7 @@ class Step:
 
 
 def summarize(
-    steps: Sequence[Step], *, forward_tokens: int, seconds: float, **more: Any
+    steps: Sequence[OptimizerStep], *, forward_tokens: int, seconds: float, **more: Any
 ) -> UpdateStats:
     """All steps (one or more) of all ranks, whose counts are added up here; `more`: fields that do
     not follow from them. A collective."""

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 NUMBERS = ("episodes", "turns", "tokens", "completed", "busy_s", "idle_s")
-"""Fields of `Load` that are told."""
+"""Fields of `RolloutCounters` that are told."""
 
 
 @dataclass(slots=True)
-class Load:
+class RolloutCounters:
     """Counts of now and sums since the worker started. Belongs to one event loop.
 
     The engine idles while there are episodes and none of them is in a turn: they wait for tools,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from elpo_ray.growth.budget import Cost
 from elpo_ray.interfaces import Chat, Policy, Tools, ToolSession
-from elpo_ray.rollout.counters import Load
+from elpo_ray.rollout.counters import RolloutCounters
 from elpo_ray.types import (
     EndReason,
     FinishReason,
@@ -40,7 +40,7 @@ class Agent:
     max_turns: int
     """Assistant turns, those of the prefix and the answer included."""
     max_observation_chars: int
-    load: Load = field(default_factory=Load)
+    load: RolloutCounters = field(default_factory=RolloutCounters)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from elpo_ray.growth.budget import Cost, Ledger
 from elpo_ray.tree import Localization, RolloutTree
-from elpo_ray.types import EndReason, Problem, Score, Step, travels
+from elpo_ray.types import EndReason, Problem, Score, Step, pickled_by_position
 
 
-@travels
+@pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One completed trajectory of an input."""

@@ -5,8 +5,17 @@ the queue's owner at once (`jobs`); the queue knows who holds what, and hands th
 worker out again from where they were (`queue`). Knows no Ray: `cluster` carries the messages.
 """
 
-from elpo_ray.scheduling.jobs import Hopeless, Job, Report, SetAside
+from elpo_ray.scheduling.jobs import Job, Report, SetAside, WorkerUnusable
 from elpo_ray.scheduling.queue import Batch, InputQueue, TreeBatch
 from elpo_ray.scheduling.runner import JobRunner
 
-__all__ = ["Batch", "Hopeless", "InputQueue", "Job", "JobRunner", "Report", "SetAside", "TreeBatch"]
+__all__ = [
+    "Batch",
+    "InputQueue",
+    "Job",
+    "JobRunner",
+    "Report",
+    "SetAside",
+    "TreeBatch",
+    "WorkerUnusable",
+]

@@ -10,7 +10,7 @@ from elpo_ray.rollout.journal import Completion
 from elpo_ray.types import Problem
 
 
-class Hopeless(Exception):
+class WorkerUnusable(Exception):
     """So much fails on a worker that nothing should be sampled any more."""
 
 
@@ -47,7 +47,7 @@ class Report:
     room: int = 0
     """Trajectories that the worker could have under way in addition."""
     load: dict[str, float] = field(default_factory=dict)
-    """`load.Load.numbers`."""
+    """`RolloutCounters.numbers`."""
     phase: str = ""
     """What the worker is doing, in words."""
     version: int = 0

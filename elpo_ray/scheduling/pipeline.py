@@ -19,7 +19,7 @@ Grow = Callable[[int, int], Batch]
 """(step, first input of the stream) -> the step's batch."""
 
 
-class Schedule:
+class Pipeline:
     """Hands out batches in the order of steps."""
 
     def __init__(self, grow: Grow, *, staleness: int, steps: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from elpo_ray.rollout.journal import TreeEnd
-from elpo_ray.scheduling.jobs import Hopeless, Job, Report
+from elpo_ray.scheduling.jobs import Job, Report, WorkerUnusable
 from elpo_ray.types import InfrastructureError
 
 GAP_S = 0.05
@@ -78,7 +78,7 @@ class JobRunner:
             try:
                 self._check()
             except InfrastructureError as error:
-                raise Hopeless(str(error)) from error
+                raise WorkerUnusable(str(error)) from error
             self._report.finished.append((key, result))
         except Exception as error:  # travels to whoever asked for the job
             self._report.failed.append((key, error))

@@ -61,7 +61,7 @@ def _malformed(call: ToolCall) -> str | None:
 
 
 @dataclass(eq=False)
-class _Load:
+class _Host:
     """A host and the sessions it holds for us."""
 
     handle: HostHandle
@@ -81,10 +81,10 @@ class PooledTools:
         """`faults`: exceptions by which a handle says that its host is gone."""
         if not hosts:
             raise ValueError("hosts=[]: name at least one sandbox host")
-        self._hosts = [_Load(host) for host in hosts]
-        self._homes: defaultdict[str, list[_Load]] = defaultdict(list)
+        self._hosts = [_Host(host) for host in hosts]
+        self._homes: defaultdict[str, list[_Host]] = defaultdict(list)
         """The hosts of each unreleased tree, the one to prefer last."""
-        self._named: dict[str, _Load] = {}
+        self._named: dict[str, _Host] = {}
         """Hosts by the name that they write into states."""
         self.config = config
         self.faults: tuple[type[Exception], ...] = (SandboxFailure, *faults)
@@ -133,7 +133,7 @@ class PooledTools:
                 f"sandbox.max_failure_rate={self.config.max_failure_rate}: look at its hosts"
             )
 
-    def host_for(self, state: SessionState, tree: str | None, avoid: _Load | None) -> _Load:
+    def host_for(self, state: SessionState, tree: str | None, avoid: _Host | None) -> _Host:
         """Where a session of `tree` goes: to the snapshot of its state, to the rest of the tree,
         else to the least loaded host; not to `avoid`, if there is another."""
         homes = self._homes[tree] if tree is not None else []
@@ -150,7 +150,7 @@ class PooledTools:
             homes.append(chosen)
         return chosen
 
-    def introduce(self, host: _Load, name: str) -> None:
+    def introduce(self, host: _Host, name: str) -> None:
         """A host said how it calls itself."""
         self._named[name] = host
 
@@ -165,7 +165,7 @@ class PooledSession:
         self._state = state
         self._tree = tree
         self._keep = keep
-        self._host: _Load | None = None
+        self._host: _Host | None = None
         self._id: str | None = None
         self._closed = False
 
@@ -238,7 +238,7 @@ class PooledSession:
         tools.lost += 1
         raise ToolsLost(f"the sandbox failed {attempts} times: {why}")
 
-    async def _open(self, avoid: _Load | None) -> None:
+    async def _open(self, avoid: _Host | None) -> None:
         self._host = self._tools.host_for(self._state, self._tree, avoid)
         self._host.sessions += 1
         at = self._state if self._state.entries else None

@@ -51,7 +51,7 @@ def starting_model(
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
         return Start(folder, None)
-    batches = lessons(config, task, base)
+    batches = sft_batches(config, task, base)
     learner = cluster.learner(base, len(batches))
     learner.reset_optimizer(config.cold_start.optimizer, len(batches), base)
     started = time.perf_counter()
@@ -88,7 +88,7 @@ def _cold_start_key(config: Config) -> dict[str, Any]:
     }
 
 
-def lessons(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
+def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
     """The demonstrations of every epoch, shuffled, as one mini-batch an optimizer step; targets are
     the assistant's tokens. ValueError if the task has none that fits."""
     settings = config.cold_start

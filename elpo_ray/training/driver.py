@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from elpo_ray.cluster import Cluster, Gauges, LearnerGroup, LearnerLost, RolloutGroup
-from elpo_ray.cluster.garbage import relax
+from elpo_ray.cluster.garbage import freeze_gc
 from elpo_ray.config import Config
 from elpo_ray.credit import assign
 from elpo_ray.evaluation.oracle import localization_accuracy
@@ -38,7 +38,7 @@ from elpo_ray.runs.metrics import (
 from elpo_ray.runs.summary import show_summary, summarize
 from elpo_ray.scheduling import SetAside
 from elpo_ray.scheduling.dynamic_sampling import Batch, Grown, collect
-from elpo_ray.scheduling.pipeline import Schedule
+from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
 from elpo_ray.training.checks import check_prompts
 from elpo_ray.training.cold_start import starting_model
@@ -75,7 +75,7 @@ def train(config: Config) -> Outcome:
             learner, rollouts = cluster.both(start.folder, config.optimizer_steps, start.learner)
             run.keep_tokenizer(local_folder(start.folder))
             learner.connect(rollouts)
-            relax()
+            freeze_gc()
         metrics = Metrics(run.path, config, console)
         try:
             return Trainer(
@@ -116,9 +116,9 @@ class Trainer:
         self.unfinished: ExitStack | None = None
         """Commits the checkpoint that is being written."""
 
-    def new_schedule(self) -> Schedule:
+    def new_schedule(self) -> Pipeline:
         staleness, steps = self.config.schedule.staleness, self.config.trainer.steps
-        return Schedule(self.grow, staleness=staleness, steps=steps)
+        return Pipeline(self.grow, staleness=staleness, steps=steps)
 
     def train(self) -> Outcome:
         """Evaluate, take the steps, evaluate; on Ctrl-C write a checkpoint and stop."""

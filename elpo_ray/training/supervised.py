@@ -20,7 +20,7 @@ from elpo_ray.runs.atomic import commit
 from elpo_ray.runs.folder import RunFolder, RunState, read_state
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics
 from elpo_ray.tasks import make_task
-from elpo_ray.training.cold_start import lessons
+from elpo_ray.training.cold_start import sft_batches
 from elpo_ray.training.driver import Outcome
 from elpo_ray.training.interrupts import Interrupts
 
@@ -35,14 +35,14 @@ def train_supervised(config: Config) -> Outcome:
     run = RunFolder.of(config)
     task = make_task(config.task, config.trainer.seed)
     base = base_model(config, task)
-    batches = lessons(config, task, base)
+    batches = sft_batches(config, task, base)
     with Cluster(config, engines=False) as cluster:
         run.begin(config)
         learner = cluster.learner(base, len(batches))
         learner.reset_optimizer(config.cold_start.optimizer, len(batches), base)
         metrics = Metrics(run.path, config, console, SUPERVISED_COLUMNS)
         try:
-            return Course(
+            return SupervisedTrainer(
                 config=config,
                 batches=batches,
                 learner=learner,
@@ -55,7 +55,7 @@ def train_supervised(config: Config) -> Outcome:
 
 
 @dataclass(kw_only=True)
-class Course:
+class SupervisedTrainer:
     """One run's way through its batches."""
 
     config: Config

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from elpo_ray.config.measure import AnalyzeConfig
-from elpo_ray.evaluation.analysis.probes import Purse, sample_failures
+from elpo_ray.evaluation.analysis.probes import ExtraBudget, sample_failures
 from elpo_ray.evaluation.oracle import first_irrecoverable
 from elpo_ray.growth.bel import num_tool_steps, search
 from elpo_ray.interfaces import Task
@@ -40,7 +40,7 @@ async def examine(
         for x, budget in product(config.xs, budgets):
             bel = replace(config.algorithm.growth.bel, x_min=x, x_max=x)
             for repeat in range(config.repeats):
-                purse = Purse(rollout, budget or x * (tools + 1))
+                purse = ExtraBudget(rollout, budget or x * (tools + 1))
                 found = await search(purse, leaf, bel)
                 named = None if found.critical is None else tree.path(leaf).index(found.critical)
                 records.append(

@@ -32,7 +32,7 @@ async def sample_failures(rollout: TreeRollout, most: int) -> Failures:
     return Failures(searchable[:most], rate)
 
 
-class Purse:
+class ExtraBudget:
     """`interfaces.Rollout` that lends a finished tree `budget` completions more."""
 
     def __init__(self, rollout: TreeRollout, budget: int) -> None:

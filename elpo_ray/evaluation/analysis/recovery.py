@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from elpo_ray.config.measure import AnalyzeConfig
-from elpo_ray.evaluation.analysis.probes import Purse, sample_failures, verdicts
+from elpo_ray.evaluation.analysis.probes import ExtraBudget, sample_failures, verdicts
 from elpo_ray.evaluation.oracle import first_irrecoverable
 from elpo_ray.growth.bel import num_tool_steps, search
 from elpo_ray.growth.independent import sample
@@ -104,7 +104,7 @@ async def _fix(
     """Completions from the prefix before `step`; those without a verdict do not count."""
     tree = rollout.tree
     at = tree.path(leaf)[step - 2] if step > 1 else 0
-    purse = Purse(rollout, completions)
+    purse = ExtraBudget(rollout, completions)
     leaves = await sample(purse, completions, at, anchor=step - 1 or None)
     outcomes = verdicts(tree, leaves)
     sound = verdicts(
@@ -123,7 +123,7 @@ async def _searched(rollout: TreeRollout, leaf: int, config: AnalyzeConfig) -> i
     """The first irrecoverable step by a search with large probes."""
     bel = replace(config.algorithm.growth.bel, x_min=config.scan, x_max=config.scan)
     tools = num_tool_steps(rollout.tree.steps(leaf))
-    found = await search(Purse(rollout, config.scan * (tools + 1)), leaf, bel)
+    found = await search(ExtraBudget(rollout, config.scan * (tools + 1)), leaf, bel)
     if found.critical is None:
         return None
     return rollout.tree.path(leaf).index(found.critical) + 1

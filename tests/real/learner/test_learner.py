@@ -124,7 +124,10 @@ def edges(learner: LearnerRank) -> dict[str, Any]:
     before = weights(learner)
     forest = build_forest(trees=3)
     (trees,) = forest.minibatches
-    flat = [replace(t, advantage=t.advantage * 0, blame=t.blame * 0) for t in trees]
+    flat = [
+        replace(t, advantage=t.advantage * 0, negative_advantage=t.negative_advantage * 0)
+        for t in trees
+    ]
     out: dict[str, Any] = {
         "neutral": vars(learner.update(TrainForest(minibatches=[flat]))),
         "empty": vars(learner.update(TrainForest(minibatches=[]))),

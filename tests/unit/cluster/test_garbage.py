@@ -16,7 +16,7 @@ except ImportError:
     pass
 from elpo_ray.collector import THRESHOLDS, relax
 
-relax()
+freeze_gc()
 assert gc.get_threshold() == THRESHOLDS and gc.get_freeze_count() > 1000
 class Cycle: ...
 for _ in range(10):

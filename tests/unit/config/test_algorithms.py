@@ -133,5 +133,5 @@ def test_sixteen_leaves_become_a_weighted_forest(name: str) -> None:
     assert forest.num_leaves == 32
     assert sum(tree.token_weight.sum() for tree in forest.trees) == pytest.approx(1.0)
     assert any(tree.advantage.any() for tree in forest.trees)
-    assert all((tree.blame >= 0).all() for tree in forest.trees)
-    assert all((tree.advantage + tree.blame >= -1e-12).all() for tree in forest.trees)
+    assert all((tree.negative_advantage >= 0).all() for tree in forest.trees)
+    assert all((tree.advantage + tree.negative_advantage >= -1e-12).all() for tree in forest.trees)

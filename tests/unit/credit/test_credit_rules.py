@@ -110,9 +110,9 @@ def test_each_leaf_keeps_its_own_sign_on_shared_tokens() -> None:
     soft = credit_of(shared(), rule=CreditRule.group, ddof=1, attribution=Attribution.each)
     np.testing.assert_allclose(hard.advantage, [0, a[:3].mean(), a[0], a[1], a[1], a[1]])
     np.testing.assert_allclose(soft.advantage, hard.advantage, atol=1e-15)
-    np.testing.assert_allclose(hard.blame, np.maximum(-hard.advantage, 0))
-    assert soft.blame[1] == pytest.approx(-2 * a[1] / 3)
-    np.testing.assert_allclose(soft.blame[2:], hard.blame[2:])
+    np.testing.assert_allclose(hard.negative_advantage, np.maximum(-hard.advantage, 0))
+    assert soft.negative_advantage[1] == pytest.approx(-2 * a[1] / 3)
+    np.testing.assert_allclose(soft.negative_advantage[2:], hard.negative_advantage[2:])
 
 
 def test_attribution_each_needs_leaves_of_equal_weight() -> None:
@@ -178,7 +178,7 @@ def test_a_leaf_without_a_verdict_counts_nowhere(
     with_it = credit_of(tree, rule=rule, ddof=1, attribution=attribution)
     without = credit_of(star(graded), rule=rule, ddof=1, attribution=attribution)
     np.testing.assert_allclose(with_it.advantage[:4], without.advantage)
-    assert not with_it.advantage[4:].any() and not with_it.blame[4:].any()
+    assert not with_it.advantage[4:].any() and not with_it.negative_advantage[4:].any()
     assert with_it.r[0] == without.r[0]
 
 
@@ -196,7 +196,7 @@ def test_after_irrecoverable_leaves_the_blame_on_the_critical_step() -> None:
     assert paper.advantage[3:].all()
     np.testing.assert_array_equal(neutral.advantage[:4], paper.advantage[:4])
     np.testing.assert_array_equal(neutral.advantage[4:], [0, 0])
-    np.testing.assert_array_equal(neutral.blame[4:], [0, 0])
+    np.testing.assert_array_equal(neutral.negative_advantage[4:], [0, 0])
     np.testing.assert_array_equal(neutral.a_branch, paper.a_branch)
 
 

@@ -34,7 +34,7 @@ class Credit:
     clip_low: list[float]
 
     @property
-    def blame(self) -> list[float]:
+    def negative_advantage(self) -> list[float]:
         return [max(-a, 0.0) for a in self.advantage]
 
     @property
@@ -290,7 +290,7 @@ def test_attribution_each_is_the_objective_of_the_leaves_as_flat_sequences(
         index,
         weight=train.token_weight[index],
         advantage=train.advantage[node],
-        blame=train.blame[node],
+        negative_advantage=train.negative_advantage[node],
     )
     flat = [s[train.agent[s]] for s in train.sequences()]
     flat_loss = objective(

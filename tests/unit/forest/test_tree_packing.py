@@ -19,15 +19,15 @@ from elpo_ray.config.algorithm import Aggregation, ClipConfig, LossConfig
 from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.forest import CostModel, Item, Rules, TrainTree, lay_out, leaf_weights, plan
 from elpo_ray.learner.attention import IMPLEMENTATION
-from elpo_ray.learner.batching import Form, Pack, collate
+from elpo_ray.learner.batching import BatchLayout, Pack, collate
 from elpo_ray.learner.loss import TokenBatch, surrogate_loss
 from elpo_ray.learner.policy import PolicyModule
 
 VOCAB = 50
 CPU = torch.device("cpu")
 COST = CostModel(token=100.0, pair=1.0, scored=10.0)
-TREE = Form(CPU, AttentionBackend.blocks, torch.float64)
-ROWS = Form(CPU, None, torch.float64)
+TREE = BatchLayout(CPU, AttentionBackend.blocks, torch.float64)
+ROWS = BatchLayout(CPU, None, torch.float64)
 RULES = Rules(max_tokens=10_000, world_size=1, cost=COST, share_gain=0.0)
 
 PARENTS = [[-1, 0, 0, 1, 1, 1, 2, 3, 3, 7], [-1, 0, 0, 1, 1, 2, 2], [-1, 0]]
@@ -80,7 +80,7 @@ def old_logp(tree: TrainTree) -> np.ndarray:
 
 
 def run_packs(
-    model: Qwen2ForCausalLM, trees: list[TrainTree], packs: list[list[Item]], form: Form
+    model: Qwen2ForCausalLM, trees: list[TrainTree], packs: list[list[Item]], form: BatchLayout
 ) -> tuple[float, Logps, torch.Tensor]:
     """Loss, log-probabilities and the flattened gradient, summed over packs."""
     model.set_attn_implementation("sdpa" if form.backend is None else IMPLEMENTATION)
@@ -96,7 +96,7 @@ def run_packs(
         tokens = TokenBatch(
             weight=batch.weight,
             advantage=batch.advantage,
-            blame=batch.blame,
+            negative_advantage=batch.negative_advantage,
             clip_low=batch.clip_low,
             old_logp=torch.tensor(old, dtype=torch.float64),
             rollout_logp=batch.rollout_logp,
@@ -204,7 +204,7 @@ def random_trees(draw: st.DrawFn) -> TrainTree:
         node_start=start,
         node_parent=np.array(parents, dtype=np.int32),
         advantage=np.ones(count),
-        blame=np.zeros(count),
+        negative_advantage=np.zeros(count),
         share=np.ones(count),
         clip_low=np.full(count, 0.8),
         leaves=np.array(leaves, dtype=np.int32),

@@ -24,8 +24,8 @@ from elpo_ray.config.growth import BelConfig, GrowthConfig, GrowthRule
 from elpo_ray.evaluation.oracle import localization_accuracy
 from elpo_ray.growth.bel import (
     candidates,
-    dearest,
     entropy_gain,
+    max_search_cost,
     middle,
     probe_size,
     segment_entropy,
@@ -359,7 +359,7 @@ def test_no_search_costs_more_than_the_dearest(
         m = middle(lo, crit, config)
         cost += probe_size(steps, m, config)
         lo, crit = (lo, m) if lost[m - 1] else (m + 1, crit)
-    assert cost <= dearest(steps, config)
+    assert cost <= max_search_cost(steps, config)
 
 
 async def test_failed_completion_cancels_the_others() -> None:

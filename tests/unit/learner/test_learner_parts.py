@@ -19,7 +19,7 @@ from torch import nn
 from elpo_ray.config.learner import AttentionBackend, OptimizerConfig, Schedule
 from elpo_ray.forest import CostModel, Rules, TrainForest, demonstrations, plan
 from elpo_ray.learner import policy, speed
-from elpo_ray.learner.batching import Form, Pack, collate
+from elpo_ray.learner.batching import BatchLayout, Pack, collate
 from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
 from elpo_ray.learner.policy import LogProbHead
 from elpo_ray.learner.stats import entropy_moments
@@ -86,7 +86,7 @@ def test_the_head_of_a_large_vocabulary_takes_little_memory() -> None:
 
 
 COST = CostModel(token=100.0, pair=1.0, scored=10.0)
-ROWS = Form(torch.device("cpu"), None)
+ROWS = BatchLayout(torch.device("cpu"), None)
 
 
 def rules(**changes: Any) -> Rules:
@@ -144,7 +144,7 @@ def test_sequences_without_advantage_are_left_out_only_where_it_matters() -> Non
 def test_a_dummy_has_no_weight(backend: AttentionBackend | None) -> None:
     ranks = plan(forest([6]).minibatches[0], rules(world_size=2)).ranks
     assert ranks[1] == [[]]
-    dummy = collate(Pack(ranks[1][0]), Form(torch.device("cpu"), backend))
+    dummy = collate(Pack(ranks[1][0]), BatchLayout(torch.device("cpu"), backend))
     assert dummy.weight.tolist() == [0]
     assert len(dummy.inputs.select) == 1
 
@@ -229,11 +229,11 @@ def test_signed_parts_and_shares_reach_the_pack() -> None:
     tree = replace(
         tree,
         advantage=np.array([0.0, 0.0]),
-        blame=np.array([0.0, 2.0]),
+        negative_advantage=np.array([0.0, 2.0]),
         share=np.array([1.0, 0.25]),
     )
     # Pulled both ways is not untrained.
     ((items,),) = plan([tree], rules(needs_advantage=True)).ranks
     tensors = collate(Pack(items), ROWS)
-    assert tensors.blame.tolist() == [2.0] * len(tensors.weight)
+    assert tensors.negative_advantage.tolist() == [2.0] * len(tensors.weight)
     assert tensors.weight.tolist() == pytest.approx([tree.leaf_weight[0] / 4] * len(tensors.weight))

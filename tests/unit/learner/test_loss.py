@@ -255,7 +255,9 @@ def test_signed_parts_are_the_mean_over_leaves_of_either_sign(
     """Leaves with advantages 2, 0.5, -1.5 and -0.5 share a token; ρ is clipped leaf by leaf."""
     cfg = LossConfig(dual_clip=dual_clip)
     leaves = [evaluate(ratio, batch(advantage=a, weight=0.25), cfg) for a in (2.0, 0.5, -1.5, -0.5)]
-    together = replace(batch(advantage=0.125), blame=torch.tensor([0.5], dtype=torch.float64))
+    together = replace(
+        batch(advantage=0.125), negative_advantage=torch.tensor([0.5], dtype=torch.float64)
+    )
     value, gradient, _ = evaluate(ratio, together, cfg)
     assert value == pytest.approx(sum(leaf[0] for leaf in leaves), abs=1e-12)
     assert gradient == pytest.approx(sum(leaf[1] for leaf in leaves), abs=1e-12)

@@ -1,11 +1,11 @@
 """When an engine counts as idle."""
 
-from elpo_ray.rollout.counters import Load
+from elpo_ray.rollout.counters import RolloutCounters
 
 
 def test_idle_is_work_without_a_turn() -> None:
     now = [0.0]
-    load = Load(clock=lambda: now[0])
+    load = RolloutCounters(clock=lambda: now[0])
 
     def after(seconds: float, *changes: tuple[str, int]) -> None:
         now[0] += seconds

@@ -9,7 +9,7 @@ from elpo_ray.config import Config
 from elpo_ray.config.algorithm import LossConfig
 from elpo_ray.config.schedule import ScheduleConfig
 from elpo_ray.scheduling.dynamic_sampling import Batch
-from elpo_ray.scheduling.pipeline import Schedule
+from elpo_ray.scheduling.pipeline import Pipeline
 
 
 class Stream:
@@ -30,7 +30,7 @@ class Stream:
 def silent() -> None: ...
 
 
-def run(schedule: Schedule, steps: range, cursor: int = 0) -> int:
+def run(schedule: Pipeline, steps: range, cursor: int = 0) -> int:
     for step in steps:
         cursor += schedule.batch(step, cursor, silent).taken
     return cursor
@@ -45,21 +45,21 @@ def settled(stream: Stream, count: int) -> None:
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_both_grow_the_same_inputs(staleness: int) -> None:
     stream = Stream()
-    assert run(Schedule(stream.grow, staleness=staleness, steps=5), range(5)) == 20
+    assert run(Pipeline(stream.grow, staleness=staleness, steps=5), range(5)) == 20
     settled(stream, 5)
     assert stream.begun == [(step, 4 * step) for step in range(5)]
 
 
 def test_on_policy_nothing_grows_unasked() -> None:
     stream = Stream()
-    run(Schedule(stream.grow, staleness=0, steps=5), range(2))
+    run(Pipeline(stream.grow, staleness=0, steps=5), range(2))
     time.sleep(0.05)
     assert stream.begun == [(0, 0), (1, 4)]
 
 
 def test_one_batch_is_grown_ahead_and_none_beyond_the_last_step() -> None:
     stream = Stream()
-    schedule = Schedule(stream.grow, staleness=1, steps=3)
+    schedule = Pipeline(stream.grow, staleness=1, steps=3)
     schedule.batch(0, 0, silent)
     settled(stream, 2)
     assert stream.begun == [(0, 0), (1, 4)]
@@ -70,9 +70,9 @@ def test_one_batch_is_grown_ahead_and_none_beyond_the_last_step() -> None:
 
 def test_a_resumed_run_grows_again_what_was_only_grown_ahead() -> None:
     first, again = Stream(), Stream()
-    cursor = run(Schedule(first.grow, staleness=1, steps=9), range(3))
+    cursor = run(Pipeline(first.grow, staleness=1, steps=9), range(3))
     settled(first, 4)
-    run(Schedule(again.grow, staleness=1, steps=9), range(3, 5), cursor)
+    run(Pipeline(again.grow, staleness=1, steps=9), range(3, 5), cursor)
     assert again.begun[0] == first.begun[3] == (3, 12)
 
 
@@ -84,7 +84,7 @@ def test_while_a_batch_grows_the_caller_is_told() -> None:
         told.append(1)
         stream.gate.set()
 
-    Schedule(stream.grow, staleness=0, steps=1).batch(0, 0, tell)
+    Pipeline(stream.grow, staleness=0, steps=1).batch(0, 0, tell)
     assert told
 
 
@@ -94,7 +94,7 @@ def test_what_growth_raises_comes_out_where_the_batch_is_asked_for() -> None:
             raise ValueError("prompt")
         return Batch([], [], 1, 0.0)
 
-    schedule = Schedule(grow, staleness=1, steps=3)
+    schedule = Pipeline(grow, staleness=1, steps=3)
     schedule.batch(0, 0, silent)
     with pytest.raises(ValueError, match="prompt"):
         schedule.batch(1, 1, silent)

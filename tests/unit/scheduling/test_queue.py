@@ -23,13 +23,13 @@ from elpo_ray.rollout.journal import Completion, TreeEnd, assemble
 from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.scheduling import (
     Batch,
-    Hopeless,
     InputQueue,
     Job,
     JobRunner,
     Report,
     SetAside,
     TreeBatch,
+    WorkerUnusable,
 )
 from elpo_ray.scheduling.shared_budget import SharedBudget
 from elpo_ray.tree import RolloutTree
@@ -316,7 +316,7 @@ async def test_a_worker_that_loses_too_much_is_hopeless() -> None:
     runner = JobRunner(make_worker(planted(1, 1)), 8, check)
     await runner.exchange([], 1.0)
     report = await runner.exchange([jobs(1)[0]], 5.0)
-    assert isinstance(report.failed[0][1], Hopeless)
+    assert isinstance(report.failed[0][1], WorkerUnusable)
 
 
 async def test_evaluations_go_before_trees_that_wait() -> None:

@@ -20,8 +20,8 @@ from elpo_ray.models.base import base_model
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics
 from elpo_ray.tasks import make_task
-from elpo_ray.training.cold_start import lessons
-from elpo_ray.training.supervised import Course
+from elpo_ray.training.cold_start import sft_batches
+from elpo_ray.training.supervised import SupervisedTrainer
 
 
 def make_config(folder: Path, **cold_start: Any) -> Config:
@@ -39,7 +39,7 @@ def test_only_what_the_assistant_wrote_is_trained_on(tmp_path: Path) -> None:
     config = make_config(tmp_path, epochs=2)
     task = make_task(config.task, 0)
     base = base_model(config, task)
-    batches = lessons(config, task, base)
+    batches = sft_batches(config, task, base)
     assert [len(batch) for batch in batches] == [4] * 10
     tokenizer = AutoTokenizer.from_pretrained(base)
     tree = batches[0][0]
@@ -58,16 +58,16 @@ def test_long_conversations_are_left_out_or_cut(tmp_path: Path) -> None:
     whole = make_config(tmp_path)
     task = make_task(whole.task, 0)
     base = base_model(whole, task)
-    lengths = [len(tree.ids) for batch in lessons(whole, task, base) for tree in batch]
+    lengths = [len(tree.ids) for batch in sft_batches(whole, task, base) for tree in batch]
     limit = sorted(lengths)[len(lengths) // 2]
-    left_out = lessons(make_config(tmp_path, max_tokens=limit), task, base)
+    left_out = sft_batches(make_config(tmp_path, max_tokens=limit), task, base)
     kept = [len(tree.ids) for batch in left_out for tree in batch]
     assert sorted(kept) == sorted(length for length in lengths if length <= limit)
-    cut = lessons(make_config(tmp_path, max_tokens=limit, cut_longer=True), task, base)
+    cut = sft_batches(make_config(tmp_path, max_tokens=limit, cut_longer=True), task, base)
     assert max(len(tree.ids) for batch in cut for tree in batch) == limit
     assert sum(map(len, cut)) == len(lengths)
     with pytest.raises(ValueError, match=r"no demonstration within cold_start\.max_tokens=3"):
-        lessons(make_config(tmp_path, max_tokens=3), task, base)
+        sft_batches(make_config(tmp_path, max_tokens=3), task, base)
 
 
 class Recorder:
@@ -95,12 +95,12 @@ class Recorder:
         (path / "config.json").write_text("{}")
 
 
-def course(config: Config, learner: Recorder, batches: list[Any]) -> Course:
+def course(config: Config, learner: Recorder, batches: list[Any]) -> SupervisedTrainer:
     run = RunFolder.of(config)
     run.begin(config)
     console = Console(quiet=True)
     metrics = Metrics(run.path, config, console, SUPERVISED_COLUMNS)
-    return Course(
+    return SupervisedTrainer(
         config=config, batches=batches, learner=learner, run=run, metrics=metrics, console=console
     )  # type: ignore[arg-type]
 
