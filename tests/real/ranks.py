@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from elpo_ray.config import (
     LearnerConfig,
     LossConfig,
+    LrSchedule,
     ModelConfig,
     OptimizerConfig,
     Precision,
-    Schedule,
 )
 from elpo_ray.forest import TrainForest, TrainTree, demonstrations, leaf_weights
 from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
@@ -30,7 +30,7 @@ from tests.train_trees import train_tree
 
 VOCAB = 64
 OPTIMIZER = OptimizerConfig(
-    lr=1e-3, betas=(0.9, 0.99), grad_norm=0.05, schedule=Schedule.linear, warmup_ratio=0.3
+    lr=1e-3, betas=(0.9, 0.99), grad_norm=0.05, schedule=LrSchedule.linear, warmup_ratio=0.3
 )
 TOTAL_STEPS = 20
 
