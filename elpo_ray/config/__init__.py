@@ -1,4 +1,4 @@
-"""The one truth for configuration: what may be set, its type, its default and its limits.
+"""The schema of the configuration: what may be set, its type, its default and its limits.
 
 YAML under `conf/` holds values only. An object of the schema is checked when it is made and raises
 `ValueError` with the key, the value and the remedy (`rules.py`); nothing downstream sees OmegaConf.
@@ -124,11 +124,11 @@ if not CONF_DIR.is_dir():
 
 @dataclass(kw_only=True)
 class Config(Section, key=""):
-    """A whole run."""
+    """The configuration of a whole run."""
 
     experiment: str = "custom"
     check_only: bool = False
-    """Compose, validate, print the batch algebra and stop."""
+    """The command checks the configuration, prints how the batch divides up, and stops."""
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
@@ -159,7 +159,7 @@ class Config(Section, key=""):
 
     @property
     def transfer(self) -> Transfer:
-        """How weights travel; never `auto`."""
+        """How the engines get new weights; never `auto`."""
         if self.engine.transfer is not Transfer.auto:
             return self.engine.transfer
         if not self.cluster.gpus:

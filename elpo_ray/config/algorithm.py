@@ -1,4 +1,4 @@
-"""An algorithm: growth x credit x clip x loss."""
+"""An algorithm is a choice of growth, credit, clip bounds and loss."""
 
 from __future__ import annotations
 
@@ -60,29 +60,29 @@ class Attribution(Enum):
     """What a step shared by several leaves gets of their advantages."""
 
     mean = "mean"
-    """Their mean, as one advantage (Eq. 9; "hard" in ARPO)."""
+    """It gets their mean as its one advantage (Eq. 9; "hard" in ARPO)."""
     each = "each"
-    """Each of them, as if every leaf were a sequence of its own ("soft" in ARPO): the same gradient
-    where the ratio is 1, another where it is clipped."""
+    """It gets each of them, as if every leaf were a sequence of its own ("soft" in ARPO): the
+    gradient is the same where the ratio is 1 and differs where it is clipped."""
 
 
 class Weighting(Enum):
     """How often a token shared by several leaves counts."""
 
     leaf = "leaf"
-    """Once a leaf (Eq. 1)."""
+    """It counts once for each leaf (Eq. 1)."""
     node = "node"
-    """Once; all weights are rescaled so that their sum stays."""
+    """It counts once; all weights are rescaled so that their sum stays the same."""
 
 
 class AfterIrrecoverable(Enum):
-    """What becomes of steps after the point of no return."""
+    """Which advantage the steps after the last chance of success get."""
 
     paper = "paper"
     """They keep their advantage."""
     neutral = "neutral"
-    """A step whose parent has no successful leaf below it gets 0: the blame stays on the step that
-    lost the last way out."""
+    """A step whose parent has no successful leaf below it gets 0, so that only the step which lost
+    the last chance of success keeps a negative advantage."""
 
 
 @dataclass(kw_only=True)
@@ -103,7 +103,7 @@ class CreditConfig(Section, key="algorithm.credit"):
     lam: Fraction = 0.5
     """Weight of the branch level against the trajectory level (Eq. 10)."""
     eps: NonNegativeFloat = 1e-6
-    """Added to the standard deviation; under `whitened` to the variance."""
+    """This is added to the standard deviation; under `whitened` to the variance."""
     ddof: Annotated[int, between(0, 1, "use 0 or 1")] = 0
     """0 = population (the paper's), 1 = sample standard deviation."""
     divide_by_std: bool = True
@@ -123,10 +123,10 @@ class ClipConfig(Section, key="algorithm.clip"):
     eps_low: NonNegativeFloat = 0.2
     eps_high: NonNegativeFloat = 0.315
     eps_elc: NonNegativeFloat = 0.115
-    """Added to eps_low on the critical step and its suffix."""
+    """This is added to eps_low on the critical step and its suffix."""
     scope: ElcScope = ElcScope.critical_subtree
     keep_gradient: bool = False
-    """Above 1 + eps_high keep the gradient (1 + eps_high) ∇log π, not 0 (AEPO)."""
+    """A ratio above 1 + eps_high keeps the gradient (1 + eps_high) ∇log π instead of 0 (AEPO)."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.eps_low + self.eps_elc >= 1:
@@ -150,8 +150,8 @@ class LossConfig(Section, key="algorithm.loss"):
     """IcePop: weights π_old/π_rollout, but 0 outside these bounds ([0.5, 5.0] in the original);
     null turns it off."""
     entropy_advantage: NonNegativeFloat = 0.0
-    """a of A·(1 + a·z(H_t)), H_t the current policy's token entropy, its z-score over all agent
-    tokens of the mini-batch (AEPO); 0 turns it off."""
+    """Factor a in A·(1 + a·z(H_t)), where z(H_t) is the z-score of the current policy's token
+    entropy over all agent tokens of the mini-batch (AEPO); 0 turns it off."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.icepop is None:
@@ -165,7 +165,7 @@ class LossConfig(Section, key="algorithm.loss"):
 
 @dataclass(kw_only=True)
 class AlgorithmConfig(Section, key="algorithm"):
-    """An algorithm is these four choices; nothing else in the house knows its name."""
+    """An algorithm is these four choices; nothing else in the package knows its name."""
 
     name: str = "elpo"
     growth: GrowthConfig = field(default_factory=GrowthConfig)

@@ -29,17 +29,17 @@ class BelConfig(Section, key="algorithm.growth.bel"):
     """Binary-search error localization (Algorithm 1)."""
 
     b_max: PositiveInt = 3
-    """Failures collected before one of them is searched."""
+    """How many failures are collected before one of them is searched."""
     x_min: PositiveInt = 1
-    """Fewest completions a probe samples."""
+    """Fewest completions that a probe samples."""
     x_max: PositiveInt = 3
-    """Most completions a probe samples."""
+    """Most completions that a probe samples."""
     beta: float = 5.0
     """Steepness of the entropy gate (Eq. 5)."""
     entropy_tokens: int = 20
     """Tokens at a turn's start whose mean entropy is the segment's (Eq. 3); -1 = whole turn."""
     verify_final: bool = True
-    """Probe the last candidate too, as Figure 4 does; false = Algorithm 1 literally."""
+    """true: the last candidate is probed too, as in Figure 4; false: as Algorithm 1 is written."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.x_max < self.x_min:
@@ -63,12 +63,12 @@ class EntropyBranchConfig(Section, key="algorithm.growth.entropy"):
     branch_probability: Fraction = 0.5
     """Probability of one copy where the entropy is that of the trajectory's first turn."""
     entropy_weight: float = 0.2
-    """Added to the probability per unit of the entropy's rise."""
+    """How much a rise of the entropy by one unit adds to the probability."""
     penalty: Fraction = 0.0
     """Share of the draw that is lost per branching in a row of the same input (AEPO)."""
     threshold: float | None = None
-    """Branch exactly where branch_probability + entropy_weight * rise is above it, without a draw
-    (the paper of ARPO); null = draw at random (its code)."""
+    """A trajectory branches where branch_probability + entropy_weight * rise is above this, without
+    a draw (the paper of ARPO); null = the branch is drawn at random (its code)."""
     entropy_tokens: PositiveInt = 20
     """Tokens at a turn's start whose entropies are summed."""
     vocab_size: Annotated[int, at_least(2)] = 151643
@@ -94,9 +94,9 @@ class DynamicSamplingConfig(Section, key="algorithm.growth.dynamic"):
     some of its trajectories succeed and some fail. Every grown input spends its whole budget."""
 
     max_batches: NonNegativeInt = 0
-    """Generation batches a step at most; 0 turns the filter off."""
+    """Most generation batches of a step; 0 turns the filter off."""
     batch_factor: PositiveInt = 1
-    """Inputs of a generation batch, in units of trainer.inputs_per_step."""
+    """Number of inputs of a generation batch, in units of trainer.inputs_per_step."""
 
 
 @dataclass(kw_only=True)

@@ -121,8 +121,8 @@ class ColdStartConfig(Section, key="cold_start"):
     max_tokens: PositiveInt | None = None
     """Longest demonstration; null = model.max_context."""
     cut_longer: bool = False
-    """Train on the first `max_tokens` of a longer one, as the paper's recipe does; else leave it
-    out."""
+    """A longer demonstration is cut to its first `max_tokens`, as in the paper's recipe; else it is
+    left out."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=1e-5, betas=(0.9, 0.95), schedule=LrSchedule.cosine, warmup_ratio=0.1

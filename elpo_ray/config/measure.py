@@ -1,4 +1,4 @@
-"""What the commands that measure a model may be told: `evaluate` and `analyze`."""
+"""The configuration of the commands that measure a model: `evaluate` and `analyze`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_KS = (4, 16, 32)
 
 @dataclass(kw_only=True)
 class MeasureConfig(Section, key=""):
-    """A model, the tasks it is measured on, and where."""
+    """A model, the tasks on which it is measured, and the machines that do it."""
 
     model: str = ""
     """Hugging Face folder or hub name, run folder, checkpoint, or the URL of an OpenAI-compatible
@@ -31,7 +31,7 @@ class MeasureConfig(Section, key=""):
     data_dir: str | None = None
     """Folder with the tasks' files (docs/tasks.md); null = from the hub."""
     task: dict[str, Any] = field(default_factory=dict)
-    """Put over every task's own values, as in +task.max_turns=8."""
+    """Values that replace those of every task, as in +task.max_turns=8."""
     problems: PositiveInt | None = None
     """Held-out problems of each task; null = the task's own number, task.eval_problems."""
     max_context: ContextTokens | None = None
@@ -42,7 +42,7 @@ class MeasureConfig(Section, key=""):
     out: str | None = None
     """Folder of the results; null = one under runs/, named after what determines them."""
     check_only: bool = False
-    """Check model, tasks and prompts, say what would be sampled, and stop."""
+    """The command checks model, tasks and prompts, prints what it would sample, and stops."""
     progress: bool = True
     """Progress bars on a terminal."""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(top_p=0.6))
@@ -106,7 +106,7 @@ class AnalyzeConfig(MeasureConfig):
     rollouts: PositiveInt = 16
     """Trajectories from the prompt, among which the failures are found."""
     failures: PositiveInt = 4
-    """At most so many failed trajectories of a problem are looked into."""
+    """Most failed trajectories of a problem that are analyzed."""
     completions: PositiveInt = 16
     """recovery: completions after a step was taken back (the paper's 16)."""
     scan: PositiveInt = 16

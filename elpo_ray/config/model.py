@@ -30,7 +30,7 @@ class ModelConfig(Section, key="model"):
     """Tokens of prompt and episode together; also the engine's context window."""
     precision: Precision = Precision.bf16
     num_parameters: float | None = None
-    """Only for the memory lines of `check_only`; null = counted from `tiny`, else unknown."""
+    """Used only for the memory that `check_only` prints; null = that of `tiny`, else unknown."""
     tiny: TinyModelConfig = field(default_factory=lambda: TinyModelConfig())
 
 

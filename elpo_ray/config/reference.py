@@ -21,9 +21,9 @@ class Key:
     """One key as a user writes it."""
 
     name: str
-    """With its sections: `learner.optimizer.lr`."""
+    """The name with its sections: `learner.optimizer.lr`."""
     type: str
-    """With its bounds: `float > 0`."""
+    """The type with its bounds: `float > 0`."""
     default: str
     explanation: str
 

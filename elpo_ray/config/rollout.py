@@ -48,12 +48,12 @@ class EngineConfig(Section, key="engine"):
     tensor_parallel_size: PositiveInt = 1
     gpu_memory_utilization: PositiveFraction = 0.85
     kv_cache_gib: PositiveInt = 1
-    """KV cache on CPU, GiB; on GPU `gpu_memory_utilization` decides."""
+    """Size of the KV cache on CPU, GiB; on GPU `gpu_memory_utilization` decides."""
     max_num_seqs: PositiveInt = 256
-    """Sequences decoded at once."""
+    """Most sequences that are decoded at once."""
     enforce_eager: bool = False
     transfer: Transfer = Transfer.auto
-    """How new weights come; `auto`: host on CPU, ipc where `cluster.colocated`, else nccl."""
+    """How new weights come; `auto` = host on CPU, ipc if `cluster.colocated`, else nccl."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible server that samples instead of vLLM; never in training."""
     served_model: str | None = None
@@ -78,7 +78,7 @@ class Isolation(Enum):
 
 
 class LastLine(Enum):
-    """How the policy comes to see what a cell's last line is worth."""
+    """How the policy gets to see the value of a cell's last line."""
 
     value = "value"
     """The last expression's `repr`, as in a notebook."""
@@ -95,21 +95,21 @@ ReplayBelow = Annotated[float, at_least(0, "use 0 to keep every state, or a few 
 
 @dataclass(kw_only=True)
 class SandboxConfig(Section, key="sandbox"):
-    """The code interpreter. Limits are per call."""
+    """The code interpreter. The limits apply to each call."""
 
     wall_s: PositiveFloat = 10.0
     cpu_s: PositiveFloat = 10.0
     memory_mib: PositiveInt = 2048
-    """Address space of a process."""
+    """Size of a process's address space."""
     output_kib: PositiveInt = 64
-    """Kept per stream; the process is killed at 1 MiB."""
+    """How much of each output stream is kept; at 1 MiB the process is killed."""
     preload: Preload = Preload.math
     isolation: Isolation = Isolation.standard
     allow_degraded: bool = False
-    """Start with less where the machine lacks layers: for code you trust."""
+    """Sandboxes start with fewer layers where the machine lacks some: for code you trust."""
     bubblewrap: bool = False
-    """Have `bwrap` make the namespaces of `strong`: where ordinary users may make none, but a
-    setuid `bwrap` may."""
+    """`bwrap` makes the namespaces of `strong`, where ordinary users may make none but a setuid
+    `bwrap` may."""
     stateless: bool = False
     """Every call starts from the setup: nothing is kept from call to call."""
     last_line: LastLine = LastLine.value
@@ -119,12 +119,12 @@ class SandboxConfig(Section, key="sandbox"):
     snapshot_mib: SnapshotMemory | None = None
     """Memory per sandbox actor for kept states; null = its share of a quarter of the host's."""
     replay_below_ms: ReplayBelow = 0.0
-    """Calls that took less, since the last kept state, are repeated where a branch starts instead
-    of kept: saves a fork a call, for tasks whose code always does the same. 0 = keep them all."""
+    """Calls that took less since the last kept state are repeated where a branch starts, so that
+    their states need not be kept: saves a fork a call, for deterministic code. 0 = keep all."""
     retries: NonNegativeInt = 2
-    """Attempts on another session after the sandbox itself failed."""
+    """How often a call is tried again on another session after the sandbox itself failed."""
     max_failure_rate: Fraction = 0.01
-    """Share of calls lost to the sandbox for good above which a step stops loudly."""
+    """Largest share of calls that the sandbox may lose for good; above it a step stops the run."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):

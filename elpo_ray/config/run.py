@@ -1,4 +1,4 @@
-"""Length and place of a run, and what it writes."""
+"""The length and the place of a run, and what it writes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class TrainerConfig(Section, key="trainer"):
     """Steps between checkpoints; the last step is always kept. 0 = only the last."""
     keep_checkpoints: PositiveInt = 2
     background_checkpoints: bool = False
-    """Write while the next step's trees grow: each learner rank keeps a copy of its share of the
-    state in host memory meanwhile, and the checkpoint is complete before the next update."""
+    """Checkpoints are written while the next step's trees grow: each learner rank keeps a copy of
+    its share of the state in host memory meanwhile, and the next update waits for the end."""
     eval_every: NonNegativeInt = 0
     """Steps between held-out evaluations; 0 = only before and after."""
     run_dir: str = "runs"
@@ -33,7 +33,7 @@ class TrainerConfig(Section, key="trainer"):
 
 @dataclass(kw_only=True)
 class ClusterConfig(Section, key="cluster"):
-    """Actors, what each of them asks Ray for, and deadlines."""
+    """The actors, what each of them asks Ray for, and the deadlines."""
 
     address: str | None = None
     """Ray address to join ("auto" for a running cluster); null = start a local one."""
@@ -46,13 +46,13 @@ class ClusterConfig(Section, key="cluster"):
     """Engine i and learner rank i share a device and take turns: engines sleep (vLLM's sleep mode)
     while the learner works, its states lie in host memory while trees grow."""
     engine_threads: PositiveInt = 1
-    """Threads of an engine on CPU; tools and episodes want the other cores."""
+    """Threads of an engine on CPU; tools and episodes use the other cores."""
     learner_threads: PositiveInt = 1
     """Threads of a learner rank on CPU."""
     sandbox_sessions: PositiveInt = 64
     """Live sessions per sandbox actor; further ones wait."""
     dashboard: bool = True
-    """Serve the Ray dashboard from a cluster that the run starts itself."""
+    """A cluster that the run starts itself serves the Ray dashboard."""
     start_timeout_s: PositiveFloat = 900.0
     call_timeout_s: PositiveFloat = 7200.0
     """Deadline of one remote call, and of one completed trajectory of a worker; a miss names the
@@ -78,7 +78,7 @@ class WandbMode(Enum):
 
 @dataclass(kw_only=True)
 class LoggingConfig(Section, key="logging"):
-    """What is written beside `metrics.jsonl`."""
+    """What a run writes beside `metrics.jsonl`."""
 
     wandb: WandbMode = WandbMode.offline
     tensorboard: bool = False

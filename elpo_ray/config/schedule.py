@@ -16,7 +16,7 @@ Staleness = Annotated[
 
 @dataclass(kw_only=True)
 class ScheduleConfig(Section, key="schedule"):
-    """Growth and learner: in turns, or at the same time."""
+    """Whether trees grow and the learner updates in turns or at the same time."""
 
     staleness: Staleness = 0
     """0 = on-policy: the weights of a step grow its trees. 1 = the next step's trees grow while the
@@ -30,14 +30,14 @@ class BudgetScope(Enum):
     """Who owns the rollouts of a step."""
 
     input = "input"
-    """Every input its own N_total (the paper)."""
+    """Every input has its own N_total (the paper)."""
     batch = "batch"
-    """The step's inputs together: one that cannot teach any more hands over what it has left."""
+    """The step's inputs share: one from which nothing more can be learned gives up what is left."""
 
 
 @dataclass(kw_only=True)
 class BudgetConfig(Section, key="budget"):
-    """The rollouts of a step; N_total an input is `algorithm.growth.n_total`."""
+    """The rollouts of a step; the N_total of an input is `algorithm.growth.n_total`."""
 
     scope: BudgetScope = BudgetScope.input
     min: Trajectories | None = None

@@ -1,4 +1,4 @@
-"""What is trained, and how an episode is bounded."""
+"""What is trained, and how long an episode may be."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RewardName(Enum):
     demyagent_intended = "demyagent_intended"
     """`strict_box` with min(-0.6, -1 + 0.1 tool calls) for failure: the recipe as it was meant."""
     function = "function"
-    """`task.reward.function`, yours."""
+    """Your own function, `task.reward.function`."""
 
 
 @dataclass(kw_only=True)
@@ -56,9 +56,9 @@ class CountdownConfig(Section, key="task.countdown"):
     numbers: Annotated[int, between(2, 7, "use 2 to 7")] = 5
     """How many numbers a problem gives; an episode needs one tool step fewer."""
     low: PositiveInt = 1
-    """Smallest operand."""
+    """Smallest number that a problem gives."""
     high: int = 9
-    """Largest operand."""
+    """Largest number that a problem gives."""
     operators: str = "+-*"
     max_value: int = 99
     """Intermediate results and targets stay within [0, max_value]."""
@@ -76,8 +76,8 @@ class CountdownConfig(Section, key="task.countdown"):
 
 @dataclass(kw_only=True)
 class RewardConfig(Section, key="task.reward"):
-    """The terminal reward. Code tasks: success is all tests passed, and the reward of a program is
-    the fraction of them; of an answer without a program, the preset's failure."""
+    """The terminal reward. In code tasks a program succeeds if it passes all tests; its reward is
+    the fraction that it passes. An answer without a program gets the preset's failure."""
 
     name: RewardName = RewardName.verify
     function: str | None = None
@@ -86,7 +86,7 @@ class RewardConfig(Section, key="task.reward"):
     """Seconds of processor time that the comparison of one answer may take in its own process; ten
     times that by the clock."""
     graders: PositiveInt = 2
-    """Processes a rollout worker that compare answers; started when first needed."""
+    """Processes of each rollout worker that compare answers; they start when first needed."""
     overlong_buffer: NonNegativeInt = 0
     """Tokens before `overlong_limit` over which the reward falls by up to `overlong_factor`
     (DAPO); 0 turns it off."""
@@ -94,11 +94,11 @@ class RewardConfig(Section, key="task.reward"):
     """Tokens of a trajectory, tool responses included, the prompt not."""
     overlong_factor: NonNegativeFloat = 1.0
     format_penalty: NonNegativeFloat = 0.0
-    """Taken off when the answer is not in the form asked for: no box, no code block."""
+    """How much an answer loses that is not in the form asked for: no box, no code block."""
     tool_error_penalty: NonNegativeFloat = 0.0
-    """Taken off when the last tool call failed (ToRL's is 0.5)."""
+    """How much an answer loses whose last tool call failed (0.5 in ToRL)."""
     tool_bonus: NonNegativeFloat = 0.0
-    """Added to a success that used a tool (ARPO's is 0.1)."""
+    """How much a success gains that used a tool (0.1 in ARPO)."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.overlong_buffer > self.overlong_limit:
@@ -111,7 +111,7 @@ class RewardConfig(Section, key="task.reward"):
 
 @dataclass(kw_only=True)
 class TaskConfig(Section, key="task"):
-    """What is trained and how an episode is bounded."""
+    """What is trained, and how long an episode may be."""
 
     name: TaskName = TaskName.countdown
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -137,11 +137,11 @@ class TaskConfig(Section, key="task"):
     max_observation_chars: Annotated[int, at_least(32)] = 256
     """A longer tool response is cut in the middle, as in the original recipe."""
     eval_problems: PositiveInt = 200
-    """Held-out problems of an evaluation."""
+    """Number of held-out problems in an evaluation."""
     eval_samples: PositiveInt = 1
     """Trajectories sampled for each held-out problem: pass@1 is their mean success."""
     expected_episode_tokens: PositiveInt = 8192
-    """A typical episode's length, prompt included; only for the batch algebra of `check_only`."""
+    """A typical episode's length, prompt included; only for what `check_only` prints."""
     countdown: CountdownConfig = field(default_factory=CountdownConfig)
 
     @property

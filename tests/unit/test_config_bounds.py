@@ -14,9 +14,17 @@ from elpo_ray.config import Config
 from elpo_ray.config.learner import ColdStartConfig, LearnerConfig, OptimizerConfig
 from elpo_ray.config.measure import AnalyzeConfig, EvaluateConfig
 from elpo_ray.config.rules import Bound, above, at_least, between, bounds, check
+from launch.config import KubeRayConfig, SlurmConfig
 
 MEASURED = {"model": "m", "tasks": ["t"]}
-ROOTS: dict[Any, dict[str, Any]] = {Config: {}, EvaluateConfig: MEASURED, AnalyzeConfig: MEASURED}
+ROOTS: dict[Any, tuple[int, dict[str, Any]]] = {
+    Config: (90, {}),
+    EvaluateConfig: (25, MEASURED),
+    AnalyzeConfig: (60, MEASURED),
+    SlurmConfig: (7, {}),
+    KubeRayConfig: (4, {}),
+}
+"""Each command's schema, the fewest bounds that it may have, and the keys that must be set."""
 
 
 def bounded(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any, Bound]]:
@@ -43,9 +51,9 @@ def wrong(kind: Any, bound: Bound) -> Iterator[Any]:
 
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_value_out_of_bounds_is_blamed_under_its_own_key(root: Any) -> None:
-    found = list(bounded(root))
-    assert len(found) > {Config: 90}.get(root, 25)
-    composed = OmegaConf.merge(OmegaConf.structured(root), ROOTS[root])
+    found, (least, needed) = list(bounded(root)), ROOTS[root]
+    assert len(found) >= least
+    composed = OmegaConf.merge(OmegaConf.structured(root), needed)
     for key, kind, bound in found:
         default = deepcopy(OmegaConf.select(composed, key))
         for value in wrong(kind, bound):
