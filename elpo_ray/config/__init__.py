@@ -1,13 +1,14 @@
-"""The one truth for configuration: what may be set, its type, its default and its limits.
+"""The schema of the configuration: what may be set, its type, its default and its limits.
 
-YAML under `conf/` holds values only. Every class here checks itself in `__post_init__` and raises
-`ValueError` with the key, the value and the remedy; nothing downstream sees OmegaConf. One file a
-section; this one holds the whole run and what must hold between sections.
+YAML under `conf/` holds values only. An object of the schema is checked when it is made and raises
+`ValueError` with the key, the value and the remedy (`rules.py`); nothing downstream sees OmegaConf.
+Each section has a file; this one holds the whole run and what must hold between sections.
 """
 
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from elpo_ray.config.growth import GrowthRule
 from elpo_ray.config.learner import ColdStartConfig, LearnerConfig
 from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.config.rollout import EngineConfig, SamplingConfig, SandboxConfig, Transfer
-from elpo_ray.config.rules import require
+from elpo_ray.config.rules import Section
 from elpo_ray.config.run import ClusterConfig, LoggingConfig, TrainerConfig
 from elpo_ray.config.schedule import BudgetConfig, BudgetScope, ScheduleConfig
 from elpo_ray.config.task import TaskConfig, TaskName
@@ -29,12 +30,12 @@ if not CONF_DIR.is_dir():
 
 
 @dataclass(kw_only=True)
-class Config:
-    """A whole run."""
+class Config(Section, key=""):
+    """The configuration of a whole run."""
 
     experiment: str = "custom"
     check_only: bool = False
-    """Compose, validate, print the batch algebra and stop."""
+    """The command checks the configuration, prints how the batch divides up, and stops."""
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
@@ -51,7 +52,7 @@ class Config:
 
     @property
     def optimizer_steps(self) -> int:
-        """Optimizer steps of the whole RL run, the length of the learning-rate schedule."""
+        """How many optimizer steps the whole RL run takes: the length of the rate's schedule."""
         batches = self.trainer.inputs_per_step // self.learner.minibatch_inputs
         return self.trainer.steps * batches * self.learner.epochs
 
@@ -65,7 +66,7 @@ class Config:
 
     @property
     def transfer(self) -> Transfer:
-        """How weights travel; never `auto`."""
+        """How the engines get new weights; never `auto`."""
         if self.engine.transfer is not Transfer.auto:
             return self.engine.transfer
         if not self.cluster.gpus:
@@ -74,7 +75,7 @@ class Config:
 
     @property
     def allowance(self) -> tuple[int, int, int]:
-        """(fewest, first granted, most) rollouts of an input."""
+        """(fewest, first granted, most) rollouts that an input gets."""
         n_total = self.algorithm.growth.n_total
         if self.budget.scope is BudgetScope.input:
             return n_total, n_total, n_total
@@ -95,81 +96,59 @@ class Config:
         calls = max(limits[stage], self.task.tool_calls_needed)
         return min(self.task.max_turns, calls + 1)
 
-    def __post_init__(self) -> None:
-        self._check_devices()
-        require(
-            self.trainer.inputs_per_step % self.learner.minibatch_inputs == 0,
-            "learner.minibatch_inputs",
-            self.learner.minibatch_inputs,
-            f"must divide trainer.inputs_per_step={self.trainer.inputs_per_step}",
-        )
-        require(
-            self.learner.max_tokens_per_pack >= self.model.max_context,
-            "learner.max_tokens_per_pack",
-            self.learner.max_tokens_per_pack,
-            f"must hold one episode, model.max_context={self.model.max_context}",
-        )
-        require(
-            self.learner.max_tokens_per_pack >= (self.cold_start.max_tokens or 0),
-            "learner.max_tokens_per_pack",
-            self.learner.max_tokens_per_pack,
-            f"must hold one demonstration, cold_start.max_tokens={self.cold_start.max_tokens}",
-        )
-        require(
-            self.task.max_turn_tokens < self.model.max_context,
-            "task.max_turn_tokens",
-            self.task.max_turn_tokens,
-            f"must be below model.max_context={self.model.max_context}",
-        )
-        fewest, n_total, most = self.allowance
-        for key, value in (("min", fewest), ("max", most)):
-            require(
-                fewest <= n_total <= most,
-                f"budget.{key}",
-                value,
-                f"budget.min <= algorithm.growth.n_total={n_total} <= budget.max must hold",
-            )
-        require(
-            self.budget.scope is BudgetScope.input or self.algorithm.growth.rule is GrowthRule.bel,
-            "budget.scope",
-            self.budget.scope.value,
-            f"growth rule {self.algorithm.growth.rule.value} has no search to end early; use input",
-        )
-        require(
-            self.model.path is not None or self.task.name is TaskName.countdown,
-            "model.path",
-            self.model.path,
-            "name a Hugging Face folder; only task=countdown can build its own tiny model",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from self._length_conflicts()
+        yield from self._budget_conflicts()
+        yield from self._device_conflicts()
+        if self.model.path is None and self.task.name is not TaskName.countdown:
+            remedy = "name a Hugging Face folder; only task=countdown can build its own tiny model"
+            yield "model.path", remedy
 
-    def _check_devices(self) -> None:
+    def _length_conflicts(self) -> Iterator[tuple[str, str]]:
+        """Lengths of texts, and sizes of batches."""
+        inputs, context = self.trainer.inputs_per_step, self.model.max_context
+        if inputs % self.learner.minibatch_inputs:
+            yield "learner.minibatch_inputs", f"must divide trainer.inputs_per_step={inputs}"
+        if self.learner.max_tokens_per_pack < context:
+            remedy = f"must hold one episode, model.max_context={context}"
+            yield "learner.max_tokens_per_pack", remedy
+        demonstration = self.cold_start.max_tokens or 0
+        if self.learner.max_tokens_per_pack < demonstration:
+            remedy = f"must hold one demonstration, cold_start.max_tokens={demonstration}"
+            yield "learner.max_tokens_per_pack", remedy
+        if self.task.max_turn_tokens >= context:
+            yield "task.max_turn_tokens", f"must be below model.max_context={context}"
+
+    def _budget_conflicts(self) -> Iterator[tuple[str, str]]:
+        """Who gets how many rollouts."""
+        fewest, n_total, most = self.allowance
+        remedy = f"budget.min <= algorithm.growth.n_total={n_total} <= budget.max must hold"
+        if fewest > n_total:
+            yield "budget.min", remedy
+        if most < n_total:
+            yield "budget.max", remedy
+        rule = self.algorithm.growth.rule
+        if self.budget.scope is BudgetScope.batch and rule is not GrowthRule.bel:
+            remedy = f"growth rule {rule.value} has no search to end early; use input"
+            yield "budget.scope", remedy
+
+    def _device_conflicts(self) -> Iterator[tuple[str, str]]:
         """Who lives on which device, and how weights get from one to the other."""
-        cluster, transfer = self.cluster, self.engine.transfer
-        if cluster.colocated:
-            for key, value, use in (
-                ("engine.tensor_parallel_size", self.engine.tensor_parallel_size, 1),
-                ("schedule.staleness", self.schedule.staleness, 0),
-            ):
-                why = f"cluster.colocated=true: one engine a device, in turns; use {use}"
-                require(value == use, key, value, why)
-            stage, adapters = self.learner.zero_stage, self.learner.adapters is not None
+        gpus, colocated = self.cluster.gpus, self.cluster.colocated
+        if colocated:
+            why = "cluster.colocated=true: one engine a device, in turns"
+            if self.engine.tensor_parallel_size != 1:
+                yield "engine.tensor_parallel_size", f"{why}; use 1"
+            if self.schedule.staleness != 0:
+                yield "schedule.staleness", f"{why}; use 0"
+            adapters = self.learner.adapters is not None
             least = 2 if self.model.precision is Precision.bf16 else 1
-            require(
-                least <= stage <= (2 if adapters else 3),
-                "learner.zero_stage",
-                stage,
-                "cluster.colocated=true needs states that DeepSpeed can move; use 2"
-                + ("" if adapters else " or 3"),
-            )
-        fits = {
-            Transfer.auto: True,
-            Transfer.host: True,
-            Transfer.nccl: cluster.gpus and not cluster.colocated,
-            Transfer.ipc: cluster.gpus and cluster.colocated,
-        }
-        require(
-            fits[transfer],
-            "engine.transfer",
-            transfer.value,
-            "nccl connects GPUs, ipc both sides of one GPU (cluster.colocated=true); use auto",
-        )
+            if not least <= self.learner.zero_stage <= (2 if adapters else 3):
+                why = "cluster.colocated=true needs states that DeepSpeed can move"
+                yield "learner.zero_stage", f"{why}; use 2" + ("" if adapters else " or 3")
+        transfer = self.engine.transfer
+        if (transfer is Transfer.nccl and not (gpus and not colocated)) or (
+            transfer is Transfer.ipc and not (gpus and colocated)
+        ):
+            remedy = "nccl connects GPUs, ipc both sides of one GPU (cluster.colocated=true)"
+            yield "engine.transfer", f"{remedy}; use auto"

@@ -1,12 +1,24 @@
-"""An algorithm: growth x credit x clip x loss."""
+"""An algorithm is a choice of growth, credit, clip bounds and loss."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Annotated
 
 from elpo_ray.config.growth import GrowthConfig
-from elpo_ray.config.rules import require
+from elpo_ray.config.rules import (
+    Fraction,
+    NonNegativeFloat,
+    PositiveFraction,
+    PositiveInt,
+    Section,
+    above,
+    between,
+)
+
+OFF = "or null to turn it off"
 
 
 class CreditRule(Enum):
@@ -48,57 +60,51 @@ class Attribution(Enum):
     """What a step shared by several leaves gets of their advantages."""
 
     mean = "mean"
-    """Their mean, as one advantage (Eq. 9; "hard" in ARPO)."""
+    """It gets their mean as its one advantage (Eq. 9; "hard" in ARPO)."""
     each = "each"
-    """Each of them, as if every leaf were a sequence of its own ("soft" in ARPO): the same gradient
-    where the ratio is 1, another where it is clipped."""
+    """It gets each of them, as if every leaf were a sequence of its own ("soft" in ARPO): the
+    gradient is the same where the ratio is 1 and differs where it is clipped."""
 
 
 class Weighting(Enum):
     """How often a token shared by several leaves counts."""
 
     leaf = "leaf"
-    """Once a leaf (Eq. 1)."""
+    """It counts once for each leaf (Eq. 1)."""
     node = "node"
-    """Once; all weights are rescaled so that their sum stays."""
+    """It counts once; all weights are rescaled so that their sum stays the same."""
 
 
 class AfterIrrecoverable(Enum):
-    """What becomes of steps after the point of no return."""
+    """Which advantage the steps after the last chance of success get."""
 
     paper = "paper"
     """They keep their advantage."""
     neutral = "neutral"
-    """A step whose parent has no successful leaf below it gets 0: the blame stays on the step that
-    lost the last way out."""
+    """A step whose parent has no successful leaf below it gets 0, so that only the step which lost
+    the last chance of success keeps a negative advantage."""
 
 
 @dataclass(kw_only=True)
-class StepGroupConfig:
+class StepGroupConfig(Section, key="algorithm.credit.step"):
     """Steps compared with steps taken in the same state (GiGPO)."""
 
-    omega: float = 1.0
+    omega: NonNegativeFloat = 1.0
     """Weight of the step level."""
-    gamma: float = 0.95
+    gamma: PositiveFraction = 0.95
     """Discount per step back from the end."""
-
-    def __post_init__(self) -> None:
-        require(self.omega >= 0, "algorithm.credit.step.omega", self.omega, "use 0 or more")
-        require(
-            0 < self.gamma <= 1, "algorithm.credit.step.gamma", self.gamma, "use a value in (0, 1]"
-        )
 
 
 @dataclass(kw_only=True)
-class CreditConfig:
+class CreditConfig(Section, key="algorithm.credit"):
     """How finished trees become one advantage per node."""
 
     rule: CreditRule = CreditRule.hierarchical
-    lam: float = 0.5
+    lam: Fraction = 0.5
     """Weight of the branch level against the trajectory level (Eq. 10)."""
-    eps: float = 1e-6
-    """Added to the standard deviation; under `whitened` to the variance."""
-    ddof: int = 0
+    eps: NonNegativeFloat = 1e-6
+    """This is added to the standard deviation; under `whitened` to the variance."""
+    ddof: Annotated[int, between(0, 1, "use 0 or 1")] = 0
     """0 = population (the paper's), 1 = sample standard deviation."""
     divide_by_std: bool = True
     """false: advantages are differences from the mean only."""
@@ -109,92 +115,57 @@ class CreditConfig:
     weighting: Weighting = Weighting.leaf
     after_irrecoverable: AfterIrrecoverable = AfterIrrecoverable.paper
 
-    def __post_init__(self) -> None:
-        require(0 <= self.lam <= 1, "algorithm.credit.lam", self.lam, "use a value in [0, 1]")
-        require(self.eps >= 0, "algorithm.credit.eps", self.eps, "use 0 or more")
-        require(self.ddof in (0, 1), "algorithm.credit.ddof", self.ddof, "use 0 or 1")
-
 
 @dataclass(kw_only=True)
-class ClipConfig:
+class ClipConfig(Section, key="algorithm.clip"):
     """Clip bounds of the probability ratio (Eq. 11, 12)."""
 
-    eps_low: float = 0.2
-    eps_high: float = 0.315
-    eps_elc: float = 0.115
-    """Added to eps_low on the critical step and its suffix."""
+    eps_low: NonNegativeFloat = 0.2
+    eps_high: NonNegativeFloat = 0.315
+    eps_elc: NonNegativeFloat = 0.115
+    """This is added to eps_low on the critical step and its suffix."""
     scope: ElcScope = ElcScope.critical_subtree
     keep_gradient: bool = False
-    """Above 1 + eps_high keep the gradient (1 + eps_high) ∇log π, not 0 (AEPO)."""
+    """A ratio above 1 + eps_high keeps the gradient (1 + eps_high) ∇log π instead of 0 (AEPO)."""
 
-    def __post_init__(self) -> None:
-        for key in ("eps_low", "eps_high", "eps_elc"):
-            value = getattr(self, key)
-            require(value >= 0, f"algorithm.clip.{key}", value, "use 0 or more")
-        require(
-            self.eps_low + self.eps_elc < 1,
-            "algorithm.clip.eps_elc",
-            self.eps_elc,
-            f"eps_low + eps_elc must stay below 1 (eps_low={self.eps_low})",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.eps_low + self.eps_elc >= 1:
+            yield "eps_elc", f"eps_low + eps_elc must stay below 1 (eps_low={self.eps_low})"
 
 
 @dataclass(kw_only=True)
-class LossConfig:
+class LossConfig(Section, key="algorithm.loss"):
     """The policy-gradient objective (Eq. 1, 12)."""
 
     aggregation: Aggregation = Aggregation.seq_mean_token_mean
-    norm_tokens: int = 20480
+    norm_tokens: PositiveInt = 20480
     """Divisor C of seq_mean_token_sum_norm."""
-    dual_clip: float | None = 10.0
+    dual_clip: Annotated[float, above(1, f"use a value above 1, {OFF}")] | None = 10.0
     """Upper bound c on -ρ|A| for A < 0; null turns it off."""
-    kl_coef: float = 0.0
+    kl_coef: NonNegativeFloat = 0.0
     """Weight of the k3 divergence from the reference policy (the weights at the start of RL)."""
-    tis_cap: float | None = None
+    tis_cap: Annotated[float, above(0, f"use a value above 0, {OFF}")] | None = None
     """Truncated importance sampling: weights min(π_old/π_rollout, cap); null turns it off."""
-    icepop: tuple[float, float] | None = None
+    icepop: tuple[NonNegativeFloat, NonNegativeFloat] | None = None
     """IcePop: weights π_old/π_rollout, but 0 outside these bounds ([0.5, 5.0] in the original);
     null turns it off."""
-    entropy_advantage: float = 0.0
-    """a of A·(1 + a·z(H_t)), H_t the current policy's token entropy, its z-score over all agent
-    tokens of the mini-batch (AEPO); 0 turns it off."""
+    entropy_advantage: NonNegativeFloat = 0.0
+    """Factor a in A·(1 + a·z(H_t)), where z(H_t) is the z-score of the current policy's token
+    entropy over all agent tokens of the mini-batch (AEPO); 0 turns it off."""
 
-    def __post_init__(self) -> None:
-        require(
-            self.norm_tokens >= 1, "algorithm.loss.norm_tokens", self.norm_tokens, "use 1 or more"
-        )
-        require(
-            self.dual_clip is None or self.dual_clip > 1,
-            "algorithm.loss.dual_clip",
-            self.dual_clip,
-            "use a value above 1, or null to turn it off",
-        )
-        for key in ("kl_coef", "entropy_advantage"):
-            value = getattr(self, key)
-            require(value >= 0, f"algorithm.loss.{key}", value, "use 0 or more")
-        require(
-            self.tis_cap is None or self.tis_cap > 0,
-            "algorithm.loss.tis_cap",
-            self.tis_cap,
-            "use a value above 0, or null to turn it off",
-        )
-        require(
-            self.icepop is None or 0 <= self.icepop[0] < 1 < self.icepop[1],
-            "algorithm.loss.icepop",
-            self.icepop,
-            "use bounds around 1, such as [0.5, 5.0], or null to turn it off",
-        )
-        require(
-            self.icepop is None or self.tis_cap is None,
-            "algorithm.loss.icepop",
-            self.icepop,
-            f"its upper bound stands in for tis_cap={self.tis_cap}; set one of them to null",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.icepop is None:
+            return
+        if not self.icepop[0] < 1 < self.icepop[1]:
+            yield "icepop", f"use bounds around 1, such as [0.5, 5.0], {OFF}"
+        if self.tis_cap is not None:
+            remedy = f"its upper bound stands in for tis_cap={self.tis_cap}"
+            yield "icepop", f"{remedy}; set one of them to null"
 
 
 @dataclass(kw_only=True)
-class AlgorithmConfig:
-    """An algorithm is these four choices; nothing else in the house knows its name."""
+class AlgorithmConfig(Section, key="algorithm"):
+    """An algorithm is these four choices; nothing else in the package knows its name."""
 
     name: str = "elpo"
     growth: GrowthConfig = field(default_factory=GrowthConfig)
@@ -202,11 +173,10 @@ class AlgorithmConfig:
     clip: ClipConfig = field(default_factory=ClipConfig)
     loss: LossConfig = field(default_factory=LossConfig)
 
-    def __post_init__(self) -> None:
-        require(
-            self.credit.attribution is Attribution.mean
-            or self.loss.aggregation is not Aggregation.seq_mean_token_mean,
-            "algorithm.credit.attribution",
-            self.credit.attribution.value,
-            "leaves must weigh alike on the tokens they share; use loss.aggregation=token_mean",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if (
+            self.credit.attribution is Attribution.each
+            and self.loss.aggregation is Aggregation.seq_mean_token_mean
+        ):
+            remedy = "leaves must weigh alike on the tokens they share"
+            yield "credit.attribution", f"{remedy}; use loss.aggregation=token_mean"

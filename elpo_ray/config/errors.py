@@ -15,8 +15,8 @@ from elpo_ray.config import Config
 
 
 def explain(error: BaseException, root: type = Config) -> str | None:
-    """The one line for a composition error or a `ValueError` of ours; None for a stranger. `root`
-    is the schema that the command line is checked against."""
+    """The one line for a composition error or a `ValueError` of ours; None for any other error.
+    `root` is the schema that the command line is checked against."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)

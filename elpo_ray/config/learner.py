@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Annotated
 
-from elpo_ray.config.rules import require
+from elpo_ray.config.rules import (
+    Fraction,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    at_least,
+    between,
+)
 
 
-class Schedule(Enum):
+class LrSchedule(Enum):
     """Learning-rate schedule after the warm-up."""
 
     constant = "constant"
@@ -38,77 +47,55 @@ class AttentionBackend(Enum):
     """Compiled FlexAttention with a block mask; GPU."""
 
 
+Decay = Annotated[float, between(0, 1, "use values in [0, 1)", ends="[)")]
+
+
 @dataclass(kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
-    lr: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: PositiveFloat = 1e-6
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: float = 0.01
-    schedule: Schedule = Schedule.constant
-    warmup_ratio: float = 0.0
+    schedule: LrSchedule = LrSchedule.constant
+    warmup_ratio: Fraction = 0.0
     """Share of the optimizer steps over which the rate grows linearly from 0."""
-    grad_norm: float = 1.0
+    grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
 
-    def __post_init__(self) -> None:
-        require(self.lr > 0, "learner.optimizer.lr", self.lr, "use a value above 0")
-        require(
-            all(0 <= b < 1 for b in self.betas),
-            "learner.optimizer.betas",
-            tuple(self.betas),
-            "use values in [0, 1)",
-        )
-        require(
-            0 <= self.warmup_ratio <= 1,
-            "learner.optimizer.warmup_ratio",
-            self.warmup_ratio,
-            "use a value in [0, 1]",
-        )
-        require(
-            self.grad_norm > 0, "learner.optimizer.grad_norm", self.grad_norm, "use a value above 0"
-        )
+
+Rank = Annotated[int, at_least(1, "use 1 or more, or null to train all weights")]
 
 
 @dataclass(kw_only=True)
-class LoraConfig:
+class LoraConfig(Section, key="learner.lora"):
     """Low-rank adapters: W + alpha / rank * B A is trained with W frozen. No dropout: old and new
     log-probabilities must come from one function."""
 
-    rank: int | None = None
+    rank: Rank | None = None
     """null = no adapters, all weights are trained."""
-    alpha: int = 32
+    alpha: PositiveInt = 32
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Ends of module names, such as q_proj; all-linear = every linear layer but the output head."""
 
-    def __post_init__(self) -> None:
-        require(
-            self.rank is None or self.rank >= 1,
-            "learner.lora.rank",
-            self.rank,
-            "use 1 or more, or null to train all weights",
-        )
-        require(self.alpha >= 1, "learner.lora.alpha", self.alpha, "use 1 or more")
-        require(
-            bool(self.target_modules)
-            and (len(self.target_modules) == 1 or "all-linear" not in self.target_modules),
-            "learner.lora.target_modules",
-            self.target_modules,
-            "name modules, such as [q_proj, v_proj], or use [all-linear]",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if not self.target_modules or (
+            len(self.target_modules) > 1 and "all-linear" in self.target_modules
+        ):
+            yield "target_modules", "name modules, such as [q_proj, v_proj], or use [all-linear]"
 
 
 @dataclass(kw_only=True)
-class LearnerConfig:
+class LearnerConfig(Section, key="learner"):
     """How the policy is trained under DeepSpeed."""
 
-    zero_stage: int = 3
+    zero_stage: Annotated[int, between(0, 3, "use 0, 1, 2 or 3")] = 3
     """ZeRO stage 0-3: what is sharded over the learner's ranks."""
-    minibatch_inputs: int = 16
+    minibatch_inputs: PositiveInt = 16
     """Inputs (trees) per optimizer step."""
-    epochs: int = 1
+    epochs: PositiveInt = 1
     """Passes over the trees of one step."""
-    max_tokens_per_pack: int = 32768
+    max_tokens_per_pack: PositiveInt = 32768
     """Token budget of one forward pass on one rank."""
     packing: Packing = Packing.tree
     attention: AttentionBackend = AttentionBackend.auto
@@ -122,39 +109,24 @@ class LearnerConfig:
         """What is trained instead of all weights."""
         return None if self.lora.rank is None else self.lora
 
-    def __post_init__(self) -> None:
-        require(
-            self.zero_stage in (0, 1, 2, 3),
-            "learner.zero_stage",
-            self.zero_stage,
-            "use 0, 1, 2 or 3",
-        )
-        for key in ("minibatch_inputs", "epochs", "max_tokens_per_pack"):
-            require(getattr(self, key) >= 1, f"learner.{key}", getattr(self, key), "use 1 or more")
-
 
 @dataclass(kw_only=True)
-class ColdStartConfig:
+class ColdStartConfig(Section, key="cold_start"):
     """Supervised training on the task's demonstrations before RL, by the same learner."""
 
     enabled: bool = False
-    epochs: int = 1
-    batch_size: int = 32
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 32
     """Demonstrations per optimizer step."""
-    max_tokens: int | None = None
+    max_tokens: PositiveInt | None = None
     """Longest demonstration; null = model.max_context."""
     cut_longer: bool = False
-    """Train on the first `max_tokens` of a longer one, as the paper's recipe does; else leave it
-    out."""
+    """A longer demonstration is cut to its first `max_tokens`, as in the paper's recipe; else it is
+    left out."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            lr=1e-5, betas=(0.9, 0.95), schedule=Schedule.cosine, warmup_ratio=0.1
+            lr=1e-5, betas=(0.9, 0.95), schedule=LrSchedule.cosine, warmup_ratio=0.1
         )
     )
     cache: str = "runs/cache/cold_start"
     """Folder of finished cold starts, keyed by everything that determines them."""
-
-    def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "max_tokens"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"cold_start.{key}", value, "use 1 or more")

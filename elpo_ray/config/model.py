@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Annotated
 
-from elpo_ray.config.rules import require
+from elpo_ray.config.rules import PositiveInt, Section, at_least
 
 
 class Precision(Enum):
@@ -15,47 +17,38 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+ContextTokens = Annotated[int, at_least(16)]
+
+
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(Section, key="model"):
     """The policy: a Hugging Face folder or hub name, or a small one built for the task."""
 
     path: str | None = None
     """Folder or hub name of a causal LM with tokenizer and chat template; null = build `tiny`."""
-    max_context: int = 20480
+    max_context: ContextTokens = 20480
     """Tokens of prompt and episode together; also the engine's context window."""
     precision: Precision = Precision.bf16
     num_parameters: float | None = None
-    """Only for the memory lines of `check_only`; null = counted from `tiny`, else unknown."""
+    """Used only for the memory that `check_only` prints; null = that of `tiny`, else unknown."""
     tiny: TinyModelConfig = field(default_factory=lambda: TinyModelConfig())
-
-    def __post_init__(self) -> None:
-        require(self.max_context >= 16, "model.max_context", self.max_context, "use 16 or more")
 
 
 @dataclass(kw_only=True)
-class TinyModelConfig:
+class TinyModelConfig(Section, key="model.tiny"):
     """Shape of the Qwen2 model that is built, with its tokenizer, when `model.path` is null."""
 
-    vocab_size: int = 512
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 2
+    vocab_size: PositiveInt = 512
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 384
+    num_layers: PositiveInt = 4
+    num_heads: PositiveInt = 4
+    num_kv_heads: PositiveInt = 2
 
-    def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            require(value >= 1, f"model.tiny.{key}", value, "use 1 or more")
-        require(
-            self.hidden_size % (32 * self.num_heads) == 0,
-            "model.tiny.hidden_size",
-            self.hidden_size,
-            f"must be a multiple of 32 * num_heads={32 * self.num_heads}: vLLM on CPU has no "
-            "attention for smaller heads",
-        )
-        require(
-            self.num_heads % self.num_kv_heads == 0,
-            "model.tiny.num_kv_heads",
-            self.num_kv_heads,
-            f"must divide num_heads={self.num_heads}",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        unit = 32 * self.num_heads
+        if self.hidden_size % unit:
+            remedy = f"must be a multiple of 32 * num_heads={unit}"
+            yield "hidden_size", f"{remedy}: vLLM on CPU has no attention for smaller heads"
+        if self.num_heads % self.num_kv_heads:
+            yield "num_kv_heads", f"must divide num_heads={self.num_heads}"

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from elpo_ray.config import Config
 
@@ -21,22 +21,25 @@ class Key:
     """One key as a user writes it."""
 
     name: str
-    """With its sections: `learner.optimizer.lr`."""
+    """The name with its sections: `learner.optimizer.lr`."""
     type: str
+    """The type with its bounds: `float > 0`."""
     default: str
     explanation: str
 
 
-def keys(schema: type[Any] = Config, prefix: str = "") -> Iterator[Key]:
-    """The keys of a dataclass and of the dataclasses in it, in order."""
-    hints, told = get_type_hints(schema), _explanations(schema)
+def keys(schema: type[Any] = Config, prefix: str = "", owner: Any = None) -> Iterator[Key]:
+    """The keys of a dataclass and of the dataclasses in it, in order. Where `owner`, an object of
+    the class, is given, its values are the defaults."""
+    hints, told = get_type_hints(schema, include_extras=True), _explanations(schema)
     for field in fields(schema):
         kind, name = hints[field.name], prefix + field.name
+        default = _default(field) if owner is None else getattr(owner, field.name)
         if is_dataclass(kind) and isinstance(kind, type):
-            yield from keys(kind, f"{name}.")
+            yield from keys(kind, f"{name}.", default)
         else:
             text = " ".join(part for part in (told.get(field.name), _options(kind)) if part)
-            yield Key(name, _name(kind), _default(field), text)
+            yield Key(name, _name(kind), _written(default), text)
 
 
 def markdown() -> str:
@@ -83,7 +86,9 @@ def _options(kind: Any) -> str:
 
 
 def _name(kind: Any) -> str:
-    """A type as a user thinks of it; of a choice, the options."""
+    """A type as a user thinks of it, with its bound; a choice is given by its options."""
+    if get_origin(kind) is Annotated:
+        return f"{_name(get_args(kind)[0])} {get_args(kind)[1]}"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return ", ".join(str(option.value) for option in kind)
     if isinstance(kind, type):
@@ -98,17 +103,20 @@ def _name(kind: Any) -> str:
     return " or ".join("null" if each == "NoneType" else each for each in inner) or str(kind)
 
 
-def _default(field: Field[Any]) -> str:
-    default = field.default
-    if default is MISSING:
-        assert field.default_factory is not MISSING, f"{field.name} has no default"
-        default = field.default_factory()
-    if isinstance(default, Enum):
-        default = default.value
-    match default:
+def _default(field: Field[Any]) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    assert field.default_factory is not MISSING, f"{field.name} has no default"
+    return field.default_factory()
+
+
+def _written(value: Any) -> str:
+    match value:
         case None:
             return "null"
         case bool():
-            return str(default).lower()
+            return str(value).lower()
+        case Enum():
+            return str(value.value)
         case _:
-            return str(default)
+            return str(value)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated
 
-from elpo_ray.config.rules import require
+from elpo_ray.config.rules import (
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Section,
+    at_least,
+    between,
+)
+
+Temperature = Annotated[float, between(0, 2, "use a value in (0, 2], as vLLM does", ends="(]")]
 
 
 @dataclass(kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Section, key="sampling"):
     """How the policy is sampled in training."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(
-            0 < self.temperature <= 2,
-            "sampling.temperature",
-            self.temperature,
-            "use a value in (0, 2], as vLLM does",
-        )
-        require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "use a value in (0, 1]")
+    temperature: Temperature = 1.0
+    top_p: PositiveFraction = 1.0
 
 
 class Transfer(Enum):
@@ -38,32 +42,22 @@ class Transfer(Enum):
 
 
 @dataclass(kw_only=True)
-class EngineConfig:
+class EngineConfig(Section, key="engine"):
     """One vLLM engine of a rollout worker."""
 
-    tensor_parallel_size: int = 1
-    gpu_memory_utilization: float = 0.85
-    kv_cache_gib: int = 1
-    """KV cache on CPU, GiB; on GPU `gpu_memory_utilization` decides."""
-    max_num_seqs: int = 256
-    """Sequences decoded at once."""
+    tensor_parallel_size: PositiveInt = 1
+    gpu_memory_utilization: PositiveFraction = 0.85
+    kv_cache_gib: PositiveInt = 1
+    """Size of the KV cache on CPU, GiB; on GPU `gpu_memory_utilization` decides."""
+    max_num_seqs: PositiveInt = 256
+    """Most sequences that are decoded at once."""
     enforce_eager: bool = False
     transfer: Transfer = Transfer.auto
-    """How new weights come; `auto`: host on CPU, ipc where `cluster.colocated`, else nccl."""
+    """How new weights come; `auto` = host on CPU, ipc if `cluster.colocated`, else nccl."""
     endpoint: str | None = None
     """Base URL of an OpenAI-compatible server that samples instead of vLLM; never in training."""
     served_model: str | None = None
     """The model to ask `endpoint` for."""
-
-    def __post_init__(self) -> None:
-        for key in ("tensor_parallel_size", "kv_cache_gib", "max_num_seqs"):
-            require(getattr(self, key) >= 1, f"engine.{key}", getattr(self, key), "use 1 or more")
-        require(
-            0 < self.gpu_memory_utilization <= 1,
-            "engine.gpu_memory_utilization",
-            self.gpu_memory_utilization,
-            "use a value in (0, 1]",
-        )
 
 
 class Preload(Enum):
@@ -84,7 +78,7 @@ class Isolation(Enum):
 
 
 class LastLine(Enum):
-    """How the policy comes to see what a cell's last line is worth."""
+    """How the policy gets to see the value of a cell's last line."""
 
     value = "value"
     """The last expression's `repr`, as in a notebook."""
@@ -93,64 +87,46 @@ class LastLine(Enum):
     not begin with "print": an assignment or a block there is a syntax error."""
 
 
-@dataclass(kw_only=True)
-class SandboxConfig:
-    """The code interpreter. Limits are per call."""
+SnapshotMemory = Annotated[
+    int, at_least(1, "use 1 or more, or null for a share of the host's memory")
+]
+ReplayBelow = Annotated[float, at_least(0, "use 0 to keep every state, or a few milliseconds")]
 
-    wall_s: float = 10.0
-    cpu_s: float = 10.0
-    memory_mib: int = 2048
-    """Address space of a process."""
-    output_kib: int = 64
-    """Kept per stream; the process is killed at 1 MiB."""
+
+@dataclass(kw_only=True)
+class SandboxConfig(Section, key="sandbox"):
+    """The code interpreter. The limits apply to each call."""
+
+    wall_s: PositiveFloat = 10.0
+    cpu_s: PositiveFloat = 10.0
+    memory_mib: PositiveInt = 2048
+    """Size of a process's address space."""
+    output_kib: PositiveInt = 64
+    """How much of each output stream is kept; at 1 MiB the process is killed."""
     preload: Preload = Preload.math
     isolation: Isolation = Isolation.standard
     allow_degraded: bool = False
-    """Start with less where the machine lacks layers: for code you trust."""
+    """Sandboxes start with fewer layers where the machine lacks some: for code you trust."""
     bubblewrap: bool = False
-    """Have `bwrap` make the namespaces of `strong`: where ordinary users may make none, but a
-    setuid `bwrap` may."""
+    """`bwrap` makes the namespaces of `strong`, where ordinary users may make none but a setuid
+    `bwrap` may."""
     stateless: bool = False
     """Every call starts from the setup: nothing is kept from call to call."""
     last_line: LastLine = LastLine.value
     endpoint: str | None = None
     """URL of a SandboxFusion service that runs the code instead; branches are then replayed, and
     isolation and preloaded modules are the service's."""
-    snapshot_mib: int | None = None
+    snapshot_mib: SnapshotMemory | None = None
     """Memory per sandbox actor for kept states; null = its share of a quarter of the host's."""
-    replay_below_ms: float = 0.0
-    """Calls that took less, since the last kept state, are repeated where a branch starts instead
-    of kept: saves a fork a call, for tasks whose code always does the same. 0 = keep them all."""
-    retries: int = 2
-    """Attempts on another session after the sandbox itself failed."""
-    max_failure_rate: float = 0.01
-    """Share of calls lost to the sandbox for good above which a step stops loudly."""
+    replay_below_ms: ReplayBelow = 0.0
+    """Calls that took less since the last kept state are repeated where a branch starts, so that
+    their states need not be kept: saves a fork a call, for deterministic code. 0 = keep all."""
+    retries: NonNegativeInt = 2
+    """How often a call is tried again on another session after the sandbox itself failed."""
+    max_failure_rate: Fraction = 0.01
+    """Largest share of calls that the sandbox may lose for good; above it a step stops the run."""
 
-    def __post_init__(self) -> None:
-        for key in ("wall_s", "cpu_s", "memory_mib", "output_kib"):
-            require(getattr(self, key) > 0, f"sandbox.{key}", getattr(self, key), "use above 0")
-        require(
-            self.snapshot_mib is None or self.snapshot_mib > 0,
-            "sandbox.snapshot_mib",
-            self.snapshot_mib,
-            "use above 0, or null for a share of the host's memory",
-        )
-        require(
-            self.endpoint is None or self.endpoint.startswith(("http://", "https://")),
-            "sandbox.endpoint",
-            self.endpoint,
-            "begin with http:// or https://, or use null for sandboxes of the cluster's own",
-        )
-        require(
-            self.replay_below_ms >= 0,
-            "sandbox.replay_below_ms",
-            self.replay_below_ms,
-            "use 0 to keep every state, or a few milliseconds",
-        )
-        require(self.retries >= 0, "sandbox.retries", self.retries, "use 0 or more")
-        require(
-            0 <= self.max_failure_rate <= 1,
-            "sandbox.max_failure_rate",
-            self.max_failure_rate,
-            "use a value in [0, 1]",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            remedy = "begin with http:// or https://, or use null for the cluster's own sandboxes"
+            yield "endpoint", remedy

@@ -1,27 +1,28 @@
-"""Length and place of a run, and what it writes."""
+"""The length and the place of a run, and what it writes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from elpo_ray.config.rules import require
+from elpo_ray.config.rules import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 @dataclass(kw_only=True)
-class TrainerConfig:
+class TrainerConfig(Section, key="trainer"):
     """Length, batch, seeds and what is kept."""
 
-    steps: int = 235
-    inputs_per_step: int = 128
-    seed: int = 0
-    checkpoint_every: int = 20
+    steps: PositiveInt = 235
+    inputs_per_step: PositiveInt = 128
+    seed: NonNegativeInt = 0
+    checkpoint_every: NonNegativeInt = 20
     """Steps between checkpoints; the last step is always kept. 0 = only the last."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     background_checkpoints: bool = False
-    """Write while the next step's trees grow: each learner rank keeps a copy of its share of the
-    state in host memory meanwhile, and the checkpoint is complete before the next update."""
-    eval_every: int = 0
+    """Checkpoints are written while the next step's trees grow: each learner rank keeps a copy of
+    its share of the state in host memory meanwhile, and the next update waits for the end."""
+    eval_every: NonNegativeInt = 0
     """Steps between held-out evaluations; 0 = only before and after."""
     run_dir: str = "runs"
     run_name: str | None = None
@@ -29,62 +30,42 @@ class TrainerConfig:
     resume: str | None = None
     """Run folder to continue from its newest checkpoint."""
 
-    def __post_init__(self) -> None:
-        for key in ("steps", "inputs_per_step", "keep_checkpoints"):
-            require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "use 1 or more")
-        for key in ("seed", "checkpoint_every", "eval_every"):
-            require(getattr(self, key) >= 0, f"trainer.{key}", getattr(self, key), "use 0 or more")
-
 
 @dataclass(kw_only=True)
-class ClusterConfig:
-    """Actors, what each of them asks Ray for, and deadlines."""
+class ClusterConfig(Section, key="cluster"):
+    """The actors, what each of them asks Ray for, and the deadlines."""
 
     address: str | None = None
     """Ray address to join ("auto" for a running cluster); null = start a local one."""
-    rollout_workers: int = 1
-    learner_ranks: int = 1
-    sandbox_actors: int = 1
+    rollout_workers: PositiveInt = 1
+    learner_ranks: PositiveInt = 1
+    sandbox_actors: PositiveInt = 1
     gpus: bool = True
     """Each learner rank takes one GPU, each rollout worker `engine.tensor_parallel_size`."""
     colocated: bool = False
     """Engine i and learner rank i share a device and take turns: engines sleep (vLLM's sleep mode)
     while the learner works, its states lie in host memory while trees grow."""
-    engine_threads: int = 1
-    """Threads of an engine on CPU; tools and episodes want the other cores."""
-    learner_threads: int = 1
+    engine_threads: PositiveInt = 1
+    """Threads of an engine on CPU; tools and episodes use the other cores."""
+    learner_threads: PositiveInt = 1
     """Threads of a learner rank on CPU."""
-    sandbox_sessions: int = 64
+    sandbox_sessions: PositiveInt = 64
     """Live sessions per sandbox actor; further ones wait."""
     dashboard: bool = True
-    """Serve the Ray dashboard from a cluster that the run starts itself."""
-    start_timeout_s: float = 900.0
-    call_timeout_s: float = 7200.0
+    """A cluster that the run starts itself serves the Ray dashboard."""
+    start_timeout_s: PositiveFloat = 900.0
+    call_timeout_s: PositiveFloat = 7200.0
     """Deadline of one remote call, and of one completed trajectory of a worker; a miss names the
     actor and the phase."""
-    stuck_s: float = 120.0
+    stuck_s: PositiveFloat = 120.0
     """A rollout worker that does not answer for so long, though it should every second, is
     replaced; a sandbox call that takes so much longer than `sandbox.wall_s` is made elsewhere."""
 
-    def __post_init__(self) -> None:
-        for key in (
-            "rollout_workers",
-            "learner_ranks",
-            "sandbox_actors",
-            "engine_threads",
-            "learner_threads",
-            "sandbox_sessions",
-        ):
-            require(getattr(self, key) >= 1, f"cluster.{key}", getattr(self, key), "use 1 or more")
-        require(
-            not self.colocated or self.rollout_workers == self.learner_ranks,
-            "cluster.colocated",
-            self.colocated,
-            f"needs as many rollout workers (now {self.rollout_workers}) as learner ranks "
-            f"({self.learner_ranks})",
-        )
-        for key in ("start_timeout_s", "call_timeout_s", "stuck_s"):
-            require(getattr(self, key) > 0, f"cluster.{key}", getattr(self, key), "use above 0")
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        workers, ranks = self.rollout_workers, self.learner_ranks
+        if self.colocated and workers != ranks:
+            remedy = f"needs as many rollout workers (now {workers}) as learner ranks ({ranks})"
+            yield "colocated", remedy
 
 
 class WandbMode(Enum):
@@ -96,8 +77,8 @@ class WandbMode(Enum):
 
 
 @dataclass(kw_only=True)
-class LoggingConfig:
-    """What is written beside `metrics.jsonl`."""
+class LoggingConfig(Section, key="logging"):
+    """What a run writes beside `metrics.jsonl`."""
 
     wandb: WandbMode = WandbMode.offline
     tensorboard: bool = False

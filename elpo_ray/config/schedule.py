@@ -4,56 +4,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated
 
-from elpo_ray.config.rules import require
+from elpo_ray.config.growth import Trajectories
+from elpo_ray.config.rules import PositiveFloat, Section, between
+
+Staleness = Annotated[
+    int, between(0, 1, "use 0 (on-policy) or 1 (grow the next step's trees during the update)")
+]
 
 
 @dataclass(kw_only=True)
-class ScheduleConfig:
-    """Growth and learner: in turns, or at the same time."""
+class ScheduleConfig(Section, key="schedule"):
+    """Whether trees grow and the learner updates in turns or at the same time."""
 
-    staleness: int = 0
+    staleness: Staleness = 0
     """0 = on-policy: the weights of a step grow its trees. 1 = the next step's trees grow while the
     learner updates; the engines take the new weights between two turns."""
-    tis_cap: float = 2.0
+    tis_cap: PositiveFloat = 2.0
     """Cap of the importance weights π_old/π_rollout that correct stale tokens, where
     `algorithm.loss.tis_cap` is null and `staleness` is 1."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.staleness in (0, 1),
-            "schedule.staleness",
-            self.staleness,
-            "use 0 (on-policy) or 1 (grow the next step's trees during the update)",
-        )
-        require(self.tis_cap > 0, "schedule.tis_cap", self.tis_cap, "use a value above 0")
 
 
 class BudgetScope(Enum):
     """Who owns the rollouts of a step."""
 
     input = "input"
-    """Every input its own N_total (the paper)."""
+    """Every input has its own N_total (the paper)."""
     batch = "batch"
-    """The step's inputs together: one that cannot teach any more hands over what it has left."""
+    """The step's inputs share: one from which nothing more can be learned gives up what is left."""
 
 
 @dataclass(kw_only=True)
-class BudgetConfig:
-    """The rollouts of a step; N_total an input is `algorithm.growth.n_total`."""
+class BudgetConfig(Section, key="budget"):
+    """The rollouts of a step; the N_total of an input is `algorithm.growth.n_total`."""
 
     scope: BudgetScope = BudgetScope.input
-    min: int | None = None
-    """Fewest rollouts of an input under scope=batch; null = half of N_total."""
-    max: int | None = None
-    """Most rollouts of an input under scope=batch; null = twice N_total."""
-
-    def __post_init__(self) -> None:
-        for key in ("min", "max"):
-            value = getattr(self, key)
-            require(
-                value is None or value >= 2,
-                f"budget.{key}",
-                value,
-                "an advantage needs at least 2 trajectories; use 2 or more, or null",
-            )
+    min: Trajectories | None = None
+    """Fewest rollouts that an input gets under scope=batch; null = half of N_total."""
+    max: Trajectories | None = None
+    """Most rollouts that an input may get under scope=batch; null = twice N_total."""

@@ -1,12 +1,22 @@
-"""What is trained, and how an episode is bounded."""
+"""What is trained, and how long an episode may be."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
+from typing import Annotated
 
-from elpo_ray.config.rules import require
+from elpo_ray.config.rules import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    at_least,
+    between,
+)
 
 
 class TaskName(Enum):
@@ -36,103 +46,72 @@ class RewardName(Enum):
     demyagent_intended = "demyagent_intended"
     """`strict_box` with min(-0.6, -1 + 0.1 tool calls) for failure: the recipe as it was meant."""
     function = "function"
-    """`task.reward.function`, yours."""
+    """Your own function, `task.reward.function`."""
 
 
 @dataclass(kw_only=True)
-class CountdownConfig:
+class CountdownConfig(Section, key="task.countdown"):
     """Difficulty of stepwise Countdown: combine all numbers, two at a time, into the target."""
 
-    numbers: int = 5
+    numbers: Annotated[int, between(2, 7, "use 2 to 7")] = 5
     """How many numbers a problem gives; an episode needs one tool step fewer."""
-    low: int = 1
-    """Smallest operand."""
+    low: PositiveInt = 1
+    """Smallest number that a problem gives."""
     high: int = 9
-    """Largest operand."""
+    """Largest number that a problem gives."""
     operators: str = "+-*"
     max_value: int = 99
     """Intermediate results and targets stay within [0, max_value]."""
-    demonstrations: int = 20000
+    demonstrations: NonNegativeInt = 20000
     """Solved demonstrations for the cold start."""
 
-    def __post_init__(self) -> None:
-        require(2 <= self.numbers <= 7, "task.countdown.numbers", self.numbers, "use 2 to 7")
-        require(
-            1 <= self.low <= self.high,
-            "task.countdown.low",
-            self.low,
-            f"use 1 to high={self.high}",
-        )
-        require(
-            bool(self.operators) and set(self.operators) <= set("+-*"),
-            "task.countdown.operators",
-            self.operators,
-            "use some of '+', '-', '*'",
-        )
-        require(
-            self.max_value >= self.high,
-            "task.countdown.max_value",
-            self.max_value,
-            f"use at least high={self.high}",
-        )
-        require(
-            self.demonstrations >= 0,
-            "task.countdown.demonstrations",
-            self.demonstrations,
-            "use >= 0",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.low > self.high:
+            yield "low", f"use 1 to high={self.high}"
+        if not self.operators or not set(self.operators) <= set("+-*"):
+            yield "operators", "use some of '+', '-', '*'"
+        if self.max_value < self.high:
+            yield "max_value", f"use at least high={self.high}"
 
 
 @dataclass(kw_only=True)
-class RewardConfig:
-    """The terminal reward. Code tasks: success is all tests passed, and the reward of a program is
-    the fraction of them; of an answer without a program, the preset's failure."""
+class RewardConfig(Section, key="task.reward"):
+    """The terminal reward. In code tasks a program succeeds if it passes all tests; its reward is
+    the fraction that it passes. An answer without a program gets the preset's failure."""
 
     name: RewardName = RewardName.verify
     function: str | None = None
     """`package.module:name` of `(problem, steps) -> Score`, plain or async (docs/tasks.md)."""
-    grader_cpu_s: float = 5.0
+    grader_cpu_s: PositiveFloat = 5.0
     """Seconds of processor time that the comparison of one answer may take in its own process; ten
     times that by the clock."""
-    graders: int = 2
-    """Processes a rollout worker that compare answers; started when first needed."""
-    overlong_buffer: int = 0
+    graders: PositiveInt = 2
+    """Processes of each rollout worker that compare answers; they start when first needed."""
+    overlong_buffer: NonNegativeInt = 0
     """Tokens before `overlong_limit` over which the reward falls by up to `overlong_factor`
     (DAPO); 0 turns it off."""
     overlong_limit: int = 20480
     """Tokens of a trajectory, tool responses included, the prompt not."""
-    overlong_factor: float = 1.0
-    format_penalty: float = 0.0
-    """Taken off when the answer is not in the form asked for: no box, no code block."""
-    tool_error_penalty: float = 0.0
-    """Taken off when the last tool call failed (ToRL's is 0.5)."""
-    tool_bonus: float = 0.0
-    """Added to a success that used a tool (ARPO's is 0.1)."""
+    overlong_factor: NonNegativeFloat = 1.0
+    format_penalty: NonNegativeFloat = 0.0
+    """How much an answer loses that is not in the form asked for: no box, no code block."""
+    tool_error_penalty: NonNegativeFloat = 0.0
+    """How much an answer loses whose last tool call failed (0.5 in ToRL)."""
+    tool_bonus: NonNegativeFloat = 0.0
+    """How much a success gains that used a tool (0.1 in ARPO)."""
 
-    def __post_init__(self) -> None:
-        require(self.grader_cpu_s > 0, "task.reward.grader_cpu_s", self.grader_cpu_s, "use above 0")
-        require(self.graders >= 1, "task.reward.graders", self.graders, "use 1 or more")
-        for key in ("format_penalty", "tool_error_penalty", "tool_bonus", "overlong_factor"):
-            value = getattr(self, key)
-            require(0 <= value < float("inf"), f"task.reward.{key}", value, "use 0 or more")
-        require(
-            0 <= self.overlong_buffer <= self.overlong_limit,
-            "task.reward.overlong_buffer",
-            self.overlong_buffer,
-            f"use 0 to overlong_limit={self.overlong_limit}",
-        )
-        wanted = self.name is RewardName.function
-        require(
-            wanted == (self.function is not None),
-            "task.reward.function",
-            self.function,
-            "name package.module:function" if wanted else "set task.reward.name=function with it",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.overlong_buffer > self.overlong_limit:
+            yield "overlong_buffer", f"use 0 to overlong_limit={self.overlong_limit}"
+        if self.name is RewardName.function and self.function is None:
+            yield "function", "name package.module:function"
+        if self.name is not RewardName.function and self.function is not None:
+            yield "function", "set task.reward.name=function with it"
 
 
 @dataclass(kw_only=True)
-class TaskConfig:
-    """What is trained and how an episode is bounded."""
+class TaskConfig(Section, key="task"):
+    """What is trained, and how long an episode may be."""
 
     name: TaskName = TaskName.countdown
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -140,29 +119,29 @@ class TaskConfig:
     """JSON-lines or parquet file of training problems instead of the task's own, with the same
     fields (docs/tasks.md). Task `jsonl` has none of its own; `check_only` needs none."""
     eval_file: str | None = None
-    """The same for held-out problems."""
+    """File of held-out problems, in the same form."""
     demonstrations_file: str | None = None
-    """The same for the conversations of the cold start (task `open_agentrl`)."""
+    """File of the cold start's conversations, in the same form (task `open_agentrl`)."""
     data_dir: str | None = None
     """Folder with files named after the data sets (`aime24.jsonl`, `gsm8k-train.parquet`, …);
     what is not there comes from the Hugging Face hub."""
     eval_sets: list[TaskName] = field(default_factory=list)
     """Tasks whose held-out problems evaluate this one; empty: its own."""
     contest_from: str | None = None
-    """First day (YYYY-MM-DD) of the contests taken from LiveCodeBench; None: no bound."""
+    """First day (YYYY-MM-DD) of the contests taken from LiveCodeBench; null: no bound."""
     contest_until: str | None = None
-    """Last day, inclusive."""
-    max_turns: int = 16
+    """Last day (YYYY-MM-DD) of these contests; null: no bound."""
+    max_turns: PositiveInt = 16
     """Assistant turns an episode may take, the answer included."""
-    max_turn_tokens: int = 4096
-    max_observation_chars: int = 256
+    max_turn_tokens: PositiveInt = 4096
+    max_observation_chars: Annotated[int, at_least(32)] = 256
     """A longer tool response is cut in the middle, as in the original recipe."""
-    eval_problems: int = 200
-    """Held-out problems of an evaluation."""
-    eval_samples: int = 1
-    """Trajectories sampled of each of them: pass@1 is their mean success."""
-    expected_episode_tokens: int = 8192
-    """A typical episode's length, prompt included; only for the batch algebra of `check_only`."""
+    eval_problems: PositiveInt = 200
+    """Number of held-out problems in an evaluation."""
+    eval_samples: PositiveInt = 1
+    """Trajectories sampled for each held-out problem: pass@1 is their mean success."""
+    expected_episode_tokens: PositiveInt = 8192
+    """A typical episode's length, prompt included; only for what `check_only` prints."""
     countdown: CountdownConfig = field(default_factory=CountdownConfig)
 
     @property
@@ -170,32 +149,13 @@ class TaskConfig:
         """Tool calls without which no episode of the task succeeds; 0 where that is not known."""
         return self.countdown.numbers - 1 if self.name is TaskName.countdown else 0
 
-    def __post_init__(self) -> None:
-        for key in (
-            "max_turns",
-            "max_turn_tokens",
-            "eval_problems",
-            "eval_samples",
-            "expected_episode_tokens",
-        ):
-            require(getattr(self, key) >= 1, f"task.{key}", getattr(self, key), "use 1 or more")
-        require(
-            self.max_observation_chars >= 32,
-            "task.max_observation_chars",
-            self.max_observation_chars,
-            "use 32 or more",
-        )
-        require(
-            not (self.eval_sets and self.eval_file),
-            "task.eval_sets",
-            [name.value for name in self.eval_sets],
-            f"leave it empty or leave out task.eval_file={self.eval_file!r}",
-        )
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.eval_sets and self.eval_file:
+            yield "eval_sets", f"leave it empty or leave out task.eval_file={self.eval_file!r}"
         for key in ("contest_from", "contest_until"):
-            value = getattr(self, key)
-            require(
-                value is None or _is_day(value), f"task.{key}", value, "write a day as 2025-02-01"
-            )
+            day = getattr(self, key)
+            if day is not None and not _is_day(day):
+                yield key, "write a day as 2025-02-01"
 
 
 def _is_day(text: str) -> bool:

@@ -33,7 +33,7 @@ class NodeCredit(Protocol):
     """What the forest reads of a credit rule's result, indexed by node id, root included.
 
     `advantage` and `negative_advantage` may also be given one a leaf and node, [L][N], leaves in
-    the order of `RolloutTree.leaves()`: trajectories that share a node then pull on it each by their own.
+    the order of `RolloutTree.leaves()`: trajectories that share a node then pull on it separately.
     """
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from elpo_ray.config.learner import OptimizerConfig, Schedule
+from elpo_ray.config.learner import LrSchedule, OptimizerConfig
 
 
 def learning_rate(cfg: OptimizerConfig, step: int, total_steps: int) -> float:
@@ -20,9 +20,9 @@ def learning_rate(cfg: OptimizerConfig, step: int, total_steps: int) -> float:
     if step < warmup:
         return cfg.lr * (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-    if cfg.schedule is Schedule.linear:
+    if cfg.schedule is LrSchedule.linear:
         return cfg.lr * (1 - progress)
-    if cfg.schedule is Schedule.cosine:
+    if cfg.schedule is LrSchedule.cosine:
         return cfg.lr * 0.5 * (1 + math.cos(math.pi * progress))
     return cfg.lr
 

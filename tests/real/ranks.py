@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from elpo_ray.config.algorithm import LossConfig
-from elpo_ray.config.learner import LearnerConfig, OptimizerConfig, Schedule
+from elpo_ray.config.learner import LearnerConfig, LrSchedule, OptimizerConfig
 from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.forest import TrainForest, TrainTree, demonstrations, leaf_weights
 from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
@@ -25,7 +25,7 @@ from tests.train_trees import train_tree
 
 VOCAB = 64
 OPTIMIZER = OptimizerConfig(
-    lr=1e-3, betas=(0.9, 0.99), grad_norm=0.05, schedule=Schedule.linear, warmup_ratio=0.3
+    lr=1e-3, betas=(0.9, 0.99), grad_norm=0.05, schedule=LrSchedule.linear, warmup_ratio=0.3
 )
 TOTAL_STEPS = 20
 

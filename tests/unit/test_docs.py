@@ -55,6 +55,10 @@ def test_every_page_is_in_the_navigation() -> None:
 def test_the_reference_has_every_key_with_its_explanation() -> None:
     found = {key.name: key for key in keys(Config)}
     assert found["learner.optimizer.lr"].default == "1e-06"
+    assert found["cold_start.optimizer.lr"].default == "1e-05"
+    assert found["learner.optimizer.lr"].type == "float > 0"
+    assert found["learner.lora.rank"].type == "int ≥ 1 or null"
+    assert found["learner.optimizer.betas"].type == "list of 2 float in [0, 1)"
     assert found["algorithm.clip.scope"].type.startswith("none, critical_subtree")
     assert "Eq. 11" in found["algorithm.clip.scope"].explanation
     assert found["task.train_file"].type == "str or null"

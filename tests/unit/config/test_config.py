@@ -69,6 +69,10 @@ def test_every_experiment_composes_with_every_algorithm(experiment: str, algorit
         (["trainer.steps"], ["trainer.steps", "key=value"]),
         (["model.precision=fp8"], ["model.precision=fp8", "fp32", "bf16"]),
         (["algorithm.growth.n_total=1"], ["algorithm.growth.n_total=1", "2 or more"]),
+        (
+            ["+experiment=quickstart", "cold_start.optimizer.lr=-1", "check_only=true"],
+            ["elpo_ray: cold_start.optimizer.lr=-1.0: use a value above 0"],
+        ),
         (["algorithm.growth.bel.x_min=4"], ["x_max=3", "x_min=4"]),
         (["learner.minibatch_inputs=3"], ["learner.minibatch_inputs=3", "inputs_per_step"]),
         (["task=jsonl", "model=qwen2_5_7b"], ["task.train_file", "JSON-lines"]),

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from elpo_ray import doctor
 from elpo_ray.config.compose import composed
 from elpo_ray.config.model import TinyModelConfig
 from elpo_ray.doctor import Check, Finding, Status, examine, network
+from elpo_ray.doctor import __main__ as doctor
 from elpo_ray.models.tiny import build_tiny
 from elpo_ray.tools.schema import SCHEMA
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from elpo_ray.config.learner import AttentionBackend, OptimizerConfig, Schedule
+from elpo_ray.config.learner import AttentionBackend, LrSchedule, OptimizerConfig
 from elpo_ray.forest import CostModel, Rules, TrainForest, demonstrations, plan
 from elpo_ray.learner import policy, speed
 from elpo_ray.learner.batching import BatchLayout, Pack, collate
@@ -174,14 +174,14 @@ def test_mfu_by_hand(monkeypatch: pytest.MonkeyPatch, name: str, peak: float | N
 
 
 def test_learning_rates_by_hand() -> None:
-    def rates(schedule: Schedule, warmup: float) -> list[float]:
+    def rates(schedule: LrSchedule, warmup: float) -> list[float]:
         cfg = OptimizerConfig(lr=8.0, schedule=schedule, warmup_ratio=warmup)
         return [learning_rate(cfg, step, 4) for step in range(6)]
 
-    assert rates(Schedule.constant, 0.0) == [8.0] * 6
-    assert rates(Schedule.linear, 0.0) == [8.0, 6.0, 4.0, 2.0, 0.0, 0.0]
-    assert rates(Schedule.constant, 0.5) == pytest.approx([8 / 3, 16 / 3, 8, 8, 8, 8])
-    cosine = rates(Schedule.cosine, 0.0)
+    assert rates(LrSchedule.constant, 0.0) == [8.0] * 6
+    assert rates(LrSchedule.linear, 0.0) == [8.0, 6.0, 4.0, 2.0, 0.0, 0.0]
+    assert rates(LrSchedule.constant, 0.5) == pytest.approx([8 / 3, 16 / 3, 8, 8, 8, 8])
+    cosine = rates(LrSchedule.cosine, 0.0)
     assert cosine == pytest.approx([4 * (1 + math.cos(math.pi * k / 4)) for k in range(4)] + [0, 0])
 
 
