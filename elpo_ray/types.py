@@ -1,4 +1,4 @@
-"""The words of the house: what a turn, a step, a problem and a tool result are.
+"""The shared types: what a turn, a step, a problem and a tool result are.
 
 Plain data, standard library only. Token ids are the truth: ids are stored once, as sampled, and
 never re-tokenised; the texts beside them are for people.
@@ -118,7 +118,7 @@ class Turn:
     weight_version: int
     """The version of the weights that produced the turn."""
     cached_tokens: int = 0
-    """Of the prefix, that the engine did not compute again."""
+    """Tokens of the prefix that the engine took from its cache."""
 
 
 @pickled_by_position

@@ -1,4 +1,4 @@
-"""What a launcher may be told. The run's own keys come after `--` and are checked as such."""
+"""Keys of the launchers. The run's own keys come after `--` and are checked as such."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class SlurmConfig(Section, key=""):
     cpus_per_node: PositiveInt | None = None
     """null = what the partition gives."""
     memory: str | None = None
-    """As `--mem` has it; "0" = all of a node; null = what the partition gives."""
+    """Memory in the form of `--mem`; "0" = all of a node; null = what the partition gives."""
     time: str = "24:00:00"
     """Length of one stay on the cluster, as HH:MM:SS or D-HH:MM:SS: a longer run is requeued."""
     partition: str | None = None

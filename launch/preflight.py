@@ -56,7 +56,7 @@ class Place:
     port: int
     shared: Path
     timeout_s: float
-    """Of the sums, and of the wait for the others' reports from the start on."""
+    """Seconds for the sums, and for the reports of other nodes, counted from the start."""
     began: float = field(default_factory=time.monotonic)
 
     @property

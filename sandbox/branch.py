@@ -29,7 +29,7 @@ def fork() -> int:
 
 
 def take_over(descriptors: list[int], spawner: int) -> None:
-    """In a branch: use the descriptors meant for it and end when the spawner does."""
+    """Make a branch use the descriptors meant for it and end when the spawner does."""
     control, stdout, stderr = descriptors
     for given, number in ((control, CONTROL_FD), (stdout, 1), (stderr, 2)):
         os.dup2(given, number)

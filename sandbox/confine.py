@@ -30,7 +30,7 @@ _MAX_DESCRIPTOR = 1 << 16
 
 
 TIERS = ("strong", "standard", "weak")
-"""Of isolation, the best first; `docs/isolation.md` says what each promises."""
+"""Tiers of isolation, the best first; `docs/isolation.md` says what each promises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

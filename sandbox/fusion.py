@@ -34,7 +34,7 @@ from sandbox.streams import HeadTail
 
 _HARNESS = inspect.getsource(fusion_harness)
 _PATIENCE_S = 30.0
-"""For the service, beyond the run itself."""
+"""Seconds that the service may take beyond the run itself."""
 _MAX_ANSWER_BYTES = 4 * OUTPUT_KILL_BYTES
 _KINDS = (Kind.OK, Kind.ERROR, Kind.MEMORY, Kind.EXITED)
 """What the harness may say of a cell."""
@@ -52,7 +52,7 @@ class _Run:
 
 
 class FusionSession:
-    """As `sandbox.supervisor.Session`."""
+    """A session with the interface of `sandbox.supervisor.Session`."""
 
     def __init__(self, sandbox: FusionSandbox, state: SessionState, keep: Keep) -> None:
         self._sandbox = sandbox
@@ -67,7 +67,7 @@ class FusionSession:
         return self._state
 
     async def call(self, code: str) -> CallResult:
-        """As `Session.call`: a failure of the service is a result too."""
+        """See `Session.call`. A failure of the service is a result too."""
         async with self._one_at_a_time:
             if self._closed:
                 raise ValueError("the session is closed: open a new one, at its state if need be")
@@ -93,7 +93,7 @@ class FusionSession:
 
 
 class FusionSandbox:
-    """As `sandbox.supervisor.Sandbox`, without snapshots and trees."""
+    """A sandbox with the interface of `supervisor.Sandbox`, without snapshots and trees."""
 
     def __init__(
         self, url: str, limits: Limits | None = None, *, sessions: int = 64, running: int = 16
@@ -117,7 +117,7 @@ class FusionSandbox:
         tree: str | None = None,
         keep: Keep = Keep.STATES,
     ) -> FusionSession:
-        """As `Sandbox.open`; nothing is kept, so a `tree` is only a name."""
+        """See `Sandbox.open`. Nothing is kept, so a `tree` is only a name."""
         await self._places.acquire()
         self._open += 1
         self.metrics.opened += 1

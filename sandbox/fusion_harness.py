@@ -25,13 +25,13 @@ Said = tuple[str, "str | None", "str | None", str]
 
 
 def digest(said: Iterable[str | None], accidental: str) -> str:
-    """As `CallResult.digest`; `said` is kind, stdout, value and error type."""
+    """The digest of `CallResult.digest`; `said` is kind, stdout, value and error type."""
     masked = re.sub(accidental, "~", repr(tuple(said)))
     return hashlib.sha256(masked.encode("ascii", "backslashreplace")).hexdigest()[:32]
 
 
 def cut_printed(data: bytes, keep: int) -> str:
-    """As `HeadTail` does it."""
+    """Cut printed bytes as `HeadTail` does."""
     half = keep // 2
     if len(data) <= 2 * half:
         return data.decode("utf-8", "replace")
@@ -40,7 +40,7 @@ def cut_printed(data: bytes, keep: int) -> str:
 
 
 def cut_text(text: str, keep: int) -> str:
-    """As the runner does it."""
+    """Cut a text as the runner does."""
     half = keep // 2
     if len(text) <= keep:
         return text

@@ -45,7 +45,7 @@ _EARLY_S, _MAX_EARLY = 60.0, 256
 
 
 Opened = tuple[int, list[str], int]
-"""Of a tree: the spawner's process id of the first process, its work folders, the pidfd."""
+"""What opening a tree returns: the spawner's id of the first process, work folders, pidfd."""
 
 
 class SpawnerClient:
@@ -61,7 +61,7 @@ class SpawnerClient:
         self._turn = asyncio.Semaphore(_MAX_ASKED)
         self._asked: dict[int, asyncio.Future[Opened]] = {}
         self._live: dict[int, SessionProcess] = {}
-        """By the process id that the spawner knows."""
+        """Processes by the process id that the spawner knows."""
         self._early: dict[int, tuple[float, End]] = {}
         """Ends, and when they were heard of, of processes that are not known yet."""
         self.alive = True
@@ -219,7 +219,7 @@ class SpawnerClient:
             await asyncio.to_thread(remove, self._root)
 
     def _lose(self, why: str) -> None:
-        """The spawner is gone: nobody waits for it any longer."""
+        """End all waits for a spawner that is gone."""
         if not self.alive:
             return
         self.alive = False

@@ -38,15 +38,15 @@ from sandbox.workdir import usage
 _TICK_S = 0.25
 """Between looks at CPU time and files while a call runs."""
 _GRACE_S = 0.25
-"""For a process that closed its control channel to end by itself."""
+"""Seconds that a process which closed its control channel has to end by itself."""
 _PATIENCE_S = 30.0
-"""For the spawner and the kernel; whoever takes longer is broken."""
+"""Seconds that the spawner and the kernel may take; beyond them they are broken."""
 _FORK_PATIENCE_S = 5.0
-"""For a process, possibly hostile, to fork."""
+"""Seconds that a process, possibly hostile, may take to fork."""
 _CHUNK = 1 << 16
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LAST_BYTES = 2 << 20
-"""Of address space: with no more left, nearly every allocation fails."""
+"""Bytes of address space below which nearly every allocation fails."""
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -55,7 +55,7 @@ class End:
     """How a process ended."""
 
     status: int | None
-    """As from wait(2); None if the spawner died first."""
+    """The status from wait(2); None if the spawner died first."""
     cpu_s: float = 0.0
     """CPU time of its whole life."""
 
@@ -414,7 +414,7 @@ class SessionProcess:
     async def _ended(
         self, stop: _Stop, duration: float, cpu_s: float, cpu_before: float
     ) -> CallResult:
-        """Close the process and tell, by its end, whose doing it was."""
+        """Close the process and say, by its end, who caused it."""
         kind, why = stop.kind, stop.why
         if self.end.done():
             end = self.end.result()

@@ -51,7 +51,7 @@ _BALLAST_BYTES = 4 << 20
 
 
 def _cut(text: str, limit: int) -> tuple[str, bool]:
-    """At most `limit` characters, head and tail, and whether some are missing."""
+    """Head and tail of `text`, at most `limit` characters, and whether some are missing."""
     if len(text) <= limit:
         return text, False
     half = limit // 2

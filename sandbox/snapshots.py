@@ -18,7 +18,7 @@ from sandbox.results import KEPT
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _GIVEN_DESCRIPTORS = 5
 _PAGE_TABLES = 256 << 10
-"""Of one forked process, roughly; the kernel tells only with its other memory."""
+"""Rough bytes of one process's page tables; the kernel counts them with its other memory."""
 _MINOR_FAULTS, _THREADS = 10 - 3, 20 - 3
 """Fields of /proc/PID/stat, counted from behind the command's name."""
 
@@ -71,7 +71,7 @@ class Snapshot:
     cost_s: float
     """What it took to come here, hence what a replay takes at least."""
     status: str
-    """As `CallResult.snapshot`."""
+    """The same word as `CallResult.snapshot`."""
     inherited: int
     """Bytes of anonymous memory that its process began with."""
     anonymous: int
@@ -127,8 +127,8 @@ class Snapshot:
 
 
 def _open_descriptors(pid: int) -> int:
-    """As the kernel tells everybody since Linux 6.2, and root before; else the process's own word
-    has to do: 0."""
+    """Open descriptors as the kernel counts them: for all users since Linux 6.2, for root before.
+    0 where neither holds."""
     try:
         return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
     except OSError:
@@ -180,7 +180,7 @@ class Shelf:
         return chosen
 
     def _measure(self, snapshot: Snapshot) -> int:
-        """By how much the exact size differs."""
+        """Bytes by which the exact size differs."""
         snapshot.exact = True
         exact = private_bytes(snapshot.process.pid)
         if exact is None:

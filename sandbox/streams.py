@@ -26,7 +26,7 @@ class HeadTail:
         return self.total > 2 * self._half
 
     def text(self) -> str:
-        """As text, invalid UTF-8 replaced; a marker stands for what was left out."""
+        """The bytes as text, invalid UTF-8 replaced; a marker stands for what was left out."""
         if not self.truncated:
             return (self._head + self._tail).decode("utf-8", "replace")
         head = self._head.decode("utf-8", "replace")

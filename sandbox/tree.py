@@ -42,9 +42,9 @@ _MAX_GENERATIONS = 30
 _REBASE_S = 1.0
 """Only if all its calls took no longer than this together."""
 _PRIVATE = 16
-"""Kept states of a tree that nobody named, hence one session's path more often than not."""
+"""Kept states of a tree without a name, which is most often the path of one session."""
 _SPARE_FOLDERS = 8
-"""For branches that run, and for processes that take their time to end."""
+"""Folders for branches that run, and for processes that are slow to end."""
 _START = "="
 """Names the state before any code; with the setup behind it, the state after that."""
 

@@ -23,10 +23,10 @@ _WORDS = (Kind.OK, Kind.ERROR, Kind.MEMORY, Kind.EXITED, Kind.SANDBOX_FAILURE)
 _CUTTABLE = ("value", "traceback")
 CELL_HEADER_BYTES = _CELL.size
 START_NONCE = b"\0" * NONCE_BYTES
-"""Of a process's first message: OK once it is confined (or forked from one that is), or
+"""Nonce of a process's first message: OK once it is confined (or forked from one that is), or
 SANDBOX_FAILURE and why in `traceback`."""
 FORK_NONCE = b"\xff" * NONCE_BYTES
-"""Of the order to fork; no cell has it. Its payload is the path of the branch's folder."""
+"""Nonce of the order to fork, which no cell has. The payload is the branch's folder."""
 LISTENER_MARK = b"L"
 """Comes before the first process's greeting, with the descriptor that decides about its forks."""
 CONTROL_FD, WORK_FD = 3, 4
@@ -49,7 +49,7 @@ class Reply:
     error_type: str | None
     traceback: str
     truncated: tuple[str, ...]
-    """Of `_CUTTABLE`."""
+    """Names of the `_CUTTABLE` fields that were cut."""
     descriptors: bool = False
     """More descriptors are open than the session was given."""
 
@@ -60,7 +60,7 @@ def pack_cell(nonce: bytes, index: int, cpu_s: int, code: bytes) -> bytes:
 
 
 def pack_fork(folder: str) -> bytes:
-    """To be sent with the branch's control socket, stdout and stderr."""
+    """The order to fork, to be sent with the branch's control socket, stdout and stderr."""
     return pack_cell(FORK_NONCE, 0, 0, os.fsencode(folder))
 
 

@@ -54,7 +54,7 @@ class Chat:
 
     @classmethod
     def from_folder(cls, path: str, tools: Sequence[dict[str, Any]]) -> Chat:
-        """Of a Hugging Face folder or hub name; ValueError if it has no usable tokenizer."""
+        """Load the tokenizer of a folder or hub name. ValueError if there is no usable one."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError, KeyError, TypeError) as fault:
@@ -95,7 +95,7 @@ class Chat:
 
     def conversation_ids(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
         """Ids of a finished conversation, and which of them the agent wrote (SFT targets: the
-        assistant turns with their end-of-turn token). ValueError if they cannot be told apart."""
+        assistant turns with their end-of-turn token). ValueError if the two look alike."""
         clean = [
             {**message, "content": self._neutral(message["content"])}
             if message["role"] == "tool"
@@ -113,7 +113,7 @@ class Chat:
             agent += [True, False]
         if len(turns) != sum(message["role"] == "assistant" for message in messages):
             raise self._refused(
-                "its turns cannot be told apart in a rendered conversation",
+                "its turns cannot be found in a rendered conversation",
                 "remove template tokens from the messages",
             )
         if clean[-1]["role"] == "assistant":  # nothing follows the last answer

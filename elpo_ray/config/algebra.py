@@ -126,13 +126,13 @@ class ModelStates:
     """Bytes of weights, gradients and optimizer; activations and KV cache come on top."""
 
     rank: float
-    """On each learner rank's device."""
+    """Bytes on each learner rank's device."""
     engine: float
-    """On each of an engine's devices."""
+    """Bytes on each device of an engine."""
     host: float
-    """In host memory of all actors together, were they on one node."""
+    """Bytes of host memory that all actors take together, were they on one node."""
     checkpoint: float
-    """Of one checkpoint on disk."""
+    """Bytes of one checkpoint on disk."""
 
 
 def model_states(config: Config) -> ModelStates | None:

@@ -36,7 +36,7 @@ class Transfer(Enum):
     host = "host"
     """Through host memory and Ray's object store: anywhere, also between hosts."""
     nccl = "nccl"
-    """From GPU to GPU."""
+    """Weights travel from GPU to GPU."""
     ipc = "ipc"
     """Within one GPU, whose memory both sides map."""
 

@@ -18,7 +18,7 @@ class Parts:
     """The advantage of leaf l at node n is leaf_factor * leaf[l] + node_factor * node[n]."""
 
     leaf: Mapping[int, float]
-    """By node id; graded leaves only."""
+    """Values by node id, of graded leaves only."""
     node: Sequence[float]
     """Shape: [num_nodes]."""
     leaf_factor: float = 1.0
@@ -35,7 +35,7 @@ def rewards(tree: RolloutTree) -> dict[int, float]:
 
 
 def leaf_mean(tree: RolloutTree, leaf: Mapping[int, float]) -> list[float]:
-    """For every node, the mean of `leaf` over the leaves at or below it; 0 without any and at the
+    """The mean of `leaf` over the leaves at or below each node; 0 without any and at the
     root. Shape: [num_nodes]."""
     total = [leaf.get(node.id, 0.0) for node in tree.nodes]
     count = [int(node.id in leaf) for node in tree.nodes]

@@ -66,7 +66,7 @@ def checks(config: Config, *, quick: bool) -> Iterable[Check]:
 
 
 def run(config: Config, *, quick: bool) -> int:
-    """Look, tell line by line; the exit code."""
+    """Look at everything, print it line by line, and return the exit code."""
     console = Console(highlight=False)
     console.print(f"{config.experiment} on {Path.cwd()}")
     counts = dict.fromkeys(Status, 0)

@@ -77,7 +77,7 @@ def examine(checks: Iterable[Check]) -> Iterator[Finding]:
 
 
 def _of_value(name: str, fault: ValueError) -> Finding:
-    """The house's configuration errors are `key=value: what is wrong; remedy`."""
+    """A configuration error reads `key=value: what is wrong; remedy`."""
     text = " ".join(str(fault).split())
     detail, separator, remedy = text.rpartition("; ")
     if not separator:

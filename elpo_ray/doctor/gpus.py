@@ -58,7 +58,7 @@ def visible() -> tuple[list[tuple[str, str, int]], str]:
 
 
 def cuda_major() -> int:
-    """Of the CUDA that the GPU set was built for."""
+    """Major version of the CUDA that the GPU set was built for."""
     return int(pinned("gpu")["cuda-python"].split(".")[0])
 
 

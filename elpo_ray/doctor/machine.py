@@ -18,7 +18,7 @@ LEAST_SHM = 1 * GIB
 FILES, LEAST_FILES = 65536, 4096
 """Descriptors that Ray recommends, and without which it fails under load."""
 HEADROOM = 2 * GIB
-"""Of memory and disk, beside what a model needs."""
+"""Bytes of memory and disk that must be free beside what a model needs."""
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (

@@ -90,7 +90,7 @@ def fingerprint() -> dict[str, str]:
 
 
 def version_of(package: str) -> str | None:
-    """Of an installed distribution."""
+    """Version of an installed distribution; None if it is absent."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

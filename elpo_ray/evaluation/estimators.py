@@ -33,9 +33,9 @@ class Average:
 
     mean: float
     over_problems: Interval
-    """For other problems of the same kind: the problems are taken as a random sample."""
+    """The interval for other problems of the same kind: these are taken as a random sample."""
     over_samples: Interval
-    """For these very problems: only the sampling of the answers is random."""
+    """The interval for these very problems: only the sampling of the answers is random."""
 
 
 def average(successes: Sequence[Sequence[bool]]) -> Average:
@@ -64,7 +64,7 @@ def major_at_k(votes: Sequence[tuple[Hashable | None, bool]], k: int) -> float:
     correct.
 
     A vote is (answer, correct). Answers that tie for most votes win with equal chance; a sample
-    without an answer (None) votes for nothing, and nobody's vote is no success. Should samples with
+    without an answer (None) casts no vote, and no vote is no success. Should samples with
     one answer differ in `correct`, the winner's is that of one of its voters at random.
     """
     assert 1 <= k <= len(votes), (len(votes), k)

@@ -33,7 +33,7 @@ class Source:
     """A model that can be sampled."""
 
     name: str
-    """As the user named it."""
+    """The model's name as the user gave it."""
     path: str
     """A Hugging Face folder, or the URL of a server."""
     served_model: str | None

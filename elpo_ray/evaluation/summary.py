@@ -80,7 +80,7 @@ def per_problem(samples: Sequence[Sample]) -> list[dict[str, Any]]:
 
 
 def outcome(sample: Sample, votes: bool) -> str:
-    """In one word: right, wrong, no answer, ungraded, or the limit that was met. `votes`: the task
+    """One word: right, wrong, no answer, ungraded, or the limit that was met. `votes`: the task
     has answers to vote on, so that a sample without one has given none."""
     if not sample.graded:
         return UNGRADED

@@ -179,7 +179,7 @@ class Countdown:
                 )
 
     def _solution(self, left: Left, target: int) -> Iterator[Move]:
-        """Of the recoverable steps the one with the largest operands, `+` before `-`, `*`."""
+        """The recoverable step with the largest operands, `+` before `-`, `*`, at each turn."""
         while len(left) > 1:
             for move in self._rules.moves(left):
                 after = self._rules.step(left, *move)

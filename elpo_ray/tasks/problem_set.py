@@ -65,7 +65,7 @@ class ProblemSet:
         return self._held_out[:count]
 
     async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
-        """By `task.reward`."""
+        """Grade the answer by `task.reward`."""
         return await self._reward.score(problem, steps, tools)
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:

@@ -84,7 +84,7 @@ class Reward:
         return Score(reward=self._worth(graded, steps), success=graded.success)
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
-        """The answer as text, alike for alike answers as far as text can tell; programs give
+        """The answer as text, the same for equal answers as far as texts can show; programs give
         none: they are not voted on."""
         text = answer_turn(steps)
         kind = problem.extra[KIND]
@@ -199,7 +199,9 @@ async def call_function(
             score = await asyncio.to_thread(function, problem, steps)
     except InfrastructureError:
         raise
-    except Exception as fault:  # the user's code is a boundary: whatever it raises is told alike
+    except (
+        Exception
+    ) as fault:  # the user's code is a boundary
         raise ValueError(
             f"{key}: raised {type(fault).__name__}: {fault} on problem {problem.id}; "
             "mend it, or raise InfrastructureError for what another try may cure"

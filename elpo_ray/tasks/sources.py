@@ -24,7 +24,7 @@ class Source:
     """One split of a data set on the Hugging Face hub, and what a local copy of it is called."""
 
     name: str
-    """Of the local file, without suffix: `task.data_dir/<name>.jsonl` or `.parquet`."""
+    """The local file's name without suffix: `task.data_dir/<name>.jsonl` or `.parquet`."""
     repo: str
     split: str = "train"
     subset: str | None = None
@@ -80,7 +80,7 @@ def read_file(origin: str, path: Path) -> Table:
 
 
 def _read_lines(origin: str, path: Path) -> list[Row]:
-    """By hand: `datasets` infers one type a column and cannot say which line is at fault."""
+    """Read line by line: `datasets` infers one type a column and cannot name a bad line."""
     rows: list[Row] = []
     number = 0
     try:

@@ -32,9 +32,9 @@ from elpo_ray.view.folder import (
 from elpo_ray.view.records import Limits, table_row, tree_record
 
 CHUNK_BYTES = 1_000_000
-"""Of JSON, before compression; opening a tree inflates the one chunk that holds it."""
+"""JSON in one chunk before compression; opening a tree inflates the chunk that holds it."""
 LEVEL = 5
-"""Of compression: half the time of 6, for two percent more bytes."""
+"""Level of compression: it takes half the time of 6, for two percent more bytes."""
 EXAMPLES = 3
 """Places named where many lines have the same fault."""
 
@@ -44,7 +44,7 @@ class StepPart:
     """What one step file gives the page."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of the table; `chunk` and `place` say where the whole tree is."""
+    """Rows of the table; `chunk` and `place` say where the whole tree is."""
     chunks: dict[str, bytes] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
 
@@ -170,7 +170,7 @@ class Vocabulary:
         self.notices: list[Notice] = []
 
     def texts(self, ids: Iterable[int]) -> dict[int, str]:
-        """By id; bytes that are no whole character come as U+FFFD."""
+        """The text of each id; bytes that are no whole character come as U+FFFD."""
         if self._tokenizer is None and not self.notices and self._path.is_file():
             self._load()
         if self._tokenizer is None:
@@ -223,5 +223,5 @@ def compact(data: Any) -> str:
 
 
 def deflate(text: str) -> bytes:
-    """In the zlib format, which a browser's DecompressionStream calls `deflate`."""
+    """Compress into the zlib format, which a browser's DecompressionStream calls `deflate`."""
     return zlib.compress(text.encode("utf-8", errors="replace"), LEVEL)

@@ -41,7 +41,7 @@ class Dump:
 
     step: int
     trees: list[tuple[int, RolloutTree]]
-    """With their lines, from 1."""
+    """Trees with the number of their line, counted from 1."""
     notices: list[Notice]
 
 

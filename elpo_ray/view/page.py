@@ -30,9 +30,9 @@ SCRIPTS = (
     "tree.js",
     "app.js",
 )
-"""In the order of their use; together one script."""
+"""The files of the page's one script, in the order of their use."""
 MAX_BYTES = 90_000_000
-"""Of chunks in one page; the trees of the oldest steps beyond it are only listed."""
+"""Bytes of chunks in one page; beyond them the trees of the oldest steps are only listed."""
 
 
 def whole_page(book: Book, max_bytes: int = MAX_BYTES) -> str:

@@ -22,7 +22,7 @@ from elpo_ray.tree import Localization, Node, RolloutTree
 DIGITS = 5
 """Significant digits of a number on the page."""
 MOST_NATS = 1e6
-"""Of a token's entropy or log-probability; beyond is no number of this kind."""
+"""Largest entropy or log-probability of a token that the page shows as a number."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Limits:
     """What a page takes of one node at most, so that a browser can hold thousands of trees."""
 
     chars: int = 6000
-    """Of a turn and of a response each, half of them from the end."""
+    """Characters shown of a turn and of a response each, half of them from the end."""
     tokens: int = 1500
 
 
@@ -117,7 +117,7 @@ def outcome(node: Node) -> str | None:
 
 
 def short(value: float | None) -> float | None:
-    """To `DIGITS` significant digits; None for what JSON does not know."""
+    """Round to `DIGITS` significant digits; None for numbers that JSON does not know."""
     if value is None or not math.isfinite(value):
         return None
     rounded = float(f"{value:.{DIGITS}g}")
@@ -151,7 +151,7 @@ def _search(tree: RolloutTree, found: Localization) -> dict[str, Any]:
 
 
 def _spends(tree: RolloutTree) -> dict[int, dict[str, Any]]:
-    """By leaf: where its completion started."""
+    """Where the completion of each leaf started, by leaf."""
     spends: dict[int, dict[str, Any]] = {}
     for entry in tree.ledger:
         leaf, anchor, kind = entry.get("leaf"), entry.get("anchor"), entry.get("kind")

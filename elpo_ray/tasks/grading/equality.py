@@ -92,7 +92,7 @@ def shown(text: str) -> str:
 
 
 def compact(text: str) -> str:
-    """For comparison as text: no text wrappers, no spaces but between two words or numbers."""
+    """The text to compare: without wrappers, with spaces only between two words or numbers."""
     return re.sub(r"(?<!\w) | (?!\w)", "", WORDS.sub(r" \1 ", text)).strip()
 
 

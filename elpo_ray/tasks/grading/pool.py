@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 
 START_S = 120.0
-"""For a process to import its libraries, on a busy machine."""
+"""Seconds that a process may take to import its libraries on a busy machine."""
 WALLS = 10
 """A comparison may take so many times its processor time by the clock."""
 MEMORY_MIB = 2048
@@ -59,7 +59,7 @@ class MathGrader:
         return await loop.run_in_executor(self._threads, self._compare, gold, answer)
 
     def _compare(self, gold: str, answer: str) -> Verdict:
-        """At most twice: see `_Child.worth_another`."""
+        """Ask one process, and a second one where `_Child.worth_another` says so."""
         child = self._free.get()
         try:
             for _ in range(2):

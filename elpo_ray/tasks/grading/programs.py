@@ -208,7 +208,7 @@ def _cases(text: str) -> list[dict[str, Any]]:
 
 
 class _StringUnpickler(pickle.Unpickler):
-    """Of data that nobody vouches for: plain values only."""
+    """Reads untrusted data: plain values only."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"refused: {module}.{name}")
