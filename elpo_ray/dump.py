@@ -14,7 +14,7 @@ import math
 import re
 import reprlib
 import sys
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -27,15 +27,18 @@ FORMAT = 1
 MAX_REWARD = 1e100
 """No reward in a dump has a larger absolute value, so that no variance overflows."""
 
+T = TypeVar("T")
+NodeT = TypeVar("NodeT")
+EntryT = TypeVar("EntryT")
+Maybe: TypeAlias = T | UnsetType
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Reward = Annotated[float, Meta(ge=-MAX_REWARD, le=MAX_REWARD)]
+
 
 def says(text: str) -> Meta:
     """Return the description of a field in the schema."""
     return Meta(description=text)
-
-
-Count = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(ge=0)]
-Reward = Annotated[float, Meta(ge=-MAX_REWARD, le=MAX_REWARD)]
 
 
 class NodeRecord(Struct, gc=False):
@@ -43,44 +46,33 @@ class NodeRecord(Struct, gc=False):
 
     id: Count
     parent: Annotated[int | None, says("null exactly for node 0.")]
-    leaf: Annotated[bool | UnsetType, says("true exactly for nodes without children.")] = UNSET
-    reward: Annotated[Reward | UnsetType, says("Terminal reward R of a leaf.")] = UNSET
-    success: Annotated[bool | UnsetType, says("What the search reads of a leaf.")] = UNSET
-    graded: Annotated[
-        bool | UnsetType,
-        says("false: the grader came to no verdict on this leaf; true if absent."),
-    ] = UNSET
-    end: Annotated[EndReason | UnsetType, says("Why a leaf's trajectory ended.")] = UNSET
-    group: Annotated[int | UnsetType, says("Tree of a leaf, where an input has several.")] = UNSET
+    leaf: Annotated[Maybe[bool], says("true exactly for nodes without children.")] = UNSET
+    reward: Annotated[Maybe[Reward], says("Terminal reward R of a leaf.")] = UNSET
+    success: Annotated[Maybe[bool], says("Success ok of a leaf; what the search reads.")] = UNSET
+    graded: Annotated[Maybe[bool], says("false: no verdict on a leaf; true if absent.")] = UNSET
+    end: Annotated[Maybe[EndReason], says("Why a leaf's trajectory ended.")] = UNSET
+    group: Annotated[Maybe[int], says("Tree of a leaf, where an input has several.")] = UNSET
 
 
 class StepRecord(NodeRecord):
     """Node 0 is the prompt; every other node is one step of its parent's continuation."""
 
-    text: Annotated[str | UnsetType, says("The assistant turn.")] = UNSET
-    observation: Annotated[str | UnsetType, says("The response as the policy saw it.")] = UNSET
-    num_action_tokens: Count | UnsetType = UNSET
-    num_observation_tokens: Count | UnsetType = UNSET
-    token_ids: Annotated[
-        list[int] | UnsetType, says("The turn as sampled; RUN/tokenizer.json has their texts.")
-    ] = UNSET
-    token_entropies: Annotated[
-        list[float] | UnsetType,
-        says("Beside token_ids: entropy of the distribution drawn from, in nats."),
-    ] = UNSET
-    token_logprobs: Annotated[list[float] | UnsetType, says("Beside token_ids, in nats.")] = UNSET
-    entropy: Annotated[float | UnsetType, says("Mean over the turn's tokens, in nats.")] = UNSET
-    tool: Annotated[str | UnsetType, says("The called tool; absent on a malformed call.")] = UNSET
-    tool_kind: ToolKind | UnsetType = UNSET
-    tool_seconds: Annotated[Seconds | UnsetType, says("Seconds of execution.")] = UNSET
+    text: Annotated[Maybe[str], says("The assistant turn.")] = UNSET
+    observation: Annotated[Maybe[str], says("The response as the policy saw it.")] = UNSET
+    num_action_tokens: Maybe[Count] = UNSET
+    num_observation_tokens: Maybe[Count] = UNSET
+    token_ids: Annotated[Maybe[list[int]], says("As sampled; texts: RUN/tokenizer.json.")] = UNSET
+    token_entropies: Annotated[Maybe[list[float]], says("Beside token_ids, in nats.")] = UNSET
+    token_logprobs: Annotated[Maybe[list[float]], says("Beside token_ids, in nats.")] = UNSET
+    entropy: Annotated[Maybe[float], says("Mean over the turn's tokens, in nats.")] = UNSET
+    tool: Annotated[Maybe[str], says("The called tool; absent on a malformed call.")] = UNSET
+    tool_kind: Maybe[ToolKind] = UNSET
+    tool_seconds: Annotated[Maybe[Seconds], says("Seconds of execution.")] = UNSET
     restored_by: Annotated[
-        Literal["fresh", "fork", "replay"] | UnsetType,
-        says(
-            "How the tool's state before the call came about: by the trajectory's own calls, by "
-            "forking a kept snapshot, or by running the prefix again."
-        ),
+        Maybe[Literal["fresh", "fork", "replay"]],
+        says("How the tool's state came about: own calls, a forked snapshot, a replayed prefix."),
     ] = UNSET
-    weight_version: Annotated[int | UnsetType, says("Weights that produced the turn.")] = UNSET
+    weight_version: Annotated[Maybe[int], says("Weights that produced the turn.")] = UNSET
 
 
 class EntryRecord(Struct):
@@ -93,9 +85,6 @@ class EntryRecord(Struct):
     tokens: Annotated[Count, says("Generated tokens.")]
     tool_seconds: Seconds
 
-
-NodeT = TypeVar("NodeT")
-EntryT = TypeVar("EntryT")
 
 # Rules over several fields, in the schema's own words; `_load_nodes` checks them for the reader.
 LEAVES_HAVE_SCORES = {
@@ -117,13 +106,9 @@ class TreeRecord(Struct, Generic[NodeT, EntryT]):
         Meta(description="Any order, any distinct ids.", extra_json_schema=HAS_A_ROOT),
     ]
     localizations: list[Localization]
-    ledger: list[EntryT] | UnsetType = UNSET
-    messages: Annotated[
-        list[dict[str, Any]] | UnsetType, says("The prompt as chat messages (role, content).")
-    ] = UNSET
-    format: Annotated[
-        Literal[1] | UnsetType, says("Version of this schema; taken as 1 if absent.")
-    ] = UNSET
+    ledger: Maybe[list[EntryT]] = UNSET
+    messages: Annotated[Maybe[list[dict[str, Any]]], says("The prompt as chat messages.")] = UNSET
+    format: Annotated[Maybe[Literal[1]], says("Version of this form; 1 if absent.")] = UNSET
 
 
 class Document(TreeRecord[StepRecord, EntryRecord]):
