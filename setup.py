@@ -42,6 +42,7 @@ setup(
         "xxhash>=3.5",
         "rich>=13",
         "numpy",
+        "msgspec>=0.22,<0.23",
         "peft>=0.21,<0.22",
         "scipy>=1.17,<2",
         "matplotlib>=3.10,<4",

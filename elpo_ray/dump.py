@@ -1,34 +1,150 @@
-"""Trees as lines of JSON (`docs/tree.schema.json`), the contract with every reader.
+"""Dumped trees: one model of their records, how they are written and how they are read.
 
-Writing keeps a loaded tree's ids and unknown fields. Loading accepts the nodes in any order and any
-distinct ids >= 0, keeps the ids as labels, and refuses whatever breaks an invariant of `tree`.
+A dump holds one tree a line, as JSON. The model below is the only statement of its form: reading
+checks against it, and `python -m elpo_ray.dump` prints it as JSON schema, which is committed as
+`docs/tree.schema.json`. What a schema cannot say, such as that every parent exists, is checked once
+in `read_tree`. Ids may be any distinct integers in any order; a loaded node keeps its id as `label`
+and its optional fields as they came in `extra`, and both are written back.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import reprlib
-from typing import Any
+import sys
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, cast
 
-from elpo_ray.tree import Localization, Node, Probe, RolloutTree
-from elpo_ray.types import EndReason, Score, Step, Turn
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from elpo_ray.tree import Localization, Node, RolloutTree
+from elpo_ray.types import EndReason, Score, Step, ToolKind, Turn
 
 FORMAT = 1
-"""Version of the dump; a reader refuses any other."""
+"""The version of the dump; a reader refuses any other."""
 MAX_REWARD = 1e100
-"""Largest reward in a dump, so that no variance overflows."""
-CORE_FIELDS = frozenset({"id", "parent", "leaf", "reward", "success", "graded", "end", "group"})
-"""Fields of a dumped node that have a place in `Node`; all others stay in `Node.extra`."""
+"""No reward in a dump has a larger absolute value, so that no variance overflows."""
+
+T = TypeVar("T")
+NodeT = TypeVar("NodeT")
+EntryT = TypeVar("EntryT")
+Maybe: TypeAlias = T | UnsetType
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Reward = Annotated[float, Meta(ge=-MAX_REWARD, le=MAX_REWARD)]
+
+
+def says(text: str) -> Meta:
+    """Return the description of a field in the schema."""
+    return Meta(description=text)
+
+
+class NodeRecord(Struct, gc=False):
+    """The fields of a node that the reader needs and checks; all others stay in `Node.extra`."""
+
+    id: Count
+    parent: Annotated[int | None, says("null exactly for node 0.")]
+    leaf: Annotated[Maybe[bool], says("true exactly for nodes without children.")] = UNSET
+    reward: Annotated[Maybe[Reward], says("Terminal reward R of a leaf.")] = UNSET
+    success: Annotated[Maybe[bool], says("Success ok of a leaf; what the search reads.")] = UNSET
+    graded: Annotated[Maybe[bool], says("false: no verdict on a leaf; true if absent.")] = UNSET
+    end: Annotated[Maybe[EndReason], says("Why a leaf's trajectory ended.")] = UNSET
+    group: Annotated[Maybe[int], says("Tree of a leaf, where an input has several.")] = UNSET
+
+
+class StepRecord(NodeRecord):
+    """Node 0 is the prompt; every other node is one step of its parent's continuation."""
+
+    text: Annotated[Maybe[str], says("The assistant turn.")] = UNSET
+    observation: Annotated[Maybe[str], says("The response as the policy saw it.")] = UNSET
+    num_action_tokens: Maybe[Count] = UNSET
+    num_observation_tokens: Maybe[Count] = UNSET
+    token_ids: Annotated[Maybe[list[int]], says("As sampled; texts: RUN/tokenizer.json.")] = UNSET
+    token_entropies: Annotated[Maybe[list[float]], says("Beside token_ids, in nats.")] = UNSET
+    token_logprobs: Annotated[Maybe[list[float]], says("Beside token_ids, in nats.")] = UNSET
+    entropy: Annotated[Maybe[float], says("Mean over the turn's tokens, in nats.")] = UNSET
+    tool: Annotated[Maybe[str], says("The called tool; absent on a malformed call.")] = UNSET
+    tool_kind: Maybe[ToolKind] = UNSET
+    tool_seconds: Annotated[Maybe[Seconds], says("Seconds of execution.")] = UNSET
+    restored_by: Annotated[
+        Maybe[Literal["fresh", "fork", "replay"]],
+        says("How the tool's state came about: own calls, a forked snapshot, a replayed prefix."),
+    ] = UNSET
+    weight_version: Annotated[Maybe[int], says("Weights that produced the turn.")] = UNSET
+
+
+class EntryRecord(Struct):
+    """One spend, or one attempt lost to the infrastructure (leaf null, not charged)."""
+
+    kind: Literal["root", "probe"]
+    anchor: int | None
+    leaf: int | None
+    charged: bool
+    tokens: Annotated[Count, says("Generated tokens.")]
+    tool_seconds: Seconds
+
+
+# Rules over several fields, in the schema's own words; `_load_nodes` checks them for the reader.
+LEAVES_HAVE_SCORES = {
+    "if": {"properties": {"leaf": {"const": True}}, "required": ["leaf"]},
+    "then": {"required": ["reward", "success"]},
+    "else": {"not": {"anyOf": [{"required": ["reward"]}, {"required": ["success"]}]}},
+}
+HAS_A_ROOT = {"minItems": 2, "contains": {"properties": {"id": {"const": 0}}}}
+
+
+class TreeRecord(Struct, Generic[NodeT, EntryT]):
+    """One tree. The schema states the types of all fields (`StepRecord`, `EntryRecord`). The reader
+    takes a node's optional fields and ledger entries as they come; whoever uses one checks it."""
+
+    task_id: str
+    budget: Annotated[int, Meta(ge=1), says("N_total, in completed trajectories.")]
+    nodes: Annotated[
+        list[Annotated[NodeT, Meta(extra_json_schema=LEAVES_HAVE_SCORES)]],
+        Meta(description="Any order, any distinct ids.", extra_json_schema=HAS_A_ROOT),
+    ]
+    localizations: list[Localization]
+    ledger: Maybe[list[EntryT]] = UNSET
+    messages: Annotated[Maybe[list[dict[str, Any]]], says("The prompt as chat messages.")] = UNSET
+    format: Annotated[Maybe[Literal[1]], says("Version of this form; 1 if absent.")] = UNSET
+
+
+class Document(TreeRecord[StepRecord, EntryRecord]):
+    """One line of runs/NAME/trees/step_NNNNN.jsonl: all completed trajectories of one input."""
+
+
+CORE_FIELDS = frozenset(NodeRecord.__struct_fields__)
+LEAF_FIELDS = tuple(name for name in NodeRecord.__struct_fields__ if name not in ("id", "parent"))
+WORDS = {
+    "object": "an object",
+    "array": "a list",
+    "str": "a string",
+    "bool": "true or false",
+    "int": "an integer",
+    "float": "a number",
+    "int | null": "an integer or null",
+}
+"""What msgspec's names of types are called in messages."""
 
 
 class MalformedTreeError(ValueError):
     """A dumped tree that breaks the format; the message names the field and the value."""
 
 
+def schema() -> str:
+    """Return the model as JSON schema, which is the text of `docs/tree.schema.json`."""
+    _, parts = msgspec.json.schema_components([Document], ref_template="#/$defs/{name}")
+    root = parts.pop(Document.__name__)
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    record = dialect | root | {"title": "elpo_ray rollout tree", "$defs": parts}
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+
 def dump_tree(tree: RolloutTree, tokens: bool = True) -> dict[str, Any]:
-    """The tree as JSON data (`docs/tree.schema.json`); dumps hold one tree a line. `tokens`:
-    ids, entropies and log-probabilities of every sampled token too."""
+    """Return the tree as JSON data of the form `Document`. `tokens` adds the ids, entropies and
+    log-probabilities of every sampled token."""
     label = [node.label for node in tree.nodes]
     localizations = [
         {
@@ -36,10 +152,7 @@ def dump_tree(tree: RolloutTree, tokens: bool = True) -> dict[str, Any]:
             "critical": None if found.critical is None else label[found.critical],
             "confirmed": found.confirmed,
             "interval": list(found.interval),
-            "probes": [
-                {"anchor": p.anchor, "attempts": p.attempts, "successes": p.successes}
-                for p in found.probes
-            ],
+            "probes": msgspec.to_builtins(found.probes),
         }
         for found in tree.localizations
     ]
@@ -77,7 +190,7 @@ def _node_record(tree: RolloutTree, node: Node, tokens: bool) -> dict[str, Any]:
 
 
 def read_line(line: str) -> RolloutTree:
-    """The tree of one line of a dump. Raises MalformedTreeError."""
+    """Return the tree of one line of a dump. Raises MalformedTreeError."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -86,31 +199,33 @@ def read_line(line: str) -> RolloutTree:
 
 
 def read_tree(record: Any) -> RolloutTree:
-    """The tree of `dump_tree`'s data, without steps. Raises MalformedTreeError."""
-    _expect(isinstance(record, dict), "tree", record, "must be an object")
-    version = record.get("format", FORMAT)
-    _expect(version == FORMAT, "format", version, f"this reader knows format {FORMAT}")
-    task_id, budget = record.get("task_id"), record.get("budget")
-    _expect(isinstance(task_id, str), "task_id", task_id, "must be a string")
-    _expect(_is_int(budget) and budget > 0, "budget", budget, "must be an integer above 0")
-    messages = _list(record, "messages")
-    for i, message in enumerate(messages):
-        _expect(isinstance(message, dict), f"messages[{i}]", message, "must be an object")
-    tree = RolloutTree(task_id, budget, messages=messages)
-    index = _load_nodes(tree, _list(record, "nodes", required=True))
-    for i, found in enumerate(_list(record, "localizations")):
-        tree.localizations.append(_load_localization(tree, index, found, f"localizations[{i}]"))
-    for i, entry in enumerate(_list(record, "ledger")):
-        where = f"ledger[{i}]"
-        _expect(isinstance(entry, dict), where, entry, "must be an object")
+    """Return the tree of `dump_tree`'s data, without steps. Raises MalformedTreeError."""
+    if isinstance(record, dict):
+        version = record.get("format", FORMAT)
+        _expect(version == FORMAT, "format", version, f"this reader knows format {FORMAT}")
+    try:
+        found = msgspec.convert(record, TreeRecord[NodeRecord, dict[str, Any]])
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error), record) from error
+    except UnicodeEncodeError as error:
+        raise _malformed("tree", error.object, "must be text that UTF-8 can hold") from error
+    tree = RolloutTree(found.task_id, found.budget, messages=found.messages or ())
+    index = _load_nodes(tree, found.nodes, record["nodes"])
+    for i, search in enumerate(found.localizations):
+        _check_localization(tree, index, search, f"localizations[{i}]")
+        search.leaf = index[search.leaf]
+        search.critical = None if search.critical is None else index[search.critical]
+    tree.localizations = found.localizations
+    for i, entry in enumerate(found.ledger or ()):
         leaf = entry.get("leaf")
-        _expect(leaf is None or _known(leaf, index), f"{where}.leaf", leaf, "no such node")
+        known = leaf is None or (_is_int(leaf) and leaf in index)
+        _expect(known, f"ledger[{i}].leaf", leaf, "no such node")
         tree.ledger.append(entry if leaf is None else {**entry, "leaf": index[leaf]})
     return tree
 
 
 def _step_record(step: Step) -> dict[str, Any]:
-    """The optional fields of a grown node; `entropy` is the mean over the whole turn, in nats."""
+    """Return the optional fields of a grown node, but its tokens."""
     turn, result = step.turn, step.result
     record: dict[str, Any] = {
         "text": step.action_text,
@@ -134,7 +249,7 @@ def _step_record(step: Step) -> dict[str, Any]:
 
 
 def _token_record(turn: Turn) -> dict[str, Any]:
-    """The lists run parallel; values in nats, to 4 decimals."""
+    """Return the turn's ids and, in nats to 4 decimals, their entropies and log-probabilities."""
     return {
         "token_ids": list(turn.token_ids),
         "token_entropies": [round(value, 4) for value in turn.entropies],
@@ -142,131 +257,119 @@ def _token_record(turn: Turn) -> dict[str, Any]:
     }
 
 
-def _load_nodes(tree: RolloutTree, records: list[Any]) -> dict[int, int]:
-    """Fill an empty `tree`; returns the place in `tree.nodes` of every label."""
-    by_label: dict[int, dict[str, Any]] = {}
+def _load_nodes(
+    tree: RolloutTree, records: list[NodeRecord], raw: list[dict[str, Any]]
+) -> dict[int, int]:
+    """Fill an empty `tree` and return the place in `tree.nodes` of every label."""
+    by_label: dict[int, NodeRecord] = {}
     for i, record in enumerate(records):
-        _expect(isinstance(record, dict), f"nodes[{i}]", record, "must be an object")
-        label = record.get("id")
-        _expect(_is_int(label) and label >= 0, f"nodes[{i}].id", label, "must be an integer >= 0")
-        _expect(label not in by_label, f"nodes[{i}].id", label, "appears twice")
-        by_label[label] = record
+        _expect(record.id not in by_label, f"nodes[{i}].id", record.id, "appears twice")
+        by_label[record.id] = record
     _expect(0 in by_label, "nodes", sorted(by_label), "node 0, the prompt, is missing")
-    _expect(len(by_label) > 1, "nodes", records, "no completed trajectory")
+    _expect(len(by_label) > 1, "nodes", raw, "no completed trajectory")
+    parent_of: dict[int, int] = {}
     for label, record in by_label.items():
-        where, parent = f"node {label}: parent", record.get("parent")
+        where, parent = f"node {label}: parent", record.parent
         if label == 0:
             _expect(parent is None, where, parent, "node 0 is the root; its parent must be null")
         else:
-            _expect(_known(parent, by_label), where, parent, "no such node")
-    parents = {record.get("parent") for record in by_label.values()}
+            _expect(parent in by_label, where, parent, "no such node")
+            parent_of[label] = cast(int, parent)
     index = {0: 0}
-    for label in _parents_first(by_label):
-        if label != 0:
-            node = tree.add(index[by_label[label]["parent"]])
-            node.label, index[label] = label, node.id
-        record, node = by_label[label], tree.nodes[index[label]]
-        node.extra = {key: value for key, value in record.items() if key not in CORE_FIELDS}
-    for label, record in by_label.items():
-        node = tree.nodes[index[label]]
-        if label in parents:
-            for key in ("leaf", "reward", "success", "graded", "end", "group"):
-                value = record.get(key)
-                allowed = value is None or (key == "leaf" and value is False)
-                _expect(allowed, f"node {label}: {key}", value, "an inner node has none")
+    for label in _parents_first(parent_of):
+        node = tree.add(index[parent_of[label]])
+        node.label, index[label] = label, node.id
+    for record, fields in zip(records, raw, strict=True):
+        node = tree.nodes[index[record.id]]
+        node.extra = {key: value for key, value in fields.items() if key not in CORE_FIELDS}
+        if node.children:
+            for key in LEAF_FIELDS:
+                value = getattr(record, key)
+                allowed = value is UNSET or (key == "leaf" and value is False)
+                _expect(allowed, f"node {record.id}: {key}", value, "an inner node has none")
         else:
-            node.score, node.end = _load_leaf(record, f"node {label}")
-            node.group = record.get("group")
-            known = node.group is None or _is_int(node.group)
-            _expect(known, f"node {label}: group", node.group, "must be an integer")
+            node.score = _score(record, f"node {record.id}")
+            node.end, node.group = _given(record.end), _given(record.group)
     return index
 
 
-def _load_leaf(record: dict[str, Any], where: str) -> tuple[Score, EndReason | None]:
-    leaf = record.get("leaf")
-    reward: Any = record.get("reward")
-    success: Any = record.get("success")
+def _score(record: NodeRecord, where: str) -> Score:
+    leaf, reward, success = map(_given, (record.leaf, record.reward, record.success))
     _expect(leaf is True, f"{where}: leaf", leaf, "a node without children must be a leaf: true")
-    number = isinstance(reward, int | float) and not isinstance(reward, bool)
-    finite = number and abs(reward) <= MAX_REWARD
-    _expect(finite, f"{where}: reward", reward, f"a leaf needs a number within ±{MAX_REWARD:g}")
-    _expect(isinstance(success, bool), f"{where}: success", success, "a leaf needs true or false")
-    end = record.get("end")
-    known = end is None or end in list(EndReason)
-    _expect(known, f"{where}: end", end, f"use one of {', '.join(EndReason)}")
-    graded = record.get("graded", True)
-    sound = isinstance(graded, bool) and (graded or not success)
-    _expect(sound, f"{where}: graded", graded, "must be true, or false on a leaf without success")
-    return Score(float(reward), success, graded), None if end is None else EndReason(end)
+    _expect(reward is not None, f"{where}: reward", reward, "a leaf needs a number")
+    _expect(success is not None, f"{where}: success", success, "a leaf needs true or false")
+    graded = record.graded is not False
+    _expect(graded or not success, f"{where}: graded", graded, "false on a leaf with success")
+    return Score(reward, success, graded)
 
 
-def _parents_first(by_label: dict[int, dict[str, Any]]) -> dict[int, None]:
-    """Labels in file order, every ancestor moved ahead of its descendants; the root comes first."""
+def _given(value: Any) -> Any:
+    return None if value is UNSET else value
+
+
+def _parents_first(parent_of: dict[int, int]) -> dict[int, None]:
+    """Return the labels in file order, every ancestor moved ahead of its descendants, without the
+    root."""
     placed: dict[int, None] = {0: None}
-    for start in by_label:
+    for start in parent_of:
         chain: dict[int, None] = {}
         label = start
         while label not in placed:
-            _expect(label not in chain, f"node {label}: parent", by_label[label]["parent"], "cycle")
+            _expect(label not in chain, f"node {label}: parent", parent_of[label], "cycle")
             chain[label] = None
-            label = by_label[label]["parent"]
+            label = parent_of[label]
         placed |= dict.fromkeys(reversed(chain))
+    del placed[0]
     return placed
 
 
-def _load_localization(
-    tree: RolloutTree, index: dict[int, int], record: Any, where: str
-) -> Localization:
-    _expect(isinstance(record, dict), where, record, "must be an object")
-    leaf, critical = record.get("leaf"), record.get("critical")
-    score = tree.nodes[index[leaf]].score if _known(leaf, index) else None
+def _check_localization(
+    tree: RolloutTree, index: dict[int, int], found: Localization, where: str
+) -> None:
+    """Check what the model cannot say of a search, whose ids are still labels."""
+    leaf, critical = found.leaf, found.critical
+    score = tree.nodes[index[leaf]].score if leaf in index else None
     failed = score is not None and not score.success
     _expect(failed, f"{where}.leaf", leaf, "must be the id of a failed leaf")
-    on_path = _known(critical, index) and index[critical] in tree.path(index[leaf])
-    _expect(
-        critical is None or on_path, f"{where}.critical", critical, f"must be on the path to {leaf}"
-    )
-    confirmed, interval = record.get("confirmed"), record.get("interval")
-    _expect(isinstance(confirmed, bool), f"{where}.confirmed", confirmed, "must be true or false")
-    _expect(
-        critical is not None or not confirmed, f"{where}.confirmed", confirmed, "names no critical"
-    )
-    pair = isinstance(interval, list) and len(interval) == 2 and all(map(_is_int, interval))
-    _expect(pair, f"{where}.interval", interval, "must be two integers")
-    probes = []
-    for i, probe in enumerate(_list(record, "probes", where=f"{where}.")):
-        _expect(isinstance(probe, dict), f"{where}.probes[{i}]", probe, "must be an object")
-        numbers = [probe.get(key) for key in ("anchor", "attempts", "successes")]
-        sound = all(map(_is_int, numbers)) and numbers[0] >= 1 and 0 <= numbers[2] <= numbers[1]
-        _expect(sound, f"{where}.probes[{i}]", probe, "needs anchor >= 1, attempts >= successes")
-        probes.append(Probe(*numbers))
-    return Localization(
-        leaf=index[leaf],
-        critical=None if critical is None else index[critical],
-        confirmed=confirmed,
-        interval=(interval[0], interval[1]),
-        probes=probes,
-    )
+    on_path = critical is None or index.get(critical) in tree.path(index[leaf])
+    _expect(on_path, f"{where}.critical", critical, f"must be on the path to {leaf}")
+    sound = critical is not None or not found.confirmed
+    _expect(sound, f"{where}.confirmed", found.confirmed, "names no critical")
+    for i, probe in enumerate(found.probes):
+        sound = probe.successes <= probe.attempts
+        _expect(sound, f"{where}.probes[{i}]", probe, "needs attempts >= successes")
 
 
-def _list(
-    record: dict[str, Any], key: str, *, required: bool = False, where: str = ""
-) -> list[Any]:
-    value: Any = record.get(key)
-    if value is None and not required:
-        return []
-    _expect(isinstance(value, list), f"{where}{key}", value, "must be a list")
-    return list(value)
+def _refusal(message: str, record: Any) -> MalformedTreeError:
+    """Tell msgspec's `message` about `record` in the words of `_expect`."""
+    problem, _, path = message.removesuffix("`").partition(" - at `$")
+    value = record
+    for name, place in re.findall(r"\.(\w+)|\[(\d+)\]", path):
+        value = value[name] if name else value[int(place)]
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`?", problem):
+        path, value, problem = f"{path}.{missing[1]}", None, "is missing"
+    elif expected := re.match(r"Expected `([^`]+)`?((?: of length| [<>]).*?)?(?:, got|$)", problem):
+        problem = f"must be {WORDS.get(expected[1], expected[1])}{expected[2] or ''}"
+    elif problem.startswith("Invalid enum value"):
+        problem = f"use one of {', '.join(EndReason)}"
+    node = re.fullmatch(r"\.nodes\[(\d+)\]\.(?!id$)(\w+)", path)
+    if node and _is_int(label := record["nodes"][int(node[1])].get("id")):
+        path = f"node {label}: {node[2]}"
+    return _malformed(path.removeprefix(".") or "tree", value, problem)
 
 
-def _known(label: Any, labels: dict[int, Any]) -> bool:
-    return _is_int(label) and label in labels
+def _malformed(where: str, value: Any, problem: str) -> MalformedTreeError:
+    return MalformedTreeError(f"{where}={reprlib.repr(value)}: {problem}")
+
+
+def _expect(ok: bool, where: str, value: Any, problem: str) -> None:
+    if not ok:
+        raise _malformed(where, _given(value), problem)
 
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _expect(ok: bool, where: str, value: Any, problem: str) -> None:
-    if not ok:
-        raise MalformedTreeError(f"{where}={reprlib.repr(value)}: {problem}")
+if __name__ == "__main__":
+    sys.stdout.write(schema())

@@ -8,9 +8,11 @@ and carries its reward and success; inner nodes carry neither. `dump` writes and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from elpo_ray.types import EndReason, Message, Score, Step
 
@@ -24,14 +26,14 @@ class Node:
     step: Step | None = None
     children: list[int] = field(default_factory=list)
     score: Score | None = None
-    """Set exactly on leaves."""
+    """A leaf has one, an inner node has None."""
     end: EndReason | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    """Optional fields of a loaded dump, kept as they came."""
+    """The optional fields of a loaded dump are kept here as they came."""
     group: int | None = None
-    """On leaves of a growth rule with several trees per input: which of them it belongs to."""
+    """A leaf's tree, where the growth rule grows several trees for one input."""
     label: int = -1
-    """The id in dumps: that of the dump it was loaded from, otherwise `id`."""
+    """The id in dumps is the one of the dump that the node was loaded from, otherwise `id`."""
 
     def __post_init__(self) -> None:
         if self.label < 0:
@@ -40,26 +42,28 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Completions with a verdict, sampled from the prefix that ends with step `anchor` of the path
-    that is searched."""
+    """Completions with a verdict, all sampled from one prefix of the searched path."""
 
-    anchor: int
-    attempts: int
-    successes: int
+    anchor: Annotated[int, Meta(ge=1, description="The prefix ends with this step, from 1.")]
+    attempts: Annotated[int, Meta(ge=0)]
+    successes: Annotated[int, Meta(ge=0)]
 
 
 @dataclass(slots=True)
 class Localization:
     """What one search of a failed trajectory found (spec of BEL, Algorithm 1)."""
 
-    leaf: int
-    """The searched trajectory."""
-    critical: int | None
-    """Node id of the first irrecoverable step; None unless the search finished."""
+    leaf: Annotated[int, Meta(description="Id of the searched, failed leaf.")]
+    critical: Annotated[
+        int | None,
+        Meta(description="Id of the first irrecoverable step's node; null: search not finished."),
+    ]
     confirmed: bool
-    interval: tuple[int, int]
-    """Steps, 1-based along the searched path, among which the critical one lies, inclusive."""
-    probes: list[Probe] = field(default_factory=list)
+    interval: Annotated[
+        tuple[int, int],
+        Meta(description="First and last step, from 1, among which the critical one lies."),
+    ]
+    probes: Annotated[list[Probe], Meta(description="In the order they were made.")]
 
 
 class RolloutTree:
@@ -74,14 +78,14 @@ class RolloutTree:
     ) -> None:
         self.task_id = task_id
         self.budget = budget
-        """N_total, in completed trajectories."""
+        """This is N_total, counted in completed trajectories."""
         self.prompt_ids = prompt_ids
         self.messages = list(messages)
-        """The prompt as chat messages, for people."""
+        """These are the prompt as chat messages, for people."""
         self.nodes: list[Node] = [Node(id=0, parent=None)]
         self.localizations: list[Localization] = []
         self.ledger: list[dict[str, Any]] = []
-        """The budget ledger's entries, one a spend (`growth.budget`)."""
+        """It holds the budget ledger's entries, one for each spend (`growth.budget`)."""
 
     def add(self, parent: int, step: Step | None = None) -> Node:
         """Append a step below `parent` and return its node."""
@@ -94,7 +98,7 @@ class RolloutTree:
     def add_trajectory(
         self, at: int, steps: list[Step], score: Score, end: EndReason | None = None
     ) -> int:
-        """Append completed `steps` below node `at`; returns the leaf's id."""
+        """Append completed `steps` below node `at` and return the leaf's id."""
         assert steps, "a trajectory has at least its answer turn"
         assert math.isfinite(score.reward), f"reward {score.reward} is not a finite number"
         for step in steps:
@@ -103,16 +107,16 @@ class RolloutTree:
         return at
 
     def leaves(self) -> list[Node]:
-        """Completed trajectories, in the order they finished."""
+        """Return the completed trajectories, in the order they finished."""
         return [node for node in self.nodes if node.score is not None]
 
     def edges(self) -> list[tuple[int, int]]:
-        """(parent, child) of every step, parents first."""
+        """Return (parent, child) of every step, parents first."""
         return [(node.parent, node.id) for node in self.nodes if node.parent is not None]
 
     def path(self, node_id: int) -> list[int]:
-        """Node ids from the first step down to `node_id`; the root is left out, so that
-        `path[m - 1]` is step m."""
+        """Return the node ids from the first step down to `node_id`. The root is left out, so
+        that `path[m - 1]` is step m."""
         path: list[int] = []
         node = self.nodes[node_id]
         while node.parent is not None:
@@ -121,19 +125,11 @@ class RolloutTree:
         return path[::-1]
 
     def steps(self, node_id: int) -> list[Step]:
-        """The steps of `path(node_id)`."""
+        """Return the steps of `path(node_id)`."""
         return [step for i in self.path(node_id) if (step := self.nodes[i].step) is not None]
 
-    def subtree(self, node_id: int) -> Iterator[Node]:
-        """`node_id` and everything below it, parents first."""
-        stack = [node_id]
-        while stack:
-            node = self.nodes[stack.pop()]
-            yield node
-            stack.extend(reversed(node.children))
-
     def leaves_below(self) -> list[list[int]]:
-        """For every node, the leaf ids at or below it. Shape: [num_nodes][...]."""
+        """Return the leaf ids at or below every node. Shape: [num_nodes][...]."""
         below: list[list[int]] = [[] for _ in self.nodes]
         for leaf in self.leaves():
             for i in (0, *self.path(leaf.id)):
@@ -141,7 +137,7 @@ class RolloutTree:
         return below
 
     def prefix_ids(self, node_id: int) -> list[int]:
-        """All token ids up to and including `node_id`'s observation."""
+        """Return all token ids up to and including `node_id`'s observation."""
         ids = list(self.prompt_ids)
         for step in self.steps(node_id):
             ids.extend(step.turn.token_ids)

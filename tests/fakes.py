@@ -23,10 +23,10 @@ from elpo_ray.config.rollout import SandboxConfig
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
 from elpo_ray.rollout.worker import RolloutWorker
-from elpo_ray.tools import schema as code_interpreter
+from elpo_ray.tools import code_interpreter
 from elpo_ray.tools.interpreter import PooledTools
 from elpo_ray.tools.sandbox_host import SandboxHost
-from elpo_ray.tree import RolloutTree
+from elpo_ray.tree import Node, RolloutTree
 from elpo_ray.types import (
     FinishReason,
     InfrastructureError,
@@ -70,6 +70,14 @@ def leaf_of(tree: RolloutTree, completion: int) -> int:
     return next(
         leaf.id for leaf in tree.leaves() if leaf.step and completion_of(leaf.step) == completion
     )
+
+
+def subtree(tree: RolloutTree, node_id: int) -> list[Node]:
+    """`node_id` and everything below it."""
+    below = [tree.nodes[node_id]]
+    for node in below:
+        below += [tree.nodes[child] for child in node.children]
+    return below
 
 
 class Faults:

@@ -38,11 +38,11 @@ Keys are those of the algorithm section in elpo_ray/config/, for example:
 """
 
 COLUMNS = ("r", "a_branch", "a_traj", "advantage", "clip_low")
-"""Fields of `credit.Credit` that are printed."""
+"""These fields of `credit.Credit` are printed."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage."""
+    """It tells a mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"elpo_ray.credit: {message}; try --help\n")
@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compose(overrides: Sequence[str]) -> AlgorithmConfig:
-    """The algorithm's YAML over the schema, then `overrides` in order. Raises ValueError, and
-    OmegaConf's own error for a broken interpolation."""
+    """Merge the algorithm's YAML over the schema, then `overrides` in order. Raises ValueError,
+    and OmegaConf's own error for a broken interpolation."""
     name = "elpo"
     settings = []
     for override in overrides:
@@ -108,8 +108,8 @@ def compose(overrides: Sequence[str]) -> AlgorithmConfig:
 
 
 def credit_lines(path: Path, config: AlgorithmConfig) -> Iterator[str]:
-    """One line of JSON per tree in `path`, which are one batch. Raises ValueError, with the line
-    number where a line is malformed."""
+    """Yield one line of JSON per tree in `path`, which are one batch. Raises ValueError, with the
+    line number where a line is malformed."""
     trees = read_trees(path)
     for tree, credit in zip(trees, assign(trees, config), strict=True):
         columns = {name: getattr(credit, name).tolist() for name in COLUMNS}
@@ -121,7 +121,7 @@ def credit_lines(path: Path, config: AlgorithmConfig) -> Iterator[str]:
 
 
 def read_trees(path: Path) -> list[RolloutTree]:
-    """The trees of a dump. Raises ValueError, with the line number where a line is malformed."""
+    """Return the trees of a dump. Raises ValueError, which names the line of a malformed tree."""
     try:
         file = path.open(encoding="utf-8", errors="replace")
     except OSError as error:

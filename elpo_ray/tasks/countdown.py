@@ -22,7 +22,7 @@ from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.arithmetic import Left, Move, Rules, describe, reachable, session_code
 from elpo_ray.tasks.rewards import outcome
-from elpo_ray.tools import schema as code_interpreter
+from elpo_ray.tools import code_interpreter
 from elpo_ray.types import FinishReason, Message, Problem, Score, Step, ToolKind
 
 SYSTEM = (

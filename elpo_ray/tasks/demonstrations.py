@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from elpo_ray.tasks.sources import Row
-from elpo_ray.tools import schema as code_interpreter
+from elpo_ray.tools import code_interpreter
 from elpo_ray.types import Message
 
 AFTER: dict[str, set[str | None]] = {

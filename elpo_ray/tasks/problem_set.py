@@ -17,7 +17,7 @@ from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.demonstrations import read_demonstration
 from elpo_ray.tasks.rewards import Reward
 from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
-from elpo_ray.tools import schema as code_interpreter
+from elpo_ray.tools import code_interpreter
 from elpo_ray.types import Message, Problem, Score, Step
 
 Reader = Callable[[Row, str, int], Problem]

@@ -199,9 +199,7 @@ async def call_function(
             score = await asyncio.to_thread(function, problem, steps)
     except InfrastructureError:
         raise
-    except (
-        Exception
-    ) as fault:  # the user's code is a boundary
+    except Exception as fault:  # the user's code is a boundary
         raise ValueError(
             f"{key}: raised {type(fault).__name__}: {fault} on problem {problem.id}; "
             "mend it, or raise InfrastructureError for what another try may cure"

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from elpo_ray.config.rollout import LastLine, SandboxConfig
+from elpo_ray.tools.code_interpreter import NAME, printing_last_line
 from elpo_ray.tools.sandbox_host import Opened
-from elpo_ray.tools.schema import NAME, printing_last_line
 from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult, ToolsLost
 from sandbox.results import CallResult, Keep, Kind, ReplayDiverged, SandboxFailure, SessionState
 

@@ -32,7 +32,7 @@ class Notice:
 
     text: str
     where: str
-    """File and line, within the run folder."""
+    """It names file and line, within the run folder."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Dump:
 
     step: int
     trees: list[tuple[int, RolloutTree]]
-    """Trees with the number of their line, counted from 1."""
+    """Each tree comes with its line, from 1."""
     notices: list[Notice]
 
 
@@ -52,11 +52,11 @@ class Settings:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     text: str = ""
     values: dict[str, Any] = field(default_factory=dict)
-    """Interpolations resolved; empty if the file cannot be read."""
+    """Interpolations are resolved; it is empty if the file cannot be read."""
     notices: list[Notice] = field(default_factory=list)
 
     def get(self, key: str) -> Any:
-        """The value of a dotted key; None if there is none."""
+        """Return the value of a dotted key; None if there is none."""
         value: Any = self.values
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -64,7 +64,7 @@ class Settings:
 
 
 def check_run(path: Path) -> Path:
-    """The run folder itself. Raises ValueError if `path` holds no run."""
+    """Return the run folder itself. Raises ValueError if `path` holds no run."""
     if not path.exists():
         raise ValueError(f"{path}: no such folder; name one under runs/")
     if path.is_dir() and any((path / sign).exists() for sign in SIGNS):
@@ -75,7 +75,7 @@ def check_run(path: Path) -> Path:
 
 
 def read_settings(run: Path) -> Settings:
-    """The run's configuration; the algorithm's defaults, with a notice, where it cannot be had."""
+    """Return the run's configuration, or defaults with a notice where it cannot be had."""
     path = run / "config.yaml"
     fallback = "credit is computed with the defaults of ELPO"
     try:
@@ -100,7 +100,7 @@ def read_settings(run: Path) -> Settings:
 
 
 def read_summary(run: Path) -> dict[str, Any] | None:
-    """`summary.json`; None while the run has not ended, or if it is no object."""
+    """Return `summary.json`; None while the run has not ended, or if it is no object."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError, RecursionError):
@@ -109,7 +109,7 @@ def read_summary(run: Path) -> dict[str, Any] | None:
 
 
 def read_metrics(run: Path) -> tuple[dict[str, list[float | None]], list[Notice]]:
-    """Columns of `metrics.jsonl`, `step` among them, ascending; of a step logged twice the last.
+    """Return the columns of `metrics.jsonl`, sorted by `step`; the last line of a step counts.
     A value that is missing or no finite number is None."""
     rows: dict[float, dict[str, Any]] = {}
     notices = []
@@ -131,7 +131,7 @@ def read_metrics(run: Path) -> tuple[dict[str, list[float | None]], list[Notice]
 
 
 def tree_files(run: Path) -> list[tuple[int, Path]]:
-    """The dumps and their steps, ascending."""
+    """Return the dumps and their steps, ascending."""
     found = []
     for path in (run / "trees").glob("step_*.jsonl"):
         number = path.stem.removeprefix("step_")
@@ -141,7 +141,7 @@ def tree_files(run: Path) -> list[tuple[int, Path]]:
 
 
 def read_dump(step: int, path: Path) -> Dump:
-    """Every readable tree of one step."""
+    """Return every readable tree of one step."""
     dump = Dump(step, [], [])
     for number, line in _lines(path):
         where = f"trees/{path.name}:{number}"
@@ -157,7 +157,7 @@ def read_dump(step: int, path: Path) -> Dump:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Changes whenever the file does; (0, 0) if it is not there."""
+    """Return what changes whenever the file does; (0, 0) if it is not there."""
     try:
         status = path.stat()
     except OSError:
@@ -166,13 +166,13 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def last_change(run: Path) -> float:
-    """Seconds since the epoch of the newest of the files that a run writes at every step."""
+    """Return when a run last wrote a file of its steps, in seconds since the epoch."""
     paths = [run / "metrics.jsonl", run / "config.yaml", *(p for _, p in tree_files(run)[-1:])]
     return max((os.path.getmtime(path) for path in paths if path.exists()), default=0.0)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank; none of a file that is not there."""
+    """Yield the numbered lines that are not blank; none of a file that is not there."""
     try:
         file = path.open(encoding="utf-8", errors="replace")
     except OSError:
@@ -184,7 +184,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _object(line: str) -> tuple[dict[str, Any], str]:
-    """The object on a line, or what is wrong with it."""
+    """Return the object on a line, or what is wrong with it."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -198,7 +198,7 @@ def _object(line: str) -> tuple[dict[str, Any], str]:
 
 
 def _finite(value: Any) -> float | None:
-    """The value if it is a number that a browser knows too."""
+    """Return the value if it is a number that a browser knows too."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     fits = math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 53

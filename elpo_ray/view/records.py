@@ -20,24 +20,24 @@ from elpo_ray.growth.budget import SpendKind
 from elpo_ray.tree import Localization, Node, RolloutTree
 
 DIGITS = 5
-"""Significant digits of a number on the page."""
+"""A number on the page has so many significant digits."""
 MOST_NATS = 1e6
-"""Largest entropy or log-probability of a token that the page shows as a number."""
+"""No entropy or log-probability of a token is larger than this in absolute value."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a page takes of one node at most, so that a browser can hold thousands of trees."""
+    """They bound what a page takes of one node, so that a browser can hold thousands of trees."""
 
     chars: int = 6000
-    """Characters shown of a turn and of a response each, half of them from the end."""
+    """A turn and a response keep so many characters each, half of them from the end."""
     tokens: int = 1500
 
 
 def tree_record(
     tree: RolloutTree, credit: Credit | None, scope: ElcScope, limits: Limits
 ) -> dict[str, Any]:
-    """Everything that the tree page shows, but the texts of token ids."""
+    """Return everything that the tree page shows, but the texts of token ids."""
     nodes = tree.nodes
     columns: dict[str, list[Any]] = {
         "parent": [node.parent for node in nodes],
@@ -76,7 +76,7 @@ def tree_record(
 
 
 def table_row(tree: RolloutTree, credit: Credit | None) -> dict[str, Any]:
-    """One line of the table of inputs."""
+    """Return one line of the table of inputs."""
     leaves = [outcome(leaf) for leaf in tree.leaves()]
     scores = [leaf.score for leaf in tree.leaves() if leaf.score]
     rewards = [score.reward for score in scores if score.graded]
@@ -108,7 +108,7 @@ def table_row(tree: RolloutTree, credit: Credit | None) -> dict[str, Any]:
 
 
 def outcome(node: Node) -> str | None:
-    """What became of a leaf; None for an inner node."""
+    """Return what became of a leaf; None for an inner node."""
     if node.score is None:
         return None
     if not node.score.graded:
@@ -117,7 +117,7 @@ def outcome(node: Node) -> str | None:
 
 
 def short(value: float | None) -> float | None:
-    """Round to `DIGITS` significant digits; None for numbers that JSON does not know."""
+    """Round to `DIGITS` significant digits; None for what JSON does not know."""
     if value is None or not math.isfinite(value):
         return None
     rounded = float(f"{value:.{DIGITS}g}")
@@ -125,7 +125,7 @@ def short(value: float | None) -> float | None:
 
 
 def clipped(text: str, limit: int) -> str:
-    """The text, its middle left out beyond `limit` characters, and how much was."""
+    """Return the text; beyond `limit` characters its middle is replaced by how much it was."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -151,7 +151,7 @@ def _search(tree: RolloutTree, found: Localization) -> dict[str, Any]:
 
 
 def _spends(tree: RolloutTree) -> dict[int, dict[str, Any]]:
-    """Where the completion of each leaf started, by leaf."""
+    """Return, for every leaf, where its completion started."""
     spends: dict[int, dict[str, Any]] = {}
     for entry in tree.ledger:
         leaf, anchor, kind = entry.get("leaf"), entry.get("anchor"), entry.get("kind")
@@ -165,7 +165,7 @@ def _depth(tree: RolloutTree, node: int | None) -> int | None:
 
 
 def _prompt(tree: RolloutTree) -> str:
-    """The last thing that the user says."""
+    """Return the last thing that the user says."""
     said = [m.get("content") for m in tree.messages if m.get("role") == "user"]
     return " ".join(str(said[-1]).split()) if said else ""
 
@@ -189,8 +189,8 @@ def _number(node: Node, key: str) -> float | None:
 
 
 def _tokens(node: Node, key: str, limits: Limits) -> list[int] | None:
-    """A turn's first tokens, entropies and log-probabilities in hundredths of a nat; None unless
-    the whole list is of numbers in their range."""
+    """Return a turn's first tokens, or their entropies or log-probabilities in hundredths of a
+    nat; None unless the whole list is of numbers in their range."""
     values = node.extra.get(key)
     if not isinstance(values, list) or not values or not {*map(type, values)} <= {int, float}:
         return None

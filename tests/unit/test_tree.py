@@ -8,14 +8,14 @@ from typing import Any
 
 import jsonschema
 import pytest
-from fakes import FakeTask, bel, make_config, make_worker, planted
+from fakes import FakeTask, bel, make_config, make_worker, planted, subtree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.credit import assign
 from elpo_ray.credit.hierarchical import step_rewards
-from elpo_ray.dump import MalformedTreeError, dump_tree, read_line, read_tree
+from elpo_ray.dump import MalformedTreeError, dump_tree, read_line, read_tree, schema
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import UNGRADED, EndReason, FinishReason, Score, Step, Turn
 
@@ -76,7 +76,7 @@ def test_leaves_partition_below_every_branching(tree: RolloutTree) -> None:
             assert parts == below[node.id] and node.score is None
         else:
             assert below[node.id] == [node.id] and node.score is not None
-        assert {n.id for n in tree.subtree(node.id) if n.score is not None} == set(below[node.id])
+        assert {n.id for n in subtree(tree, node.id) if n.score is not None} == set(below[node.id])
 
 
 @given(trees())
@@ -85,11 +85,11 @@ def test_step_reward_is_the_mean_of_the_direct_children(tree: RolloutTree) -> No
     for node in tree.nodes:
         if node.score is not None:
             assert r[node.id] == node.score.reward
-        elif any(below.score and below.score.graded for below in tree.subtree(node.id)):
+        elif any(below.score and below.score.graded for below in subtree(tree, node.id)):
             known = [
                 r[c]
                 for c in node.children
-                if any(below.score and below.score.graded for below in tree.subtree(c))
+                if any(below.score and below.score.graded for below in subtree(tree, c))
             ]
             mean = sum(known) / len(known)
             assert r[node.id] == pytest.approx(mean, abs=1e-12)
@@ -158,6 +158,55 @@ def test_fixture_follows_the_schema() -> None:
     assert dump_tree(read_tree(FIGURE_4)) == FIGURE_4 | {"ledger": []}
 
 
+def test_the_schema_in_the_documentation_is_that_of_the_model() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    remedy = "run python -m elpo_ray.dump > docs/tree.schema.json"
+    assert (ROOT / "docs/tree.schema.json").read_text() == schema(), remedy
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: t.pop("task_id"),
+        lambda t: t.pop("localizations"),
+        lambda t: t.update(budget=0),
+        lambda t: t.update(format=2),
+        lambda t: t.update(nodes=t["nodes"][:1]),
+        lambda t: t["nodes"].pop(0),
+        lambda t: t["nodes"][1].pop("parent"),
+        lambda t: t["nodes"][1].update(id=-1),
+        lambda t: t["nodes"][1].update(reward=1.0),
+        lambda t: t["nodes"][3].pop("reward"),
+        lambda t: t["nodes"][3].pop("success"),
+        lambda t: t["nodes"][3].update(reward=1e101),
+        lambda t: t["nodes"][3].update(end="tired"),
+        lambda t: t["nodes"][3].update(group=None),
+        lambda t: t["localizations"][0].pop("probes"),
+        lambda t: t["localizations"][0].update(interval=[1]),
+        lambda t: t["localizations"][0]["probes"][0].update(anchor=0),
+    ],
+)
+def test_schema_and_reader_refuse_the_same(edit: Any) -> None:
+    record = copy.deepcopy(BARE)
+    check_schema(record)
+    edit(record)
+    with pytest.raises(jsonschema.ValidationError):
+        check_schema(record)
+    with pytest.raises(MalformedTreeError):
+        read_tree(record)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"text": 3}, {"tool_kind": "tired"}, {"token_ids": [0.5]}, {"tool_seconds": -1}]
+)
+def test_fields_that_are_only_shown_are_read_as_they_come(extra: dict[str, Any]) -> None:
+    record = copy.deepcopy(BARE)
+    record["nodes"][3] |= extra
+    with pytest.raises(jsonschema.ValidationError):
+        check_schema(record)
+    assert read_tree(record).nodes[3].extra == extra
+
+
 def test_deep_trees_need_no_recursion() -> None:
     nodes: list[dict[str, Any]] = [{"id": 0, "parent": None}]
     nodes += [{"id": i, "parent": i - 1} for i in range(1, 50_000)]
@@ -205,7 +254,10 @@ def test_deep_trees_need_no_recursion() -> None:
         (lambda t: t["localizations"][0].update(critical=None), "confirmed=True"),
         (lambda t: t["localizations"][0].update(confirmed=None), "confirmed=None"),
         (lambda t: t["localizations"][0].update(interval=[1]), r"interval=\[1\]"),
-        (lambda t: t["localizations"][0].update(probes=[{"anchor": 1}]), r"probes\[0\]="),
+        (
+            lambda t: t["localizations"][0].update(probes=[{"anchor": 1}]),
+            r"probes\[0\]\.attempts=None",
+        ),
         (lambda t: t["localizations"][0]["probes"][0].update(successes=2), r"probes\[0\]="),
         (lambda t: t.update(ledger=[{"leaf": 99}]), r"ledger\[0\]\.leaf=99"),
     ],

@@ -12,7 +12,7 @@ from elpo_ray.config.model import TinyModelConfig
 from elpo_ray.config.task import CountdownConfig, TaskConfig
 from elpo_ray.models.tiny import TEMPLATE, build_tiny
 from elpo_ray.tasks.countdown import Countdown
-from elpo_ray.tools.schema import SCHEMA
+from elpo_ray.tools.code_interpreter import SCHEMA
 from elpo_ray.types import Message, ToolCall
 
 TASK = Countdown(TaskConfig(max_turns=7, countdown=CountdownConfig()), seed=0)

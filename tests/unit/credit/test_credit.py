@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import subtree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,7 +130,7 @@ def test_clip_regions_of_figure_4() -> None:
     tree = read_line(FIGURE_4.read_text())
     first, second = tree.localizations
     regions = scopes(tree)
-    below = [node.id for found in (first, second) for node in tree.subtree(found.critical or 0)]
+    below = [node.id for found in (first, second) for node in subtree(tree, found.critical or 0)]
     assert regions["none"] == []
     assert regions["critical_subtree"] == sorted(below) and len(below) == 7 + 5
     path = tree.path(second.leaf)
@@ -226,7 +227,7 @@ def test_wrong_setting_is_told_in_one_line(override: str, told: tuple[str, ...])
     ("line", "told"),
     [
         ('{"task_id": "t"', "not JSON"),
-        ('{"task_id": "t", "budget": 1}', "nodes=None: must be a list"),
+        ('{"task_id": "t", "budget": 1}', "nodes=None: is missing"),
         (b"\xff\xfe", "not JSON"),
     ],
 )

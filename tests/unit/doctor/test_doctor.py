@@ -19,7 +19,7 @@ from elpo_ray.config.model import TinyModelConfig
 from elpo_ray.doctor import Check, Finding, Status, examine, network
 from elpo_ray.doctor import __main__ as doctor
 from elpo_ray.models.tiny import build_tiny
-from elpo_ray.tools.schema import SCHEMA
+from elpo_ray.tools.code_interpreter import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICKSTART = "+experiment=quickstart"

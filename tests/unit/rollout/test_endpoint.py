@@ -11,7 +11,7 @@ from fakes import FakeTask, FakeTools, Server, make_config, server_says, tool_ca
 from elpo_ray.rollout.endpoint import Endpoint, served_model
 from elpo_ray.rollout.episode import Agent
 from elpo_ray.rollout.worker import RolloutWorker
-from elpo_ray.tools import schema as code_interpreter
+from elpo_ray.tools import code_interpreter
 from elpo_ray.types import FinishReason, InfrastructureError, Sampling, Score
 
 

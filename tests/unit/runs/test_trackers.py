@@ -31,7 +31,8 @@ def tree(task_id: str, *, found: bool, searched: bool = True) -> RolloutTree:
     grown.add_trajectory(0, [step("right")], Score(1.0, True))
     if searched:
         critical = grown.path(leaf)[1] if found else None
-        grown.localizations.append(Localization(leaf, critical, found, (2, 2) if found else (1, 3)))
+        interval = (2, 2) if found else (1, 3)
+        grown.localizations.append(Localization(leaf, critical, found, interval, []))
     return grown
 
 

@@ -12,9 +12,9 @@ import pytest_asyncio
 from fakes import local_tools
 
 from elpo_ray.config.rollout import LastLine, SandboxConfig
+from elpo_ray.tools.code_interpreter import printing_last_line
 from elpo_ray.tools.interpreter import PooledTools, observation
 from elpo_ray.tools.sandbox_host import SandboxHost, limits_of
-from elpo_ray.tools.schema import printing_last_line
 from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult, ToolsLost
 from sandbox.results import CallResult, Kind, SessionState
 from sandbox.supervisor import Sandbox

@@ -123,7 +123,7 @@ def test_a_run_that_is_being_written_grows_without_reading_old_steps_again(tmp_p
     [
         ("{nope\n", "1 x not JSON: trees/step_00001.jsonl:1"),
         ("[]\n", "1 x not a JSON object: trees/step_00001.jsonl:1"),
-        ('{"task_id": "t", "budget": 1}\n', "1 x tree not shown: nodes=None: must be a list"),
+        ('{"task_id": "t", "budget": 1}\n', "1 x tree not shown: nodes=None: is missing"),
         (FIGURE_4.replace('"format": 1', '"format": 0'), "reader knows format 1"),
         (FIGURE_4.replace('"critical": 12', '"critical": 3'), "must be on the path to 13"),
     ],
