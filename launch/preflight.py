@@ -24,17 +24,8 @@ from rich.console import Console
 
 from elpo_ray.config import Config
 from elpo_ray.config.compose import composed
-from elpo_ray.doctor import (
-    Check,
-    Finding,
-    Status,
-    examine,
-    failure,
-    node_checks,
-    ok,
-    print_finding,
-    shared_checks,
-)
+from elpo_ray.doctor.catalog import node_checks, shared_checks
+from elpo_ray.doctor.finding import Check, Finding, Status, examine, failure, ok, print_finding
 from elpo_ray.doctor.network import free_ports, own_address
 from elpo_ray.doctor.software import fingerprint
 from elpo_ray.runs.atomic import write_whole

@@ -4,29 +4,3 @@ Two callers: `elpo_ray.doctor` on one machine, `launch.preflight` on every node 
 takes what it needs as plain arguments and returns `Finding`s; none of them changes anything that
 stays. `catalog` says which checks a configuration calls for.
 """
-
-from elpo_ray.doctor.catalog import engine_checks, node_checks, shared_checks
-from elpo_ray.doctor.finding import (
-    Check,
-    Finding,
-    Status,
-    examine,
-    failure,
-    ok,
-    print_finding,
-    warning,
-)
-
-__all__ = [
-    "Check",
-    "Finding",
-    "Status",
-    "engine_checks",
-    "examine",
-    "failure",
-    "node_checks",
-    "ok",
-    "print_finding",
-    "shared_checks",
-    "warning",
-]

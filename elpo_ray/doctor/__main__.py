@@ -18,15 +18,8 @@ from rich.console import Console
 from elpo_ray.config import Config
 from elpo_ray.config.compose import Command, composed
 from elpo_ray.config.rollout import EngineConfig
-from elpo_ray.doctor import (
-    Check,
-    Status,
-    engine_checks,
-    examine,
-    node_checks,
-    print_finding,
-    shared_checks,
-)
+from elpo_ray.doctor.catalog import engine_checks, node_checks, shared_checks
+from elpo_ray.doctor.finding import Check, Status, examine, print_finding
 
 QUICK = "--quick"
 SMALLEST = (

@@ -7,7 +7,8 @@ import pytest
 from elpo_ray import doctor
 from elpo_ray.cluster import LearnerGroup
 from elpo_ray.config.compose import composed
-from elpo_ray.doctor import Finding, Status, engine_checks, examine
+from elpo_ray.doctor.catalog import engine_checks
+from elpo_ray.doctor.finding import Finding, Status, examine
 
 pytestmark = pytest.mark.real
 PARTS = ["Ray", "DeepSpeed", "vLLM", "vLLM generate", "DeepSpeed step", "weight sync"]

@@ -16,8 +16,9 @@ import pytest
 
 from elpo_ray.config.compose import composed
 from elpo_ray.config.model import TinyModelConfig
-from elpo_ray.doctor import Check, Finding, Status, examine, network
 from elpo_ray.doctor import __main__ as doctor
+from elpo_ray.doctor import network
+from elpo_ray.doctor.finding import Check, Finding, Status, examine
 from elpo_ray.models.tiny import build_tiny
 from elpo_ray.tools.code_interpreter import SCHEMA
 
@@ -333,7 +334,7 @@ def test_no_sandbox_tier(surroundings: str, isolation: str, said: str) -> None:
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         f"import surroundings; surroundings.{surroundings}()\n"
         "from elpo_ray.config.compose import composed\n"
-        "from elpo_ray.doctor import policy, examine, Check\n"
+        "from elpo_ray.doctor import policy\nfrom elpo_ray.doctor.finding import Check, examine\n"
         f"config = composed(['sandbox.isolation={isolation}'])\n"
         "for f in examine([Check('sandbox', lambda: policy.sandbox(config))]):\n"
         "    print(f.status, f.detail, '->', f.remedy)"

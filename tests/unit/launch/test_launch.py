@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
-from elpo_ray.doctor import Finding, Status, ok
+from elpo_ray.doctor.finding import Finding, Status, ok
 from launch import preflight
 from launch.config import ContainerConfig, KubeRayConfig, Runtime, SlurmConfig
 from launch.render import kuberay_manifest, slurm_script
