@@ -26,7 +26,7 @@ setup(
     packages=find_packages(include=["elpo_ray*", "launch*", "sandbox*"]),
     package_data={
         "elpo_ray": ["models/templates/*.jinja", "view/assets/*"],
-        "launch": ["conf/**/*.yaml", "templates/*.jinja", "monitoring/*.*"],
+        "launch": ["conf/**/*.yaml", "templates/*.jinja", "monitoring/*.yaml"],
     },
     data_files=SHARED,
     install_requires=[

@@ -1,12 +1,13 @@
-"""The same trees, trained on twice: with shared prefixes and as flat sequences.
+"""Trains on the same trees twice: with shared prefixes and as flat sequences.
 
     python benchmarks/curve.py runs/NAME --model FOLDER [--steps 5]
 
-Takes the dumped trees of a run (`logging.dump_tokens=true`) and the model that it began with, and
-lets two fresh learners take the run's steps, one with learner.packing=tree and one with flat.
-Prints one JSON object: loss, gradient norm and seconds of every step under both, and the largest
-differences, which should be rounding. Credit is assigned once, so both get one forest. Dumped
-log-probabilities have 4 decimals; they matter to the mismatch statistics and their corrections.
+Reads the dumped trees of a run (`logging.dump_tokens=true`) and the model that the run began with.
+Two new learners then take the steps of the run, one with learner.packing=tree and one with flat.
+Prints one JSON object: loss, gradient norm and seconds of every step with both, and the largest
+differences, which should be rounding errors. Credit is assigned once, so both get the same forest.
+Dumped log-probabilities have 4 decimals, which affects only the mismatch statistics and
+corrections.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Step, Turn
 
 SECTIONS = ["model", "task", "algorithm", "learner", "sampling", "trainer", "cluster"]
-"""Of a run's configuration, what its updates depend on."""
+"""The sections of a run's configuration on which its updates depend."""
 
 
 def with_tokens(tree: RolloutTree, chat: Chat) -> RolloutTree:
-    """A dumped tree with the tokens that it was grown from: the sampled ones as they stand there,
-    prompt and observations encoded anew."""
+    """A dumped tree with its tokens: the sampled ones as dumped, those of prompt and observations
+    encoded again."""
     if not tree.messages:
         raise ValueError(f"tree {tree.task_id}: no messages; dump it with logging.dump_tokens=true")
     tree.prompt_ids = tuple(chat.prompt_ids(tree.messages))
@@ -78,7 +79,7 @@ def forests(run: Path, config: Config, model: Path, steps: int) -> list[TrainFor
 def train(
     config: Config, model: Path, batches: list[TrainForest], packing: Packing, sender: Any
 ) -> None:
-    """Send the statistics of every step, taken by one rank on the CPU."""
+    """Take the steps with one rank on the CPU and send the statistics of each."""
     torch.set_num_threads(1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

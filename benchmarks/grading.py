@@ -2,10 +2,10 @@ r"""What the grader of mathematical answers gets right, what it survives and how
 
     python benchmarks/grading.py FILE.jsonl [FILE.jsonl …] [--cpu-s 2] [--processes 2]
 
-Every line of a file has an `answer` (AIME, MATH500, GSM8K, …). Prints JSON: for every gold answer
-itself and at least six equivalent forms, all of which should be equal; wrong variants, none of
-which should be; a thousand hostile answers, none of which may hang or crash the grader; answers a
-second.
+Every line of a file has an `answer` (AIME, MATH500, GSM8K, …). Prints JSON with three tests and the
+answers graded per second. Every gold answer and at least six equivalent forms of it should be
+judged equal. Wrong variants should be judged different. A thousand hostile answers must neither
+hang nor crash the grader.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TUPLE = re.compile(r"[(\[].*,.*[)\]]")
 WORD = re.compile(r"\\text\{\(?([A-Za-z]+)\)?\}")
 BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
 SHOWN = 40
-"""Misjudged pairs printed of each kind."""
+"""So many misjudged pairs of each kind are printed."""
 
 
 def equivalents(gold: str) -> list[str]:
@@ -142,7 +142,7 @@ def hostile_answers(count: int, rng: random.Random) -> list[str]:
 
 
 async def judge(grader: MathGrader, pairs: list[tuple[str, str]]) -> tuple[list[Verdict], float]:
-    """Verdict of each (gold, content of a box), and the seconds for all of them."""
+    """The verdict on each (gold answer, content of a box), and the seconds for all of them."""
     start = time.perf_counter()
     boxed = [(gold, last_boxed(rf"So it is $\boxed{{{answer}}}$.")) for gold, answer in pairs]
     verdicts = await asyncio.gather(*(grader.compare(gold, box or "") for gold, box in boxed))

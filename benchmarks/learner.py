@@ -2,13 +2,14 @@
 
     python benchmarks/learner.py [--trees runs/NAME/trees/step_00010.jsonl] [--out learner.json]
 
-Prints one JSON object. Every comparison is made in one run: forward and backward passes of one
-mini-batch over the same leaves, through the learner's own planning, packing, attention and head,
-variants taking turns and the best of `--rounds` counting; speed-ups are over the fastest without
-sharing. `flat` = the leaves as sequences side by side, `rows` = right-padded rows under the stock
-attention, `tree` = shared prefixes, `chosen` = what the learner decides. On CPU, seconds are the
-processor's and every pass runs in a process of its own, so that peak memory is its; on a GPU a
-Qwen2.5-1.5B-shaped model runs in bf16 with every attention backend.
+Prints one JSON object. Every comparison is made within one run. It times forward and backward
+passes of one mini-batch over the same leaves, with the learner's own planning, packing, attention
+and head. The variants alternate, and the best of `--rounds` counts; speed-ups are over the fastest
+variant without sharing. `flat` = the leaves as sequences side by side, `rows` = right-padded rows
+under the stock attention, `tree` = shared prefixes, `chosen` = what the learner decides. On CPU,
+seconds are processor time, and every pass runs in a process of its own so that its peak memory can
+be measured. On a GPU a model in the shape of Qwen2.5-1.5B runs in bf16 with every attention
+backend.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from elpo_ray.learner.policy import LogProbHead, PolicyModule
 from elpo_ray.learner.speed import SHARE_GAIN, savings
 
 PROMPT_TOKENS = 62
-"""Of the quickstart's prompts: dumps hold the steps only."""
+"""Length of the quickstart's prompts; dumps hold only the steps."""
 
 MODELS = {
     "quickstart": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3,
@@ -65,8 +66,8 @@ class Sizes:
 def grown(
     rng: np.random.Generator, prompt: int, step: tuple[int, int], full: int, anchors: list[int]
 ) -> list[Sizes]:
-    """16 leaves: `full` trajectories of 4 to 7 steps, then branches of the first one at `anchors`
-    in turn. Step lengths vary by 40 %."""
+    """A tree of 16 leaves: `full` trajectories of 4 to 7 steps, then branches of the first one that
+    start at each of `anchors` in turn. Step lengths vary by 40 %."""
     nodes = [Sizes(-1, 0, prompt)]
     first: list[int] = [0]
 
@@ -186,7 +187,7 @@ def build_policy(name: str, device: torch.device, dtype: torch.dtype) -> PolicyM
 
 
 class Bench:
-    """A case ready to be passed through in any variant."""
+    """A case that is ready for a pass in any variant."""
 
     def __init__(self, case: Case, device: torch.device, dtype: torch.dtype) -> None:
         self.case, self.device, self.dtype = case, device, dtype
@@ -312,7 +313,7 @@ def compare(
 
 
 def head_memory(vocabulary: int = 150_000, rows: int = 8192, hidden: int = 64) -> dict[str, float]:
-    """What the log-probability head adds, forward and backward, besides its weight's gradient."""
+    """Memory that the log-probability head adds in both passes, without its weight's gradient."""
     head = LogProbHead(torch.nn.Linear(hidden, vocabulary, bias=False))
     states = torch.randn(rows, hidden, requires_grad=True)
     targets = torch.randint(vocabulary, (rows,))

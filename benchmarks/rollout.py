@@ -1,16 +1,17 @@
 """What growing trees costs beside decoding: `python benchmarks/rollout.py [SECTION ...]`, JSON.
 
-control   scripted workers that answer at once: trajectories a second, what a driver could serve
-memory    the driver's over 1,000 small steps with such a worker
+control   trajectories per second with scripted workers that answer at once, and how many engines
+          one driver could serve
+memory    memory of the driver over 1,000 small steps with such a worker
 growth    BEL trees against independent trajectories, whole stack against the bare engine, prefix
-          hits and engine idleness; quickstart model, one engine, pairs in turns
-overlap   steps a minute with staleness 1 against 0, engine and learner pinned to one core each
+          hits and engine idleness; quickstart model, one engine
+overlap   steps per minute with staleness 1 against 0, engine and learner pinned to one core each
 sync      weights of a 0.5 B-parameter model from a publisher into a serving engine
 
-Every ratio is of one run, its two sides in turns. `--model` names a folder for `growth` and
-`overlap`; without it the quickstart's cold start is made (or taken from its cache). `--layers` puts
-layers that change nothing on top of it and `--mlp` neurons beside those it has: the same trees from
-an engine whose tokens cost more, as those of any model that is not a toy.
+Both sides of a ratio alternate within one run. `--model` names a folder for `growth` and `overlap`;
+without it the quickstart's cold start is made (or taken from its cache). `--layers` adds layers on
+top of the model, and `--mlp` adds neurons; both leave its outputs unchanged. So the trees are the
+same, but a token costs the engine more, as in a larger model.
 """
 
 from __future__ import annotations

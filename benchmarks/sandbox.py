@@ -1,8 +1,9 @@
 """What the sandbox costs on this machine: `python benchmarks/sandbox.py [--quick]` prints JSON.
 
-All comparisons come from one run. Latencies are by the caller's clock, one call in flight, so other
-load on the machine shows in them; `cpu_ms` is the processor time per call of supervisor, spawner
-and sessions together, and 1000 / `cpu_ms` the calls per second that one core of its own would do.
+All comparisons come from one run. Latencies are measured by the caller's clock with one call at a
+time, so they include the effect of other load on the machine. `cpu_ms` is the processor time per
+call of supervisor, spawner and sessions together; one free core would do 1000 / `cpu_ms` calls per
+second.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def shares(seconds: list[float]) -> Values:
 
 
 async def measured(count: int, once: Callable[[], Awaitable[object]]) -> Values:
-    """`once`, `count` times, after a few to warm up."""
+    """Run `once` `count` times, after a few runs to warm up."""
     for _ in range(3):
         await once()
     seconds, cpu_before = [], cpu_s()
@@ -98,7 +99,7 @@ async def measured(count: int, once: Callable[[], Awaitable[object]]) -> Values:
 
 
 def fresh_process(code: str, count: int) -> Values:
-    """The same code in a Python process of its own, unconfined."""
+    """The same code in a new, unconfined Python process."""
     seconds = []
     for _ in range(count):
         start = time.perf_counter()
@@ -131,7 +132,7 @@ async def calls(sandbox: Sandbox, count: int) -> Values:
 
 
 async def steps(sandbox: Sandbox, count: int) -> Values:
-    """Steps of sessions, each of which leaves a snapshot, up to depths of 8 and of 16."""
+    """Steps of sessions up to depths of 8 and of 16; each step leaves a snapshot."""
     found: Values = {}
     for name, code, depth in (
         ("trivial_depth_8", "n = n + 1", 8),
@@ -182,7 +183,7 @@ async def branching(sandbox: Sandbox, repeats: int) -> Values:
 
 
 def private_kib(pid: int) -> int:
-    """Memory that ends with the process: private pages and page tables."""
+    """Memory that is freed when the process ends: private pages and page tables."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     status = Path(f"/proc/{pid}/status").read_text()
     lines = dict(line.split(":", 1) for line in (rollup + status).splitlines() if ":" in line)
@@ -190,7 +191,7 @@ def private_kib(pid: int) -> int:
 
 
 async def memory(sandbox: Sandbox) -> Values:
-    """Snapshots a GiB, by what the kernel counts as private to each of them."""
+    """Snapshots per GiB, by the memory that the kernel counts as private to each."""
     found: Values = {}
     for name, code, count in (("trivial", "n = 1", 40), ("sympy", SOLVE, 20)):
         before = set(family(os.getpid()))
@@ -215,7 +216,7 @@ async def memory(sandbox: Sandbox) -> Values:
 
 
 async def limits(repeats: int) -> Values:
-    """How late a timeout comes, by the caller's clock; long outputs under a short limit."""
+    """How late a timeout comes, by the caller's clock; also long outputs under a short limit."""
     late = []
     async with Sandbox(Limits(wall_s=0.5, cpu_s=30)) as hasty:
         session = await hasty.open()
@@ -256,7 +257,7 @@ def remains(folder: Path) -> Values:
 
 
 async def endurance(total: int) -> Values:
-    """Mixed calls, a session each eight, some of them in a tree with branches."""
+    """Mixed calls, eight per session, some of them in a tree with branches."""
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder
         start = remains(Path(folder))

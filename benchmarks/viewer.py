@@ -1,10 +1,10 @@
 """What the viewer costs: `python benchmarks/viewer.py [--trees 1000] [--run RUN]` prints JSON.
 
-A made-up run of trees of 16 leaves, grown by the real rule, with some 100 tokens a turn, their
-entropies and log-probabilities, or the folder of a real run. `build_s` is the whole command;
-`open_s` the time from navigation to a page that can be used, in headless Chromium at 1280 x 800,
-`tree_s` from a key press to a drawn tree; of both, medians over `--rounds` fresh windows.
-Needs Chromium (ELPO_CHROMIUM, or on PATH) and playwright.
+The run is made up (trees of 16 leaves, grown by the real rule, with some 100 tokens per turn and
+their entropies and log-probabilities) or the folder of a real run. `build_s` is the time of the
+whole command. `open_s` is the time from navigation to a usable page in headless Chromium at 1280 x
+800, and `tree_s` the time from a key press to a drawn tree; both are medians over `--rounds` new
+windows. Needs Chromium (ELPO_CHROMIUM, or on PATH) and playwright.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`python -m launch slurm|kuberay [--submit] [KEY=VALUE …] -- [the run's KEY=VALUE …]`.
 
 Prints a Slurm script or a KubeRay manifest; with `--submit` the script is kept under `logs` and
-given to sbatch. Exit codes: 0 done; 1 sbatch refused; 2 a mistake, one line on stderr.
+given to sbatch. `python -m launch monitoring FOLDER` writes what Prometheus and Grafana read.
+Exit codes: 0 done; 1 sbatch refused; 2 a mistake, one line on stderr.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from elpo_ray.config.compose import Command
 from launch.config import KubeRayConfig, SlurmConfig
+from launch.monitoring.dashboard import write
 from launch.render import kuberay_manifest, slurm_script
 
 CONF = Path(__file__).parent / "conf"
@@ -41,8 +43,11 @@ def kuberay(config: KubeRayConfig, *, overrides: list[str]) -> int:
 def main() -> None:
     words = sys.argv[1:]
     kind = words[0] if words else ""
+    if kind == "monitoring" and len(words) == 2 and not words[1].startswith("-"):
+        write(Path(words[1]))
+        return
     if kind not in ("slurm", "kuberay"):
-        print("launch: say slurm or kuberay, as in python -m launch slurm --help", file=sys.stderr)
+        print("launch: use slurm --help, kuberay --help or monitoring FOLDER", file=sys.stderr)
         sys.exit(2)
     cut = words.index("--") if "--" in words else len(words)
     own, rest = words[1:cut], words[cut + 1 :]

@@ -1,4 +1,4 @@
-"""Rollouts a second through Ray, search, ledger and collection; the driver's memory."""
+"""Rollouts per second through Ray, search, ledger and collection; memory of the driver."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def rss_mib() -> float:
 
 
 class Scripted:
-    """Policy, chat, tools and task in one: four turns of 16 tokens with three tool calls, half of
-    the trajectories fail, nothing takes any time."""
+    """Policy, chat, tools and task in one. A trajectory has four turns of 16 tokens and three tool
+    calls, half of the trajectories fail, and nothing takes time."""
 
     tools = ()
     state = None
@@ -152,7 +152,7 @@ def memory(args: argparse.Namespace) -> Values:
 
 
 def exchange_cost(seconds: float) -> float:
-    """Processor microseconds of the driver for one exchange without news."""
+    """Processor time of the driver for one exchange without news, in microseconds."""
     patience, group_module.PATIENCE_S = group_module.PATIENCE_S, 0.005
     try:
         with scripted_group(2) as group:
@@ -173,8 +173,8 @@ def exchange_cost(seconds: float) -> float:
 
 
 def extrapolate(driver_us: float, exchange_us: float) -> list[Values]:
-    """Share of a core that one driver needs for so many engines. A worker reports once a second and
-    whenever a tree is finished; what its own Python needs does not grow with their number."""
+    """Share of a core that one driver needs for this number of engines. A worker reports once per
+    second and whenever a tree is finished; its own work does not grow with their number."""
     rows = []
     for engines in (2, 64, 512):
         row: Values = {"engines": engines}

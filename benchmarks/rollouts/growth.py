@@ -28,8 +28,8 @@ class MeasuredActor(RolloutActor):
     """A rollout worker whose engine can be used bare."""
 
     async def bare(self, requests: list[tuple[list[int], int]]) -> tuple[int, float]:
-        """Decode so many tokens after each prefix, everything known beforehand, nothing but tokens
-        asked for. Returns tokens and seconds."""
+        """Decode the given number of tokens after each prefix. All requests are known beforehand
+        and ask for tokens only. Returns tokens and seconds."""
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -54,7 +54,7 @@ class MeasuredActor(RolloutActor):
         await self.engine._llm.reset_prefix_cache()  # type: ignore[union-attr]
 
     async def seconds(self) -> tuple[float, float]:
-        """(with work, of them with an idle engine) so far."""
+        """Seconds so far with work to do, and those of them with an idle engine."""
         load = self._running._worker.load
         load.settle()
         return load.busy_s, load.idle_s
@@ -71,7 +71,7 @@ def turns(trees: list[RolloutTree]) -> list[tuple[list[int], int]]:
 
 
 def grown(group: RolloutGroup, config: Config, inputs: list[Problem], step: int) -> Values:
-    """One growth phase, from an empty prefix cache."""
+    """Run one growth phase, from an empty prefix cache."""
     (worker,) = group.members
     group.use(config)
     ray.get(worker.forget.remote())
@@ -87,8 +87,8 @@ def grown(group: RolloutGroup, config: Config, inputs: list[Problem], step: int)
 
 
 def prefix_hits(trees: list[RolloutTree]) -> Values:
-    """Shares of the probes' prefix tokens: found in the cache, and lying in whole blocks, beyond
-    which vLLM caches nothing."""
+    """Two shares of the probes' prefix tokens: those found in the cache, and those in whole blocks
+    (vLLM caches no others)."""
     prefixes = probe_prefixes(trees)
     tokens = sum(length for length, _ in prefixes)
     whole = sum((length - 1) // CPU_BLOCK_SIZE * CPU_BLOCK_SIZE for length, _ in prefixes)

@@ -1,4 +1,4 @@
-"""Staleness 1 against 0, engine and learner pinned to a core each."""
+"""Staleness 1 against 0, with engine and learner pinned to one core each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from elpo_ray.tasks import make_task
 
 
 def pin(pid: int, core: int) -> None:
-    """A process, with all its threads and children, to one core."""
+    """Pin a process, with all its threads and children, to one core."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(task.name), {core})
         for child in (task / "children").read_text().split():

@@ -1,4 +1,4 @@
-"""What several sections need: the quickstart's settings, its model, a Ray of their own."""
+"""What several sections need: the quickstart's settings, its model, and a local Ray."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def cold_start(config: Config, cluster: Cluster) -> Path:
 
 
 def enlarged(folder: Path, layers: int | None, mlp: int | None, to: Path) -> Path:
-    """The model of `folder` with so many layers in all and so many neurons in each of their MLPs,
-    those added without effect: what leads out of them is zero."""
+    """The model of `folder` with this number of layers and of neurons in each MLP. The added ones
+    have no effect, because their output weights are zero."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,14 +1,15 @@
 """The Grafana dashboard: rows of panels over the metrics that the actors report to Ray.
 
-`python -m launch.monitoring.dashboard > launch/monitoring/grafana.json` writes the file that is
-imported into Grafana; it is generated so that a panel is one line here. Ray puts `ray_` before each
-name (`elpo_ray/cluster/gauges.py`).
+`write` makes the files of `python -m launch monitoring FOLDER`. Ray puts `ray_` before the name of
+each metric (`elpo_ray/cluster/gauges.py`).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _WIDTH, _HEIGHT, _A_ROW = 8, 7, 3
@@ -22,7 +23,7 @@ class Panel:
     queries: dict[str, str]
     """PromQL by legend; `{{actor}}` in a legend is the actor's name."""
     unit: str = "short"
-    """Of Grafana: percentunit, s, bytes, …"""
+    """Grafana's name of the unit: percentunit, s, bytes, …"""
 
 
 def _gauge(name: str) -> str:
@@ -125,6 +126,14 @@ ROWS: dict[str, list[Panel]] = {
 }
 
 
+def write(folder: Path) -> None:
+    """Put the dashboard, the alerts and the configuration of Prometheus into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "grafana.json").write_text(json.dumps(grafana(), indent=1), encoding="utf-8")
+    for file in Path(__file__).parent.glob("*.yaml"):
+        shutil.copyfile(file, folder / file.name)
+
+
 def grafana() -> dict[str, Any]:
     """The dashboard in Grafana's JSON model."""
     panels: list[dict[str, Any]] = []
@@ -181,7 +190,3 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
         "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
         "targets": targets,
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(grafana(), indent=1))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeTools, Plan, make_config, make_worker, planted
+from test_architecture import ORDER
 
 from elpo_ray import growth
 from elpo_ray.config import Config
@@ -50,6 +51,33 @@ def test_every_page_is_in_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text()
     missing = [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in nav]
     assert not missing
+
+
+DOCUMENTS = [
+    path
+    for pattern in ("*.md", "docs/*.md", "docs/images/*.svg", "sandbox/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"  # it names what is gone
+]
+MADE_BY_READERS = {
+    f"elpo_ray/{name}.py"
+    for name in ("credit/ranked", "growth/twice", "tasks/sums", "tools/glossary")
+}
+"""Files that a reader of docs/extending.md makes."""
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_paths_that_a_document_names_exist(document: Path) -> None:
+    folders = "elpo_ray|sandbox|launch|conf|tests|benchmarks|docs|docker|requirements"
+    named = re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*+(?![*{{])", document.read_text())
+    names = {name.rstrip(".") for name in named if "NAME" not in name} - MADE_BY_READERS
+    assert not [name for name in sorted(names) if not (ROOT / name).exists()]
+
+
+def test_the_map_for_contributors_has_the_order_of_the_imports() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    names = re.findall(r"^ ([a-z]+)  +\S", page, re.MULTILINE)
+    assert names == ["commands", *reversed(ORDER)]
 
 
 def test_the_reference_has_every_key_with_its_explanation() -> None:

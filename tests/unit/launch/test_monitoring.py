@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from elpo_ray.rollout.counters import NUMBERS
 from launch.monitoring.dashboard import grafana
 from sandbox.supervisor import Sandbox
 
-FOLDER = Path(__file__).parents[3] / "launch" / "monitoring"
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "launch" / "monitoring"
 NAME = re.compile(r"ray_elpo_(\w+)")
 
 
@@ -24,8 +26,34 @@ def asked() -> set[str]:
     return {name for text in texts for name in NAME.findall(text)}
 
 
-def test_the_dashboard_in_the_repository_is_the_generated_one() -> None:
-    assert json.loads((FOLDER / "grafana.json").read_text()) == grafana()
+def launch(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launch", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_one_command_writes_what_prometheus_and_grafana_read(tmp_path: Path) -> None:
+    made = tmp_path / "new" / "monitoring"
+    done = launch("monitoring", str(made))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((made / "grafana.json").read_text()) == grafana()
+    config = yaml.safe_load((made / "prometheus.yaml").read_text())
+    (rules,) = config["rule_files"]
+    assert (made / rules).read_bytes() == (FOLDER / "rules.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("a", "b")])
+def test_monitoring_needs_one_folder(words: tuple[str, ...]) -> None:
+    done = launch("monitoring", *words)
+    assert (done.returncode, done.stdout) == (2, "") and "monitoring FOLDER" in done.stderr
+
+
+def test_every_panel_asks_one_data_source_for_something() -> None:
+    graphs = [panel for panel in grafana()["panels"] if panel["type"] == "timeseries"]
+    assert len(graphs) == len({graph["title"] for graph in graphs}) > 20
+    for graph in graphs:
+        assert graph["targets"] and all(NAME.search(target["expr"]) for target in graph["targets"])
+        sources = [graph["datasource"], *(target["datasource"] for target in graph["targets"])]
+        assert all(source["uid"] == "${datasource}" for source in sources)
 
 
 def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
