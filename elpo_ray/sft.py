@@ -19,7 +19,7 @@ def run(config: Config) -> int:
     if config.check_only:
         print(cold_start_algebra(config))
         return 0
-    from elpo_ray.training.supervised import train_supervised
+    from elpo_ray.training.cold_start import train_supervised
 
     return EXIT_INTERRUPTED if train_supervised(config).interrupted else 0
 

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from elpo_ray.config import Config
-from elpo_ray.config.growth import BelConfig
+from elpo_ray.config.growth import BelConfig, GrowthConfig
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
 from elpo_ray.runs.trackers import Sink, sample_trees, trackers
-from elpo_ray.scheduling.dynamic_sampling import has_contrast
+from elpo_ray.scheduling.dynamic_sampling import Batch, has_contrast
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Score, Values
 
@@ -113,6 +113,20 @@ def rollout_metrics(trees: Sequence[RolloutTree], n_total: int, version: int) ->
     }
 
 
+def step_metrics(batch: Batch, growth: GrowthConfig, step: int) -> Values:
+    """Numbers of everything that the `step`-th step grew, also what was not trained on; `step`
+    counts from 1."""
+    trees = batch.trees
+    values = tree_metrics(trees, growth.bel) | rollout_metrics(trees, growth.n_total, step - 1)
+    return values | {
+        "inputs_grown": len(batch.grown),
+        "inputs_trained": len(batch.trained),
+        "tokens_per_second": values["tokens_generated"] / max(batch.seconds, 1e-9),
+        "seconds_growing": batch.seconds,
+        "weight_version": step,
+    }
+
+
 TRAINING_PHASES = ("grow", "credit", "update", "sync")
 
 
@@ -138,7 +152,7 @@ def _root_score(tree: RolloutTree, entry: dict[str, Any]) -> Score | None:
 
 
 class Stopwatch:
-    """Seconds by phase since the last lap; what no phase covered is `other`."""
+    """Seconds by phase since the last lap, as `seconds/PHASE`; `other` is what no phase covered."""
 
     def __init__(self) -> None:
         self._phases: Values = {}
@@ -150,14 +164,15 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - start
+            key = f"seconds/{name}"
+            self._phases[key] = self._phases.get(key, 0.0) + time.perf_counter() - start
 
     def lap(self) -> Values:
         """The seconds of every phase; their sum is the wall-clock time of the lap."""
         now = time.perf_counter()
         seconds, whole = self._phases, now - self._begun
         self._phases, self._begun = {}, now
-        return seconds | {"other": whole - sum(seconds.values())}
+        return seconds | {"seconds/other": whole - sum(seconds.values())}
 
 
 class JsonlSink:
