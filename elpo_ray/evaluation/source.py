@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from elpo_ray.config import Config
+from elpo_ray.config.arguments import typed
 from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.model import Precision
 from elpo_ray.models.base import base_model
@@ -129,7 +130,4 @@ def _model_of(path: Path, run: RunFolder, saved: Config) -> Path:
 
 def saved_config(file: Path) -> Config:
     """The configuration that a run was started with. ValueError if this version cannot read it."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file))
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
-    return config
+    return typed(Config, OmegaConf.load(file))
