@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elpo_ray.config.arguments import Parser
+from elpo_ray.config.values import flattened
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.view.book import compact, deflate, grouped
 from elpo_ray.view.folder import Notice, check_run, read_metrics, read_settings, read_summary
@@ -73,7 +74,7 @@ class Run:
     name: str
     path: Path
     settings: dict[str, Any]
-    """By dotted key."""
+    """The settings by dotted key."""
     summary: dict[str, Any]
     finished: bool
     metrics: dict[str, Column]
@@ -118,17 +119,6 @@ class Run:
         return math.fsum(last) / len(last) if last else None
 
 
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Settings that are not the same in all runs, one value a run; "" where a run has no such."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
@@ -138,7 +128,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def common_budgets(runs: Sequence[Run]) -> dict[str, float | None]:
-    """By axis: the largest value that every run reached; None if a run has no such axis."""
+    """For each axis, the largest value that every run reached; None if a run has no such axis."""
     common = {}
     for axis in AXES:
         ends = [run.reached(axis) for run in runs]

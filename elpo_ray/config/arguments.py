@@ -1,5 +1,4 @@
-"""What all commands share: exit codes, overrides over a schema, and the parser of those commands
-that do without Hydra. Nothing here takes long to import.
+"""What all commands share: the exit codes, and the parser of those that do without Hydra.
 
 Exit codes: 0 done; 1 a fault that leaves something to continue from; 2 a mistake in the call or the
 configuration, one line on stderr and nothing started; 130 on Ctrl-C.
@@ -9,17 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from elpo_ray.config.errors import explain
+from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_FAULT, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 130
-T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,30 +39,3 @@ class Parser(argparse.ArgumentParser):
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         return 0
-
-
-def overridden(schema: type[T], values: Any, overrides: Sequence[str]) -> T:
-    """The checked dataclass of `values`, then each `key=value` of `overrides`, over `schema`.
-
-    Raises ValueError in one line, as a command over Hydra prints it.
-    """
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-        for override in overrides:
-            try:
-                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
-            except (OmegaConfBaseException, YAMLError) as error:
-                done = "parsing" if isinstance(error, YAMLError) else "merging"
-                raise ValueError(f"Error {done} override {override}") from error
-        return typed(schema, merged)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ValueError(explain(error, schema)) from None
-
-
-def typed(schema: type[T], composed: Any) -> T:
-    """The checked dataclass. Merged into the schema once more: `+key=value` may have added a key
-    that it does not have."""
-    plain: Any = OmegaConf.create(OmegaConf.to_container(composed))
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
-    assert isinstance(config, schema)
-    return config

@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from elpo_ray.config import CONF_DIR, Config
-from elpo_ray.config.arguments import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED, typed
+from elpo_ray.config.arguments import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED
 from elpo_ray.config.errors import explain
 from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
+from elpo_ray.config.values import typed
 from elpo_ray.types import Fault
 
 T = TypeVar("T")

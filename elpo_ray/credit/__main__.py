@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from elpo_ray.config import CONF_DIR
 from elpo_ray.config.algorithm import AlgorithmConfig
-from elpo_ray.config.arguments import Parser, overridden
+from elpo_ray.config.arguments import Parser
+from elpo_ray.config.values import overridden
 from elpo_ray.credit import assign
 from elpo_ray.dump import MalformedTreeError, read_line
 from elpo_ray.tree import RolloutTree

@@ -13,9 +13,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from elpo_ray.config import Config
-from elpo_ray.config.arguments import typed
 from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.model import Precision
+from elpo_ray.config.values import typed
 from elpo_ray.models.base import base_model
 from elpo_ray.models.folder import check_context, check_model_path, context_limit, local_folder
 from elpo_ray.runs.atomic import new_folder
@@ -23,7 +23,7 @@ from elpo_ray.runs.folder import RunFolder
 from elpo_ray.tasks import make_task
 
 MAX_CONTEXT = 20480
-"""The paper's, where nothing else is said."""
+"""The paper's tokens of context, for a model whose own limit is not known."""
 SLICE = 1 << 16
 """Bytes read at each place of a weights file for the fingerprint."""
 SLICES = 16

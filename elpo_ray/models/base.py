@@ -19,11 +19,12 @@ from elpo_ray.types import Message
 TOKENIZER_TEXTS = 2000
 """Demonstrations that the tiny tokenizer is trained on."""
 LAYOUT = 1
-"""Raised when code changes what a demonstration or a tiny model is: older folders are not met."""
+"""It is raised when code changes what a demonstration or a tiny model is, so that folders of older
+code are not used."""
 
 
 def base_model(config: Config, task: Task) -> Path:
-    """`model.path`, or the tiny model and tokenizer built for the task."""
+    """`model.path`, or the folder of the tiny model, which is built for the task where need be."""
     if config.model.path is not None:
         return Path(config.model.path)
     folder = Path(config.cold_start.cache) / f"tiny-{digest(base_key(config))}"

@@ -63,8 +63,8 @@ def check_weights(folder: Path) -> list[Path]:
 
 
 def context_limit(folder: Path) -> int | None:
-    """Most tokens of context that the model's positions allow; None where `config.json` does not
-    say, or scales them by a factor, which is left to the engine."""
+    """The most tokens of context that the model's positions allow. None where `config.json` does
+    not say, or scales the positions by a factor, which is left to the engine."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
     for key in ("rope_scaling", "rope_parameters"):

@@ -63,7 +63,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
-        """The folder that `config` asks for: a new one (not made yet) or the one to resume.
+        """Return the folder that `config` asks for: a new one (not made yet) or one to resume.
 
         Raises ValueError if a new run's name is taken, or if there is nothing to resume from or it
         was made with another model or learner.
@@ -117,13 +117,13 @@ class RunFolder:
             shutil.copyfile(model / "tokenizer.json", self.path / "tokenizer.json")
 
     def write_trees(self, step: int, trees: Iterable[RolloutTree], *, tokens: bool = True) -> None:
-        """`step` counts from 1; `tokens` as in `dump.dump_tree`."""
+        """Dump the trees of a step, counted from 1; `tokens` as in `dump.dump_tree`."""
         with (self.trees / f"step_{step:05d}.jsonl").open("w", encoding="utf-8") as file:
             for tree in trees:
                 file.write(json.dumps(dump_tree(tree, tokens), ensure_ascii=False) + "\n")
 
     def set_aside(self, step: int, inputs: Iterable[SetAside]) -> None:
-        """Records of inputs that were given up; `step` counts from 1."""
+        """Keep a record of each input that was given up; `step` counts from 1."""
         for number, given_up in enumerate(inputs):
             problem = given_up.problem
             tree = RolloutTree(problem.id, max(1, len(given_up.journal)), (), problem.messages)

@@ -77,7 +77,8 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
 
 
 def probe_prefixes(trees: Sequence[RolloutTree]) -> list[tuple[int, int]]:
-    """(tokens, of them from the engine's cache) of the prefix that each probe began with."""
+    """For each probe, the tokens of the prefix that it began with: all, and those that came from
+    the engine's cache."""
     found = []
     for tree in trees:
         for entry in tree.ledger:
@@ -213,7 +214,7 @@ SUPERVISED_COLUMNS: dict[str, tuple[str, str]] = {
     "tok/s": ("tokens_per_second", "{:6.0f}"),
     "s": ("seconds", "{:6.1f}"),
 }
-"""Those of supervised training."""
+"""The console columns of supervised training."""
 
 
 class ConsoleSink:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from elpo_ray.config.algorithm import AlgorithmConfig
-from elpo_ray.config.arguments import typed
+from elpo_ray.config.values import typed
 from elpo_ray.dump import MalformedTreeError, read_tree
 from elpo_ray.tree import RolloutTree
 

@@ -19,11 +19,11 @@ from elpo_ray.compare import (
     common_budgets,
     compared,
     differences,
-    flattened,
     main,
     standard_error,
     warnings,
 )
+from elpo_ray.config.values import flattened
 
 
 def run_of(
