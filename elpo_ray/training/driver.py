@@ -88,10 +88,11 @@ class Trainer(RunLoop):
     new_learner: Callable[[], LearnerGroup]
     """Starts another one with the weights that the run began with, the lost one gone."""
     rollouts: RolloutGroup
+    gauges: Gauges = field(default_factory=Gauges)
     pass_at_1_after: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.gauges, self.schedule = Gauges(), self.new_schedule()
+        self.schedule = self.new_schedule()
         self.lost_at, self.losses = -1, 0
         """Most finished steps when a learner was lost, and losses since then."""
 
