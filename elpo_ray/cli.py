@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
-from elpo_ray.config.compose import EXIT_CONFIGURATION, EXIT_INTERRUPTED
+from elpo_ray.config.arguments import EXIT_CONFIGURATION, EXIT_INTERRUPTED
 
 _SHELL = "-sc"
 """Hydra's option for completion: `-sc install=bash`, `-sc query=bash`, …"""

@@ -4,23 +4,24 @@ and their curves over steps, rollouts, tokens or seconds, as tables and as one p
 Runs seldom spend the same. Every axis has a common budget, the largest value that all runs reached;
 figures are given at the end of each run and, apart, up to that budget. A step's metrics are noisy,
 so a figure is the mean over the last `WINDOW` steps. Exit codes: 0 done; 2 a mistake in the call or
-a folder that holds no run, told in one line on stderr.
+a folder that holds no run, one line on stderr.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from elpo_ray.config.arguments import Parser
+from elpo_ray.config.values import flattened
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.view.book import compact, deflate, grouped
 from elpo_ray.view.folder import Notice, check_run, read_metrics, read_settings, read_summary
@@ -29,7 +30,7 @@ from elpo_ray.view.page import assemble
 SCRIPTS = ("dom.js", "theme.js", "data.js", "charts.js", "compare.js")
 PAGE = "compare.html"
 MOST_RUNS = 6
-"""As many line styles can be told apart."""
+"""There are not more line styles that people can distinguish."""
 WINDOW = 5
 AXES = {
     "steps": ("step", ""),
@@ -61,7 +62,7 @@ SUMMARY = ("pass_at_1_before", "pass_at_1_after", "localization_accuracy", "step
            "rollouts", "tokens_generated", "wall_seconds")  # fmt: skip
 COMPARABLE = ("task.name", "task.eval_file", "task.eval_problems")
 """Held-out pass@1 means the same only if these agree."""
-UNTOLD = ("trainer.run_name", "trainer.run_dir", "trainer.resume", "logging.")
+IGNORED = ("trainer.run_name", "trainer.run_dir", "trainer.resume", "logging.")
 """Settings whose difference says nothing of a result."""
 Column = list[float | None]
 
@@ -73,7 +74,7 @@ class Run:
     name: str
     path: Path
     settings: dict[str, Any]
-    """By dotted key."""
+    """The settings by dotted key."""
     summary: dict[str, Any]
     finished: bool
     metrics: dict[str, Column]
@@ -118,27 +119,16 @@ class Run:
         return math.fsum(last) / len(last) if last else None
 
 
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Settings that are not the same in all runs, one value a run; "" where a run has no such."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    told = [key for key in keys if not key.startswith(UNTOLD)]
-    rows = {key: [run.settings.get(key, "") for run in runs] for key in told}
+    shown = [key for key in keys if not key.startswith(IGNORED)]
+    rows = {key: [run.settings.get(key, "") for run in runs] for key in shown}
     return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
 
 
 def common_budgets(runs: Sequence[Run]) -> dict[str, float | None]:
-    """By axis: the largest value that every run reached; None if a run has no such axis."""
+    """For each axis, the largest value that every run reached; None if a run has no such axis."""
     common = {}
     for axis in AXES:
         ends = [run.reached(axis) for run in runs]
@@ -153,8 +143,8 @@ def warnings(runs: Sequence[Run]) -> list[Notice]:
         ends = [run.reached(axis) for run in runs]
         known = [end for end in ends if end is not None]
         if len(known) == len(runs) and max(known) > 1.02 * min(known):
-            told = ", ".join(f"{run.name} {end:,.0f}" for run, end in zip(runs, ends, strict=True))
-            found.append(Notice(f"the budgets differ in {axis}", told))
+            where = ", ".join(f"{run.name} {end:,.0f}" for run, end in zip(runs, ends, strict=True))
+            found.append(Notice(f"the budgets differ in {axis}", where))
     for key in COMPARABLE:
         values = [run.settings.get(key) for run in runs]
         if any(value != values[0] for value in values):
@@ -167,7 +157,8 @@ def warnings(runs: Sequence[Run]) -> list[Notice]:
 
 
 def standard_error(run: Run, key: str) -> float | None:
-    """Of a held-out pass@1, over its problems: at most sqrt(p (1 - p) / problems)."""
+    """An upper bound for that of a held-out pass@1 over its problems: sqrt(p (1 - p) / problems).
+    None for another figure."""
     value, problems = run.summary.get(key), run.summary.get("eval_problems")
     if not key.startswith("pass_at_1") or not isinstance(value, float):
         return None
@@ -246,19 +237,9 @@ def cell(value: Any, error: float | None = None) -> str:
     return text if error is None else f"{text} ± {error:.2g}"
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"elpo_ray.compare: {message}; try --help\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser(
-        prog="python -m elpo_ray.compare",
-        description="Runs beside each other: settings, figures, curves.",
-    )
+    parser = Parser("compare", "Runs beside each other: settings, figures, curves.")
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders, 2 to 6")
     parser.add_argument(
         "--out", type=Path, default=Path(PAGE), metavar="FILE", help=f"page ({PAGE})"
@@ -266,26 +247,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not 2 <= len(arguments.runs) <= MOST_RUNS:
         parser.error(f"{len(arguments.runs)} runs: name 2 to {MOST_RUNS}")
+    return parser.run(lambda: compare(arguments.runs, arguments.out))
+
+
+def compare(paths: Sequence[Path], out: Path) -> None:
+    """Write the page, print the tables. Raises ValueError for what is no run, or an unusable
+    `out`."""
+    runs = [Run.read(path) for path in paths]
+    if len({run.name for run in runs}) < len(runs):
+        for run in runs:
+            run.name = str(run.path)
+    data = base64.b64encode(deflate(compact(compared(runs)))).decode()
+    title = " / ".join(run.name for run in runs)
+    script = f'<script type="text/plain" id="overview">{data}</script>'
+    page = assemble(f"{title} · elpo_ray", SCRIPTS, script)
     try:
-        runs = [Run.read(path) for path in arguments.runs]
-        if len({run.name for run in runs}) < len(runs):
-            for run in runs:
-                run.name = str(run.path)
-        data = base64.b64encode(deflate(compact(compared(runs)))).decode()
-        title = " / ".join(run.name for run in runs)
-        script = f'<script type="text/plain" id="overview">{data}</script>'
-        page = assemble(f"{title} · elpo_ray", SCRIPTS, script)
-        try:
-            write_whole(arguments.out, page)
-        except OSError as error:
-            raise ValueError(f"--out {arguments.out}: {error.strerror}") from error
-    except ValueError as error:
-        print(f"elpo_ray.compare: {error}", file=sys.stderr)
-        return 2
+        write_whole(out, page)
+    except OSError as error:
+        raise ValueError(f"--out {out}: {error.strerror}") from error
     console = Console()
     show(console, runs)
-    console.print(f"curves: {arguments.out}", highlight=False, soft_wrap=True)
-    return 0
+    console.print(f"curves: {out}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

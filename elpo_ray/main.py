@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from elpo_ray.config import Config
 from elpo_ray.config.algebra import batch_algebra
-from elpo_ray.config.compose import EXIT_INTERRUPTED, Command
+from elpo_ray.config.arguments import EXIT_INTERRUPTED
+from elpo_ray.config.compose import Command
 from elpo_ray.training.checks import check
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from elpo_ray.config import Config
 from elpo_ray.config.algebra import cold_start_algebra
-from elpo_ray.config.compose import EXIT_INTERRUPTED, Command
+from elpo_ray.config.arguments import EXIT_INTERRUPTED
+from elpo_ray.config.compose import Command
 from elpo_ray.training.checks import check
 
 
@@ -19,7 +20,7 @@ def run(config: Config) -> int:
     if config.check_only:
         print(cold_start_algebra(config))
         return 0
-    from elpo_ray.training.supervised import train_supervised
+    from elpo_ray.training.cold_start import train_supervised
 
     return EXIT_INTERRUPTED if train_supervised(config).interrupted else 0
 

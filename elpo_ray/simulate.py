@@ -1,7 +1,7 @@
 """`python -m elpo_ray.simulate`: what N_total, X and K take, from success probabilities alone.
 
 No model, no torch, no Ray: the growth rule that trains runs on `analysis.world`. Exit codes: 0
-done; 2 a mistake in the call, told in one line on stderr; 130 on Ctrl-C.
+done; 2 a mistake in the call, one line on stderr; 130 on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
-from typing import Any, NoReturn
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from elpo_ray.config.arguments import Parser
 from elpo_ray.config.growth import BelConfig, GrowthConfig, GrowthRule
 from elpo_ray.evaluation.analysis.world import Chain, Findings, completions_needed, simulate
 
-EXIT_CONFIGURATION, EXIT_INTERRUPTED = 2, 130
 PAPER = "paper"
 """The entropy gate's 1 to 3; with nothing known of entropies it asks for 2."""
 
@@ -48,29 +48,23 @@ Examples
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_CONFIGURATION, f"elpo_ray.simulate: {message}; try --help\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
-        rows = study(args)
-    except ValueError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    if args.json:
-        for row in rows:
-            print(json.dumps(row))
-        return 0
-    show(rows, args)
-    return 0
+
+    def command() -> None:
+        try:
+            rows = study(args)
+        except ValueError as error:
+            parser.error(str(error))
+        if args.json:
+            for row in rows:
+                print(json.dumps(row))
+        else:
+            show(rows, args)
+
+    return parser.run(command)
 
 
 def study(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -166,12 +160,8 @@ def _cell(column: str, value: float) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m elpo_ray.simulate",
-        description="How many leaves and probes error localization needs, without a model.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "How many leaves and probes error localization needs, without a model."
+    parser = Parser("simulate", description, EPILOG)
     parser.add_argument("--success", type=_floats, default=[0.3], metavar="P[,P]")
     parser.add_argument("--values", type=_floats, default=None, metavar="V0,V1,…,VK")
     parser.add_argument("--tool-steps", type=_integers, default=[4], metavar="K[,K]")

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from elpo_ray.cluster import Cluster
 from elpo_ray.config import CONF_DIR, Config
-from elpo_ray.config.compose import typed
+from elpo_ray.config.values import typed
 from elpo_ray.models.base import base_model
 from elpo_ray.tasks import make_task
 from elpo_ray.training.cold_start import starting_model

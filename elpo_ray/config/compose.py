@@ -1,8 +1,4 @@
-"""What the commands over Hydra share: compose, check, run, and end with the right code.
-
-Exit codes: 0 done; 1 a fault that leaves something to continue from; 2 a configuration error, one
-line on stderr and nothing started; 130 on Ctrl-C.
-"""
+"""What the commands over Hydra share: compose, check, run, and end with the right code."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -19,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from elpo_ray.config import CONF_DIR, Config
+from elpo_ray.config.arguments import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED
 from elpo_ray.config.errors import explain
 from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
+from elpo_ray.config.values import typed
 from elpo_ray.types import Fault
 
-EXIT_FAULT, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 1, 2, 130
 T = TypeVar("T")
 
 
@@ -67,15 +64,6 @@ class Command(Generic[T]):
         except KeyboardInterrupt:
             _end("interrupted before there was anything to keep", EXIT_INTERRUPTED)
         sys.exit(code)
-
-
-def typed(schema: type[T], composed: DictConfig) -> T:
-    """The checked dataclass. Merged into the schema once more: `+key=value` may have added a key
-    that it does not have."""
-    plain: Any = OmegaConf.create(OmegaConf.to_container(composed))
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
-    assert isinstance(config, schema)
-    return config
 
 
 def _compose(folder: Path, config_name: str) -> list[DictConfig]:

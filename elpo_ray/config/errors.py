@@ -22,7 +22,7 @@ def explain(error: BaseException, root: type = Config) -> str | None:
         chain.append(cause)
     text = "\n".join(str(link) for link in chain)
     override = re.search(r"(?:Error merging override|Error parsing override) '?\+*([^'\n]+)", text)
-    key = _full_key(chain)
+    key = _full_key(chain) or (override[1].partition("=")[0] if override else None)
     if match := re.search(
         r"Could not find '([^']+)'\s+Available options in '([^']+)':(.*)", text, re.S
     ):

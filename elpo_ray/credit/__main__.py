@@ -1,25 +1,23 @@
 """`python -m elpo_ray.credit TREES.jsonl [algorithm=elpo|grpo|...] [key=value ...]`
 
 Prints one line of JSON per dumped tree; nothing at all if any line is malformed. Exit codes: 0
-done, 2 a mistake in the call or the file, told in one line on stderr.
+done, 2 a mistake in the call or the file, one line on stderr.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from elpo_ray.config import CONF_DIR
 from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.arguments import Parser
+from elpo_ray.config.values import overridden
 from elpo_ray.credit import assign
 from elpo_ray.dump import MalformedTreeError, read_line
 from elpo_ray.tree import RolloutTree
@@ -41,21 +39,9 @@ COLUMNS = ("r", "a_branch", "a_traj", "advantage", "clip_low")
 """These fields of `credit.Credit` are printed."""
 
 
-class Parser(argparse.ArgumentParser):
-    """It tells a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"elpo_ray.credit: {message}; try --help\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser(
-        prog="python -m elpo_ray.credit",
-        description="Advantages and clip bounds of dumped rollout trees.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("credit", "Advantages and clip bounds of dumped rollout trees.", EPILOG)
     parser.add_argument("trees", metavar="TREES.jsonl", type=Path, help="dumped trees")
     parser.add_argument(
         "overrides",
@@ -64,19 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="algorithm=elpo|grpo|... (elpo), or a setting",
     )
     arguments = parser.parse_args(argv)
-    try:
+
+    def command() -> None:
         config = compose(arguments.overrides)
         lines = list(credit_lines(arguments.trees, config))
-    except (ValueError, OmegaConfBaseException) as error:
-        print(f"elpo_ray.credit: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    sys.stdout.writelines(f"{line}\n" for line in lines)
-    return 0
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+
+    return parser.run(command)
 
 
 def compose(overrides: Sequence[str]) -> AlgorithmConfig:
-    """Merge the algorithm's YAML over the schema, then `overrides` in order. Raises ValueError,
-    and OmegaConf's own error for a broken interpolation."""
+    """The algorithm's YAML over the schema, then `overrides` in order, with or without the leading
+    `algorithm.` that they have in a run. Raises ValueError."""
     name = "elpo"
     settings = []
     for override in overrides:
@@ -94,17 +79,7 @@ def compose(overrides: Sequence[str]) -> AlgorithmConfig:
     # Hydra's list of other groups, the reward's: a dump already has its rewards.
     assert isinstance(values, DictConfig)
     values.pop("defaults", None)
-    merged = OmegaConf.merge(OmegaConf.structured(AlgorithmConfig), values)
-    for setting in settings:
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([setting]))
-        except (OmegaConfBaseException, YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            remedy = "keys and types are those of AlgorithmConfig in elpo_ray/config/"
-            raise ValueError(f"{setting}: {reason}; {remedy}") from error
-    algorithm = OmegaConf.to_object(merged)
-    assert isinstance(algorithm, AlgorithmConfig)
-    return algorithm
+    return overridden(AlgorithmConfig, values, settings)
 
 
 def credit_lines(path: Path, config: AlgorithmConfig) -> Iterator[str]:

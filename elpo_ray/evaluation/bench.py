@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.learner import LearnerConfig
@@ -25,6 +23,7 @@ from elpo_ray.config.measure import AnalyzeConfig, MeasureConfig
 from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.run import TrainerConfig
 from elpo_ray.config.task import TaskConfig
+from elpo_ray.config.values import plain
 from elpo_ray.evaluation.source import Source, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import write_whole
@@ -79,7 +78,7 @@ class Bench:
                 "top_p": config.sampling.top_p,
                 "seed": config.seed,
             },
-            "sandbox": _plain(config.sandbox),
+            "sandbox": plain(config.sandbox),
             "tasks": {
                 name: {
                     "problems": _digest([_problem(problem) for problem in self.problems[name]]),
@@ -149,7 +148,7 @@ class ResultFolder:
             "path": bench.source.path,
             "served_model": bench.source.served_model,
             "identity": identity,
-            "engine": _plain(bench.config.engine),
+            "engine": plain(bench.config.engine),
             "sessions": [*(before["sessions"] if before else []), _session()],
         }
         write_whole(folder.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
@@ -216,12 +215,7 @@ def _settings(task: TaskConfig) -> dict[str, Any]:
     """A task's settings but for where its files lie and what only training reads."""
     skipped = ("train_file", "eval_file", "data_dir", "demonstrations_file", "eval_problems",
                "eval_samples", "expected_episode_tokens")  # fmt: skip
-    return {key: value for key, value in _plain(task).items() if key not in skipped}
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return dict(settings)
+    return {key: value for key, value in plain(task).items() if key not in skipped}
 
 
 def _problem(problem: Problem) -> list[Any]:

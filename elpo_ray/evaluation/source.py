@@ -15,14 +15,15 @@ from omegaconf import OmegaConf
 from elpo_ray.config import Config
 from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.model import Precision
+from elpo_ray.config.values import typed
 from elpo_ray.models.base import base_model
 from elpo_ray.models.folder import check_context, check_model_path, context_limit, local_folder
-from elpo_ray.runs.atomic import commit
+from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.tasks import make_task
 
 MAX_CONTEXT = 20480
-"""The paper's, where nothing else is said."""
+"""The paper's tokens of context, for a model whose own limit is not known."""
 SLICE = 1 << 16
 """Bytes read at each place of a weights file for the fingerprint."""
 SLICES = 16
@@ -122,13 +123,11 @@ def _model_of(path: Path, run: RunFolder, saved: Config) -> Path:
         from elpo_ray.learner.convert import write_model
 
         base = local_folder(base_model(saved, make_task(saved.task, saved.trainer.seed)))
-        commit(folder, lambda partial: write_model(checkpoint / "learner", base, partial))
+        with new_folder(folder) as partial:
+            write_model(checkpoint / "learner", base, partial)
     return folder
 
 
 def saved_config(file: Path) -> Config:
     """The configuration that a run was started with. ValueError if this version cannot read it."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file))
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
-    return config
+    return typed(Config, OmegaConf.load(file))

@@ -13,17 +13,18 @@ from typing import Any
 from elpo_ray.config import Config
 from elpo_ray.interfaces import Task
 from elpo_ray.models.tiny import build_tiny
-from elpo_ray.runs.atomic import commit
+from elpo_ray.runs.atomic import new_folder
 from elpo_ray.types import Message
 
 TOKENIZER_TEXTS = 2000
 """Demonstrations that the tiny tokenizer is trained on."""
 LAYOUT = 1
-"""Raised when code changes what a demonstration or a tiny model is: older folders are not met."""
+"""It is raised when code changes what a demonstration or a tiny model is, so that folders of older
+code are not used."""
 
 
 def base_model(config: Config, task: Task) -> Path:
-    """`model.path`, or the tiny model and tokenizer built for the task."""
+    """`model.path`, or the folder of the tiny model, which is built for the task where need be."""
     if config.model.path is not None:
         return Path(config.model.path)
     folder = Path(config.cold_start.cache) / f"tiny-{digest(base_key(config))}"
@@ -31,10 +32,8 @@ def base_model(config: Config, task: Task) -> Path:
         texts = list(islice(conversations(task), TOKENIZER_TEXTS))
         shape, context = config.model.tiny, config.model.max_context
         seed = config.trainer.seed
-        commit(
-            folder,
-            lambda path: build_tiny(path, shape, texts, task.tools, max_context=context, seed=seed),
-        )
+        with new_folder(folder) as path:
+            build_tiny(path, shape, texts, task.tools, max_context=context, seed=seed)
     return folder
 
 

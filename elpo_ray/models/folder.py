@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from elpo_ray.config.rules import require
 
 
@@ -31,7 +33,7 @@ def check_model_path(path: str) -> None:
 
 def check_weights(folder: Path) -> list[Path]:
     """The weight files of a model folder. Raises ValueError if there are none, if one that its
-    index names is absent, or if one is shorter than its own header says."""
+    index names is absent, or if one is damaged: not as long as its own header says."""
     key, index = "model.path", folder / "model.safetensors.index.json"
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if index.is_file():
@@ -41,39 +43,28 @@ def check_weights(folder: Path) -> list[Path]:
             not missing,
             key,
             str(folder),
-            f"{len(missing)} of {len(shards)} weight files absent ({missing[0]}); download the "
-            "folder again",
+            f"{len(missing)} of {len(shards)} weight files absent ({', '.join(missing[:1])}); "
+            "download the folder again",
         )
         names = sorted(shards)
     require(bool(names), key, str(folder), "no *.safetensors in it; convert the weights")
     files = [folder / name for name in names]
     for file in files:
-        whole = _size_by_header(file)
-        require(
-            file.stat().st_size == whole,
-            key,
-            str(folder),
-            f"{file.name} has {file.stat().st_size:,} bytes, its header says {whole:,}; download "
-            "it again",
-        )
+        try:
+            with safe_open(file, "np"):
+                pass
+        except SafetensorError as error:
+            size = f"{file.stat().st_size:,} bytes"
+            raise ValueError(
+                f"{key}={str(folder)!r}: {file.name} is damaged, it has {size} ({error}); "
+                "download it again"
+            ) from None
     return files
 
 
-def _size_by_header(file: Path) -> int:
-    """Bytes of a safetensors file: its header's length, the header, the last tensor's end."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        try:
-            header = json.loads(stream.read(length)) if length < 100_000_000 else {}
-        except ValueError:
-            header = {}
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return 8 + length + max(ends, default=0)
-
-
 def context_limit(folder: Path) -> int | None:
-    """Most tokens of context that the model's positions allow; None where `config.json` does not
-    say, or scales them by a factor, which is left to the engine."""
+    """The most tokens of context that the model's positions allow. None where `config.json` does
+    not say, or scales the positions by a factor, which is left to the engine."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
     for key in ("rope_scaling", "rope_parameters"):

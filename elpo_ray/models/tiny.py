@@ -36,7 +36,7 @@ BREAKS = re.compile(
 PHRASE_SHARE = 0.1
 """Text in at least this share of the conversations becomes one token."""
 WHOLE_INTEGERS = tuple(str(number) for number in range(100))
-"""Planning, not arithmetic, is to be learned: each of these is one token."""
+"""Each of these is one token, so that a model has to learn planning, not arithmetic."""
 
 INITIALIZER_RANGE = 0.06
 """Standard deviation of the weights. Three times Qwen2's: at this width, on a few thousand
@@ -85,7 +85,7 @@ def build_tiny(
 
 
 def _write(model: Qwen2ForCausalLM, folder: Path) -> None:
-    """As `save_pretrained`, which would load DeepSpeed into the driver to see what it is given."""
+    """Write what `save_pretrained` would, which itself loads DeepSpeed to look at its argument."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

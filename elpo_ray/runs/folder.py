@@ -27,11 +27,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from elpo_ray.config import Config
-from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.dump import dump_tree
 from elpo_ray.growth.budget import Ledger
 from elpo_ray.rollout.journal import replay
-from elpo_ray.runs.atomic import write_whole
+from elpo_ray.runs.atomic import new_folder, write_whole
+from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import CheckpointError
 
@@ -63,7 +63,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
-        """The folder that `config` asks for: a new one (not made yet) or the one to resume.
+        """Return the folder that `config` asks for: a new one (not made yet) or one to resume.
 
         Raises ValueError if a new run's name is taken, or if there is nothing to resume from or it
         was made with another model or learner.
@@ -117,13 +117,13 @@ class RunFolder:
             shutil.copyfile(model / "tokenizer.json", self.path / "tokenizer.json")
 
     def write_trees(self, step: int, trees: Iterable[RolloutTree], *, tokens: bool = True) -> None:
-        """`step` counts from 1; `tokens` as in `dump.dump_tree`."""
+        """Dump the trees of a step, counted from 1; `tokens` as in `dump.dump_tree`."""
         with (self.trees / f"step_{step:05d}.jsonl").open("w", encoding="utf-8") as file:
             for tree in trees:
                 file.write(json.dumps(dump_tree(tree, tokens), ensure_ascii=False) + "\n")
 
     def set_aside(self, step: int, inputs: Iterable[SetAside]) -> None:
-        """Records of inputs that were given up; `step` counts from 1."""
+        """Keep a record of each input that was given up; `step` counts from 1."""
         for number, given_up in enumerate(inputs):
             problem = given_up.problem
             tree = RolloutTree(problem.id, max(1, len(given_up.journal)), (), problem.messages)
@@ -169,17 +169,12 @@ class RunFolder:
         Raises CheckpointError, with the partial folder removed, when the disk refuses.
         """
         final = self.checkpoints / f"step_{state.step:05d}"
-        partial = self.checkpoints / f".partial-{final.name}"
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
-            yield partial
-            write_whole(partial / "state.json", json.dumps(asdict(state), indent=2) + "\n")
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
+            with new_folder(final) as partial:
+                yield partial
+                text = json.dumps(asdict(state), indent=2) + "\n"
+                (partial / "state.json").write_text(text, encoding="utf-8")
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
             newest = self.newest_checkpoint() or "none"
             raise CheckpointError(
                 f"checkpoint {final}: {error.strerror or error}; nothing of it was kept, the "

@@ -17,14 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from elpo_ray.config import Config
-from elpo_ray.config.growth import BelConfig
+from elpo_ray.config.growth import BelConfig, GrowthConfig
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
-from elpo_ray.scheduling.dynamic_sampling import has_contrast
 from elpo_ray.runs.trackers import Sink, sample_trees, trackers
-from elpo_ray.types import Values
+from elpo_ray.scheduling.dynamic_sampling import Batch, has_contrast
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import Score
+from elpo_ray.types import Score, Values
 
 
 def mean(values: Sequence[float]) -> float:
@@ -78,7 +77,8 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
 
 
 def probe_prefixes(trees: Sequence[RolloutTree]) -> list[tuple[int, int]]:
-    """(tokens, of them from the engine's cache) of the prefix that each probe began with."""
+    """For each probe, the tokens of the prefix that it began with: all, and those that came from
+    the engine's cache."""
     found = []
     for tree in trees:
         for entry in tree.ledger:
@@ -114,6 +114,20 @@ def rollout_metrics(trees: Sequence[RolloutTree], n_total: int, version: int) ->
     }
 
 
+def step_metrics(batch: Batch, growth: GrowthConfig, step: int) -> Values:
+    """Numbers of everything that the `step`-th step grew, also what was not trained on; `step`
+    counts from 1."""
+    trees = batch.trees
+    values = tree_metrics(trees, growth.bel) | rollout_metrics(trees, growth.n_total, step - 1)
+    return values | {
+        "inputs_grown": len(batch.grown),
+        "inputs_trained": len(batch.trained),
+        "tokens_per_second": values["tokens_generated"] / max(batch.seconds, 1e-9),
+        "seconds_growing": batch.seconds,
+        "weight_version": step,
+    }
+
+
 TRAINING_PHASES = ("grow", "credit", "update", "sync")
 
 
@@ -139,7 +153,7 @@ def _root_score(tree: RolloutTree, entry: dict[str, Any]) -> Score | None:
 
 
 class Stopwatch:
-    """Seconds by phase since the last lap; what no phase covered is `other`."""
+    """Seconds by phase since the last lap, as `seconds/PHASE`; `other` is what no phase covered."""
 
     def __init__(self) -> None:
         self._phases: Values = {}
@@ -151,14 +165,15 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._phases[name] = self._phases.get(name, 0.0) + time.perf_counter() - start
+            key = f"seconds/{name}"
+            self._phases[key] = self._phases.get(key, 0.0) + time.perf_counter() - start
 
     def lap(self) -> Values:
         """The seconds of every phase; their sum is the wall-clock time of the lap."""
         now = time.perf_counter()
         seconds, whole = self._phases, now - self._begun
         self._phases, self._begun = {}, now
-        return seconds | {"other": whole - sum(seconds.values())}
+        return seconds | {"seconds/other": whole - sum(seconds.values())}
 
 
 class JsonlSink:
@@ -199,7 +214,7 @@ SUPERVISED_COLUMNS: dict[str, tuple[str, str]] = {
     "tok/s": ("tokens_per_second", "{:6.0f}"),
     "s": ("seconds", "{:6.1f}"),
 }
-"""Those of supervised training."""
+"""The console columns of supervised training."""
 
 
 class ConsoleSink:

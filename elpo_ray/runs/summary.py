@@ -13,9 +13,9 @@ from elpo_ray.runs.folder import RunState
 
 
 def summarize(config: Config, state: RunState, pass_at_1_after: float) -> dict[str, Any]:
-    """The contract of `summary.json`; rates are fractions, times are seconds.
+    """Everything that `summary.json` holds; rates are fractions, times are seconds.
 
-    Seconds are those of all phases together, of a resumed run up to its checkpoint included.
+    A resumed run's seconds include those that it took up to its checkpoint.
     """
     totals = state.totals
     seconds = {
@@ -46,7 +46,7 @@ def summarize(config: Config, state: RunState, pass_at_1_after: float) -> dict[s
 
 
 def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
-    """What a newcomer wants to know: did it learn, did it find the errors, where is it all."""
+    """Print what a newcomer asks first: did it learn, did it find the errors, where is it all."""
     before, after = summary["pass_at_1_before"], summary["pass_at_1_after"]
     accuracy = summary["localization_accuracy"]
     held_out = f"{summary['eval_problems']} held-out problems x {summary['eval_samples']}"

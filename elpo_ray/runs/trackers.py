@@ -16,13 +16,14 @@ from typing import Any, Protocol
 from elpo_ray.config import Config
 from elpo_ray.config.rules import require
 from elpo_ray.config.run import LoggingConfig, WandbMode
+from elpo_ray.config.values import flattened, plain
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Values
 
 _SAMPLES = 2
-"""Trees a step."""
+"""The number of trees that a step shows."""
 _MAX_CHARS = 4000
-"""Of a trajectory's text."""
+"""The most characters of a trajectory's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class SampleTree:
     leaves: int
     successes: int
     critical_step: int | None
-    """Of the failed trajectory, counted from 1; None if the search found none."""
+    """The failed trajectory's first irrecoverable step, from 1; None if the search found none."""
     trajectory: str
     """Its turns and observations; the critical step is marked."""
 
@@ -50,7 +51,7 @@ class Tracker(Sink, Protocol):
     """A sink that people browse."""
 
     def show(self, step: int, samples: Sequence[SampleTree]) -> None:
-        """Sample trees of the step."""
+        """Show sample trees of the step."""
 
 
 def sample_trees(trees: Sequence[RolloutTree]) -> list[SampleTree]:
@@ -84,7 +85,7 @@ def _text(tree: RolloutTree, path: Sequence[int], critical: int | None) -> str:
 
 
 def check_trackers(config: LoggingConfig) -> None:
-    """ValueError if a tracker was asked for that is not installed."""
+    """Raise ValueError if a tracker was asked for that is not installed."""
     for key, wanted, module in (
         ("wandb", config.wandb is not WandbMode.disabled, "wandb"),
         ("tensorboard", config.tensorboard, "tensorboard"),
@@ -99,7 +100,7 @@ def check_trackers(config: LoggingConfig) -> None:
 
 
 def trackers(folder: Path, config: Config) -> list[Tracker]:
-    """Those that `config.logging` asks for."""
+    """The trackers that `config.logging` asks for."""
     sinks: list[Tracker] = []
     if config.logging.wandb is not WandbMode.disabled:
         sinks.append(WandbSink(folder, config))
@@ -108,13 +109,6 @@ def trackers(folder: Path, config: Config) -> list[Tracker]:
     if config.logging.mlflow is not None:
         sinks.append(MlflowSink(config.logging.mlflow, folder.name, config))
     return sinks
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return dict(settings)
 
 
 class WandbSink:
@@ -129,7 +123,7 @@ class WandbSink:
             name=folder.name,
             dir=str(folder),
             mode=config.logging.wandb.value,
-            config=_settings(config),
+            config=plain(config),
             settings=wandb.Settings(silent=True),
         )
 
@@ -183,7 +177,9 @@ class MlflowSink:
             experiment.experiment_id if experiment else self._client.create_experiment(project)
         )
         self._id = self._client.create_run(experiment_id, run_name=name).info.run_id
-        flat: list[Any] = [Param(key, str(value)[:500]) for key, value in _flat(_settings(config))]
+        flat: list[Any] = [
+            Param(key, str(value)[:500]) for key, value in flattened(plain(config)).items()
+        ]
         for start in range(0, len(flat), 100):  # MLflow's limit for one request
             self._client.log_batch(self._id, params=flat[start : start + 100])
 
@@ -197,13 +193,3 @@ class MlflowSink:
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{key}.")
-        else:
-            pairs.append((f"{prefix}{key}", value))
-    return pairs

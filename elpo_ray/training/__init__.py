@@ -1,1 +1,1 @@
-"""Training: the loop, the cold start before it, what is checked first."""
+"""Training: what is checked first, the cold start, the loop of RL."""

@@ -1,4 +1,4 @@
-"""What must hold before any actor starts, and the batch algebra that a configuration implies."""
+"""What must hold before any actor starts, beyond what the schema itself can check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROMPTS_CHECKED = 64
 
 
 def check(config: Config) -> None:
-    """Raise ValueError for what the schema alone cannot see: files, folders, other keys."""
+    """Raise ValueError for what the schema alone cannot see: files, packages, the model."""
     _check_files(config)
     check_trackers(config.logging)
     if config.model.path is not None:
@@ -65,9 +65,7 @@ def _check_files(config: Config) -> None:
 def check_prompts(config: Config, task: Task, folder: Path) -> None:
     """Raise ValueError unless there are as many held-out problems as asked for, and chat template
     and context window fit the model and the task's prompts."""
-    from elpo_ray.chat.template import (
-        Chat,  # transformers takes seconds to import; check() must not
-    )
+    from elpo_ray.chat.template import Chat  # seconds to import, which check() must not take
 
     room = config.model.max_context
     check_context(local_folder(folder), "model.max_context", room)

@@ -1,16 +1,22 @@
-"""The model that RL starts from: built or named, then trained on demonstrations, then cached.
+"""The cold start: supervised training on demonstrations, before RL or as a run of its own.
 
-Invariant: a cached folder is complete (it is renamed into place last) and its name is a digest of
-everything that determines it, so that a changed setting never meets an old model.
+Before RL its model is cached. Invariants: a cached folder is complete (it is renamed into place
+last) and its name is a digest of everything that determines it, so that a changed setting never
+meets an old model.
+
+A run of its own (`python -m elpo_ray.sft`) has metrics, checkpoints and a model folder. Invariants:
+the order of the demonstrations follows from the seed, so a resumed run goes on with the ones it had
+not seen; `model/` appears only when whole.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 
@@ -19,13 +25,16 @@ from elpo_ray.cluster import Cluster, LearnerGroup
 from elpo_ray.config import Config
 from elpo_ray.forest import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
-from elpo_ray.models.base import base_key, conversations, digest
+from elpo_ray.models.base import base_key, base_model, conversations, digest
 from elpo_ray.models.folder import local_folder
-from elpo_ray.runs.atomic import commit
-from elpo_ray.runs.metrics import progress_bar
+from elpo_ray.runs.atomic import new_folder
+from elpo_ray.runs.folder import RunFolder
+from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics, progress_bar
+from elpo_ray.tasks import make_task
+from elpo_ray.training.loop import Outcome, RunLoop
 
-BATCHES_PER_CALL = 10
-"""Optimizer steps between two movements of the progress bar."""
+STEPS_PER_CALL = 10
+"""Most optimizer steps between two movements of the progress bar or two rows of metrics."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +61,15 @@ def starting_model(
         console.print(f"cold start: cached in {folder}", highlight=False)
         return Start(folder, None)
     batches = sft_batches(config, task, base)
-    learner = cluster.learner(base, len(batches))
-    learner.reset_optimizer(config.cold_start.optimizer, len(batches), base)
+    learner = _sft_learner(config, cluster, base, len(batches))
     started = time.perf_counter()
     with progress_bar(console, "cold start", len(batches), config.logging.progress) as advance:
-        for done in range(0, len(batches), BATCHES_PER_CALL):
-            part = batches[done : done + BATCHES_PER_CALL]
+        for done in range(0, len(batches), STEPS_PER_CALL):
+            part = batches[done : done + STEPS_PER_CALL]
             stats = learner.update(TrainForest(minibatches=part), supervised=True)
             advance(done + len(part))
-    commit(folder, learner.export)
+    with new_folder(folder) as partial:
+        learner.export(partial)
     learner.reset_optimizer(config.learner.optimizer, config.optimizer_steps, folder)
     console.print(
         f"cold start: {len(batches)} optimizer steps in {time.perf_counter() - started:.0f} s, "
@@ -68,6 +77,12 @@ def starting_model(
         highlight=False,
     )
     return Start(folder, learner)
+
+
+def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> LearnerGroup:
+    learner = cluster.learner(base, steps)
+    learner.reset_optimizer(config.cold_start.optimizer, steps, base)
+    return learner
 
 
 def _cold_start_key(config: Config) -> dict[str, Any]:
@@ -110,3 +125,88 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
         rng.shuffle(encoded)
         batches += demonstrations(encoded, settings.batch_size).minibatches
     return batches
+
+
+def train_supervised(config: Config) -> Outcome:
+    """A whole cold start as a run: from `model.path`, or the tiny model, to runs/NAME/model."""
+    console = Console()
+    config = _named(config)
+    run = RunFolder.of(config)
+    task = make_task(config.task, config.trainer.seed)
+    base = base_model(config, task)
+    batches = sft_batches(config, task, base)
+    with Cluster(config, engines=False) as cluster:
+        run.begin(config)
+        learner = _sft_learner(config, cluster, base, len(batches))
+        with closing(Metrics(run.path, config, console, SUPERVISED_COLUMNS)) as metrics:
+            return SupervisedTrainer(
+                config=config,
+                steps=len(batches),
+                batches=batches,
+                learner=learner,
+                run=run,
+                metrics=metrics,
+                console=console,
+            ).train()
+
+
+def _named(config: Config) -> Config:
+    """A new run's folder says what made it."""
+    if config.trainer.run_name is not None or config.trainer.resume is not None:
+        return config
+    name = f"{config.experiment}-sft-{time.strftime('%Y%m%d-%H%M%S')}"
+    return replace(config, trainer=replace(config.trainer, run_name=name))
+
+
+@dataclass(kw_only=True)
+class SupervisedTrainer(RunLoop):
+    """One run's loop over its batches."""
+
+    unit: ClassVar[str] = "optimizer step"
+
+    batches: list[list[TrainTree]]
+    """One for each step."""
+
+    def take_steps(self) -> None:
+        """Take the steps that are left, a row of metrics at a time."""
+        while self.state.step < self.steps:
+            with self.signals.deferred():
+                self.row()
+
+    def row(self) -> None:
+        """Take the optimizer steps up to the next row of metrics or checkpoint."""
+        every, step = self.config.trainer.checkpoint_every, self.state.step
+        end = min(step + STEPS_PER_CALL, self.steps)
+        if every:
+            end = min(end, (step // every + 1) * every)
+        self.finish_checkpoint()
+        forest = TrainForest(minibatches=self.batches[step:end])
+        values: dict[str, Any] = dict(self.learner.update(forest, supervised=True))
+        values["tokens_per_second"] = values["forward_tokens"] / max(values["seconds"], 1e-9)
+        self.state.step = self.state.cursor = end
+        self.metrics.log(end, values)
+        self.checkpoint_if_due()
+
+    def finish(self) -> None:
+        """Export the model, and say what was done."""
+        folder = self.run.path / "model"
+        if not folder.exists():
+            with new_folder(folder) as partial:
+                self.learner.export(partial)
+        seconds = sum(self.watch.lap().values())
+        self.run.write_summary(
+            {
+                "experiment": self.config.experiment,
+                "seed": self.config.trainer.seed,
+                "optimizer_steps": self.state.step,
+                "conversations": sum(map(len, self.batches)),
+                "wall_seconds": seconds,
+                "model": str(folder),
+            }
+        )
+        self.console.print(
+            f"{self.state.step} optimizer steps in {seconds:.0f} s; train on with "
+            f"model.path={folder} cold_start.enabled=false",
+            highlight=False,
+            soft_wrap=True,
+        )

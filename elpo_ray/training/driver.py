@@ -8,10 +8,8 @@ same ones, whatever had been grown ahead; Ctrl-C never cuts an update in two.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,14 +24,13 @@ from elpo_ray.forest import TrainForest, pack
 from elpo_ray.interfaces import Task
 from elpo_ray.models.base import base_model
 from elpo_ray.models.folder import local_folder
-from elpo_ray.runs.folder import RunFolder, RunState, read_state
+from elpo_ray.runs.folder import RunFolder, read_state
 from elpo_ray.runs.metrics import (
     Metrics,
     Stopwatch,
     comparison_axes,
     progress_bar,
-    rollout_metrics,
-    tree_metrics,
+    step_metrics,
 )
 from elpo_ray.runs.summary import show_summary, summarize
 from elpo_ray.scheduling import SetAside
@@ -42,20 +39,12 @@ from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
 from elpo_ray.training.checks import check_prompts
 from elpo_ray.training.cold_start import starting_model
-from elpo_ray.training.interrupts import Interrupts
+from elpo_ray.training.loop import Outcome, RunLoop
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault, Values
 
 MAX_LOSSES = 8
 """Losses of the learner, without a further step between them, that end a run."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    folder: Path
-    interrupted: bool
 
 
 def train(config: Config) -> Outcome:
@@ -76,10 +65,10 @@ def train(config: Config) -> Outcome:
             run.keep_tokenizer(local_folder(start.folder))
             learner.connect(rollouts)
             freeze_gc()
-        metrics = Metrics(run.path, config, console)
-        try:
+        with closing(Metrics(run.path, config, console)) as metrics:
             return Trainer(
                 config=config,
+                steps=config.trainer.steps,
                 task=task,
                 learner=learner,
                 new_learner=lambda: cluster.learner(start.folder, config.optimizer_steps),
@@ -89,71 +78,45 @@ def train(config: Config) -> Outcome:
                 console=console,
                 watch=watch,
             ).train()
-        finally:
-            metrics.close()
 
 
 @dataclass(kw_only=True)
-class Trainer:
+class Trainer(RunLoop):
     """One run's loop over its actors."""
 
-    config: Config
     task: Task
-    learner: LearnerGroup
     new_learner: Callable[[], LearnerGroup]
     """Starts another one with the weights that the run began with, the lost one gone."""
     rollouts: RolloutGroup
-    run: RunFolder
-    metrics: Metrics
-    console: Console
-    watch: Stopwatch
-    state: RunState = field(default_factory=RunState)
+    gauges: Gauges = field(default_factory=Gauges)
+    pass_at_1_after: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.gauges, self.schedule = Gauges(), self.new_schedule()
+        self.schedule = self.new_schedule()
         self.lost_at, self.losses = -1, 0
         """Most finished steps when a learner was lost, and losses since then."""
-        self.unfinished: ExitStack | None = None
-        """Commits the checkpoint that is being written."""
 
     def new_schedule(self) -> Pipeline:
-        staleness, steps = self.config.schedule.staleness, self.config.trainer.steps
-        return Pipeline(self.grow, staleness=staleness, steps=steps)
+        return Pipeline(self.grow, staleness=self.config.schedule.staleness, steps=self.steps)
 
-    def train(self) -> Outcome:
-        """Evaluate, take the steps, evaluate; on Ctrl-C write a checkpoint and stop."""
-        if self.config.trainer.resume is not None:
-            self.restore()
-        signals = Interrupts()
-        try:
-            with signals:
-                if self.state.pass_at_1_before is None:
-                    self.state.pass_at_1_before = self.evaluate()
-                    self.tell_pass_at_1(self.state.pass_at_1_before)
-                while self.state.step < self.config.trainer.steps:
-                    try:
-                        self.step(signals)
-                    except LearnerLost as lost:
-                        self.start_over(lost)
-                after = self.evaluate()
-                with signals.deferred():
-                    self.finish_checkpoint()
-        except KeyboardInterrupt:
-            self.checkpoint()
-            self.console.print(
-                f"interrupted after step {self.state.step}; continue with "
-                f"trainer.resume={self.run.path}"
-            )
-            return Outcome(self.run.path, interrupted=True)
-        self.finish(after)
-        return Outcome(self.run.path, interrupted=False)
+    def take_steps(self) -> None:
+        """Evaluate, take the steps that are left, evaluate."""
+        if self.state.pass_at_1_before is None:
+            self.state.pass_at_1_before = self.evaluate()
+            self.show_pass_at_1(self.state.pass_at_1_before)
+        while self.state.step < self.steps:
+            try:
+                self.step()
+            except LearnerLost as lost:
+                self.start_over(lost)
+        self.pass_at_1_after = self.evaluate()
 
-    def step(self, signals: Interrupts) -> None:
+    def step(self) -> None:
         """One batch of inputs becomes one version of the weights."""
         step, algorithm = self.state.step, self.config.algorithm
         with self.watch.phase("grow"):
             batch = self.next_batch()
-        with signals.deferred():
+        with self.signals.deferred():
             with self.watch.phase("credit"):
                 forest = TrainForest(minibatches=[])
                 if batch.trained:
@@ -214,24 +177,19 @@ class Trainer:
 
     def evaluate_if_due(self) -> None:
         every, step = self.config.trainer.eval_every, self.state.step
-        if every and step % every == 0 and step < self.config.trainer.steps:
-            self.tell_pass_at_1(self.evaluate())
+        if every and step % every == 0 and step < self.steps:
+            self.show_pass_at_1(self.evaluate())
 
-    def tell_pass_at_1(self, passed: float) -> None:
+    def show_pass_at_1(self, passed: float) -> None:
         text = f"step {self.state.step}: held-out pass@1 {passed:.1%}"
         self.console.print(text, highlight=False)
 
     def report(self, batch: Batch, stats: Values, seconds: Values) -> None:
-        """Dump the trees, log one object of numbers, add to the run's totals. Everything grown
-        counts, also what was not trained on. What this takes is in the next step's `seconds`."""
+        """Dump the trees, log one object of numbers, add to the run's totals. What this takes is in
+        the next step's `seconds`."""
         right, judged = localization_accuracy(self.task, batch.inputs, batch.trees)
-        growth = self.config.algorithm.growth
-        values = tree_metrics(batch.trees, growth.bel) | self.rollouts.metrics()
-        values |= rollout_metrics(batch.trees, growth.n_total, self.state.step - 1)
-        values |= {"inputs_grown": len(batch.grown), "inputs_trained": len(batch.trained)}
-        values |= stats | {f"seconds/{phase}": value for phase, value in seconds.items()}
-        values["tokens_per_second"] = values["tokens_generated"] / max(batch.seconds, 1e-9)
-        values |= {"weight_version": self.state.step, "seconds_growing": batch.seconds}
+        values = step_metrics(batch, self.config.algorithm.growth, self.state.step)
+        values |= self.rollouts.metrics() | stats | seconds
         if judged:
             values["localization_accuracy"] = right / judged
         self.state.add(
@@ -239,7 +197,7 @@ class Trainer:
             tokens_generated=values["tokens_generated"],
             localizations_right=right,
             localizations_judged=judged,
-            **{f"seconds/{phase}": value for phase, value in seconds.items()},
+            **seconds,
         )
         values |= comparison_axes(self.state.totals)
         tokens = self.config.logging.dump_tokens
@@ -248,37 +206,11 @@ class Trainer:
         self.gauges.set(values)
         self.metrics.show(self.state.step, batch.trees)
 
-    def checkpoint_if_due(self) -> None:
-        every, step = self.config.trainer.checkpoint_every, self.state.step
-        if (every and step % every == 0) or step == self.config.trainer.steps:
-            self.checkpoint(background=self.config.trainer.background_checkpoints)
-
-    def checkpoint(self, *, background: bool = False) -> None:
-        """`background`: complete after `finish_checkpoint` only."""
-        self.finish_checkpoint()
-        keep, state = self.config.trainer.keep_checkpoints, deepcopy(self.state)
-        with self.watch.phase("checkpoint"), ExitStack() as stack:
-            folder = stack.enter_context(self.run.checkpoint(state, keep))
-            self.learner.save(folder / "learner", background=background)
-            if background:
-                self.unfinished = stack.pop_all()
-
-    def finish_checkpoint(self) -> None:
-        """Wait for what is still being written. CheckpointError if it could not be."""
-        unfinished, self.unfinished = self.unfinished, None
-        if unfinished is not None:
-            with self.watch.phase("checkpoint"), unfinished:
-                self.learner.finish_save()
-
     def restore(self) -> None:
-        """Continue from the newest checkpoint: learner, engines, cursor."""
-        checkpoint = self.run.newest_checkpoint()
-        assert checkpoint is not None, "whoever calls this knows that there is one"
-        self.state = read_state(checkpoint)
+        """Continue from the newest checkpoint: state, learner, engines."""
         with self.learner.moving():
-            self.learner.load(checkpoint / "learner")
+            super().restore()
             self.learner.publish(version=self.state.step)
-        self.console.print(f"resumed {self.run.path} after step {self.state.step}")
 
     def start_over(self, lost: LearnerLost) -> None:
         """A new learner goes on from the newest checkpoint; the steps after it are made again.
@@ -301,9 +233,10 @@ class Trainer:
         except LearnerLost as again:
             self.start_over(again)
 
-    def finish(self, pass_at_1_after: float) -> None:
-        self.state.add(**{f"seconds/{phase}": s for phase, s in self.watch.lap().items()})
-        summary = summarize(self.config, self.state, pass_at_1_after)
+    def finish(self) -> None:
+        """Write the summary and show it."""
+        self.state.add(**self.watch.lap())
+        summary = summarize(self.config, self.state, self.pass_at_1_after)
         self.run.write_summary(summary)
         show_summary(self.console, summary, self.run.path)
 

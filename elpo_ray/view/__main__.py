@@ -1,17 +1,16 @@
 """`python -m elpo_ray.view RUN [--serve]`: the rollout trees of a run in a browser.
 
 Exit codes: 0 done, or Ctrl-C of a server; 2 a mistake in the call or a folder that holds no run,
-told in one line on stderr.
+one line on stderr.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from elpo_ray.config.arguments import Parser
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.view.book import Book
 from elpo_ray.view.page import whole_page
@@ -26,21 +25,10 @@ PAGE = "view.html"
 PORT = 8047
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"elpo_ray.view: {message}; try --help\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser(
-        prog="python -m elpo_ray.view",
-        description="The rollout trees of a run, their credit and the run's curves in a browser.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description = "The rollout trees of a run, their credit and the run's curves in a browser."
+    parser = Parser("view", description, EPILOG)
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, as in runs/NAME")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"page (RUN/{PAGE})")
     parser.add_argument(
@@ -57,16 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.chars < 2 or not 0 <= arguments.port < 1 << 16:
         parser.error("--chars takes 2 or more, --port 0 to 65535")
-    try:
+
+    def command() -> None:
         book = Book(arguments.run, Limits(chars=arguments.chars))
         if arguments.serve:
             serve(book, arguments.port)
         else:
             write(book, arguments.out or arguments.run / PAGE)
-    except ValueError as error:
-        print(f"elpo_ray.view: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return parser.run(command)
 
 
 def write(book: Book, path: Path) -> None:

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.values import typed
 from elpo_ray.dump import MalformedTreeError, read_tree
 from elpo_ray.tree import RolloutTree
 
@@ -87,15 +88,11 @@ def read_settings(run: Path) -> Settings:
         loaded = OmegaConf.create(text)
         assert isinstance(loaded, DictConfig), "YAML text is a mapping or OmegaConf refuses it"
         values: Any = OmegaConf.to_container(loaded, resolve=True)
-        section = OmegaConf.create(values.get("algorithm") or {})
-        algorithm = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(AlgorithmConfig), section)
-        )
+        algorithm = typed(AlgorithmConfig, OmegaConf.create(values.get("algorithm") or {}))
     except (OmegaConfBaseException, YAMLError, ValueError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         notice = Notice(f"this version does not understand it ({reason}); {fallback}", path.name)
         return Settings(text=text, notices=[notice])
-    assert isinstance(algorithm, AlgorithmConfig)
     return Settings(algorithm=algorithm, text=text, values=values)
 
 

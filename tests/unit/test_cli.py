@@ -23,11 +23,11 @@ def elpo(*arguments: str, line: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_command_is_a_module_and_is_told_of() -> None:
-    told = elpo().stdout
+def test_every_command_is_a_module_and_is_listed() -> None:
+    printed = elpo().stdout
     for name, entry in COMMANDS.items():
         assert importlib.util.find_spec(entry.module) is not None, name
-        assert f"{name} " in told and entry.summary in told
+        assert f"{name} " in printed and entry.summary in printed
 
 
 def test_a_command_is_run_with_its_arguments_and_exit_code() -> None:
@@ -57,7 +57,7 @@ def test_an_unknown_command_is_named_with_the_known_ones() -> None:
         ("elpo nothing x", set()),
     ],
 )
-def test_the_shell_is_told_how_a_line_may_go_on(line: str, expected: set[str]) -> None:
+def test_the_shell_learns_how_a_line_may_go_on(line: str, expected: set[str]) -> None:
     words = set(elpo("-sc", "query=bash", line=line).stdout.split())
     assert words >= expected
     assert bool(words) == bool(expected)

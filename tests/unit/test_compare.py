@@ -19,11 +19,11 @@ from elpo_ray.compare import (
     common_budgets,
     compared,
     differences,
-    flattened,
     main,
     standard_error,
     warnings,
 )
+from elpo_ray.config.values import flattened
 
 
 def run_of(
@@ -45,7 +45,7 @@ def rows(steps: int, rollouts: int, **metrics: float) -> list[dict[str, Any]]:
     ]
 
 
-def test_only_settings_that_differ_are_told(tmp_path: Path) -> None:
+def test_only_settings_that_differ_are_shown(tmp_path: Path) -> None:
     a = run_of(tmp_path, "a", [], "trainer: {seed: 0, steps: 4, run_name: a}\nmodel: {path: x}\n")
     b = run_of(tmp_path, "b", [], "trainer: {seed: 1, steps: 4, run_name: b}\nextra: [1]\n")
     assert differences([a, b]) == {
@@ -86,10 +86,10 @@ def test_figures_are_taken_at_the_end_and_at_the_budget_that_all_reached(tmp_pat
 
 def test_equal_steps_of_unequal_size_are_a_warning(tmp_path: Path) -> None:
     a, b = run_of(tmp_path, "a", rows(4, 100)), run_of(tmp_path, "b", rows(4, 300))
-    told = [notice.text for notice in warnings([a, b])]
-    assert "the budgets differ in rollouts" in told
-    assert not any("steps" in text for text in told)
-    assert [t for t in told if "not ended" in t] == ["a run has not ended: no summary.json"] * 2
+    printed = [notice.text for notice in warnings([a, b])]
+    assert "the budgets differ in rollouts" in printed
+    assert not any("steps" in text for text in printed)
+    assert [t for t in printed if "not ended" in t] == ["a run has not ended: no summary.json"] * 2
 
 
 def test_pass_at_1_on_other_problems_is_a_warning(tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_the_command_writes_tables_and_a_page(
     a, b = write_run(tmp_path / "a", 3, 2), write_run(tmp_path / "b", 2, 2, planned=5)
     page = tmp_path / "page.html"
     assert main([str(a), str(b), "--out", str(page)]) == 0
-    told = capsys.readouterr().out
-    assert "trainer.steps" in told and "the budgets differ in rollouts" in told
+    printed = capsys.readouterr().out
+    assert "trainer.steps" in printed and "the budgets differ in rollouts" in printed
     found = re.search(r'id="overview">([^<]+)<', page.read_text())
     assert found is not None
     data = json.loads(zlib.decompress(base64.b64decode(found[1])))
@@ -126,7 +126,7 @@ def test_the_command_writes_tables_and_a_page(
     assert data["differences"]["trainer.steps"] == ["3", "5"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_paths(
+def test_runs_of_one_name_are_distinguished_by_their_paths(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [str(write_run(tmp_path / seed / "run", 1, 1)) for seed in ("s0", "s1")]
@@ -152,8 +152,10 @@ def test_a_mistake_in_the_call_is_one_line_and_exit_code_2(
         code = main([argument.replace("{run}", str(run)) for argument in arguments])
     except SystemExit as stop:
         code = int(stop.code or 0)
-    told = capsys.readouterr()
-    assert code == 2 and message in told.err and told.err.count("\n") == 1 and told.out == ""
+    printed = capsys.readouterr()
+    assert (
+        code == 2 and message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    )
 
 
 def test_compared_data_is_json_of_finite_numbers(tmp_path: Path) -> None:

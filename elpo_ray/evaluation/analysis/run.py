@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +17,7 @@ from rich.table import Table
 from elpo_ray.cluster import Cluster
 from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
 from elpo_ray.config.task import TaskConfig
+from elpo_ray.config.values import plain
 from elpo_ray.evaluation.analysis.catalog import SUMMARIZE, examine
 from elpo_ray.evaluation.analysis.localization import success_by_anchor
 from elpo_ray.evaluation.bench import Bench, ResultFolder
@@ -51,7 +51,7 @@ def analyze(config: AnalyzeConfig, tasks: Mapping[str, TaskConfig]) -> Path:
     """
     console, name = Console(), config.analysis
     bench = Bench.prepare(config, tasks)
-    settings: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    settings = plain(config)
     used = {key: settings[key] for key in USED[name]}
     if config.check_only:
         counts = ", ".join(f"{len(found)} of {task}" for task, found in bench.problems.items())

@@ -201,12 +201,12 @@ def test_command_prints_the_ids_of_the_file(
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("credit.foo=1", ("credit.foo=1", "not in 'CreditConfig'", "AlgorithmConfig")),
+        ("credit.foo=1", ("credit.foo: unknown key", "keys of credit", "lam")),
         ("credit.lam=abc", ("credit.lam=abc", "could not be converted to Float")),
         ("credit.lam=2", ("credit.lam=2.0", "use a value in [0, 1]")),
         ("credit.lam=nan", ("credit.lam=nan", "use a value in [0, 1]")),
-        ("credit.lam=[1", ("credit.lam=[1", "AlgorithmConfig")),
-        ("credit=3", ("credit=3", "AlgorithmConfig")),
+        ("credit.lam=[1", ("credit.lam=[1", "not of the form key=value")),
+        ("credit=3", ("credit=3", "credit.rule=")),
         ("credit.lam=${foo}", ("credit.lam", "'foo' not found")),
         ("clip.scope=everywhere", ("clip.scope=everywhere", "searched_only")),
         ("clip.eps_elc=0.9", ("clip.eps_elc=0.9", "below 1")),

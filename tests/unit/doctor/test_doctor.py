@@ -225,7 +225,7 @@ FAULTS: list[tuple[Callable[[Place], list[str]], str, str, str]] = [
     (cpu_torch_on_gpus, "GPUs", "2.13.0+cpu is built for CPU", "make TARGET=gpu install"),
     (no_such_model, "model", "elsewhere", "no such folder, and no hub name"),
     (missing_shard, "model", "1 of 2 weight files absent", "download the folder again"),
-    (cut_weights, "model", "has 100,000 bytes, its header says", "download it again"),
+    (cut_weights, "model", "is damaged, it has 100,000 bytes", "download it again"),
     (no_tokenizer, "model", "no tokenizer in it", "copy tokenizer.json"),
     (no_template, "chat template", "it has no chat template", "add chat_template.jinja"),
     (template_without_tools, "chat template", "loses the tool schemas", "Hermes format"),

@@ -128,15 +128,15 @@ def test_a_run_that_is_being_written_grows_without_reading_old_steps_again(tmp_p
         (FIGURE_4.replace('"critical": 12', '"critical": 3'), "must be on the path to 13"),
     ],
 )
-def test_what_cannot_be_read_is_told_and_the_rest_is_shown(
+def test_what_cannot_be_read_is_named_and_the_rest_is_shown(
     tmp_path: Path, line: str, notice: str
 ) -> None:
     book = opened(bare_run(tmp_path / "run", line, FIGURE_4, "\n"))
     assert overview(book)["table"]["line"] == [2]
-    assert any(notice in told for told in notices(book)), notices(book)
+    assert any(notice in printed for printed in notices(book)), notices(book)
 
 
-def test_equal_faults_are_told_once(tmp_path: Path) -> None:
+def test_equal_faults_are_listed_once(tmp_path: Path) -> None:
     old = FIGURE_4.replace('"format": 1', '"format": 0')
     book = opened(bare_run(tmp_path / "run", *[old] * 50))
     assert overview(book)["table"] == {"chunk": []}
@@ -146,13 +146,13 @@ def test_equal_faults_are_told_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config", ["", "a: [1\n", "algorithm: {lam: 3}\n", "algorithm: {credit: {lam: 7}}\n", "- 1\n"]
 )
-def test_a_configuration_of_another_version_is_told(tmp_path: Path, config: str) -> None:
+def test_a_configuration_of_another_version_is_noticed(tmp_path: Path, config: str) -> None:
     run = bare_run(tmp_path / "run", FIGURE_4)
     (run / "config.yaml").write_text(config)
     book = opened(run)
     assert overview(book)["table"]["task"] == ["figure4"]
-    told = [n for n in notices(book) if "defaults of ELPO" in n]
-    assert len(told) == (1 if config else 0)
+    printed = [n for n in notices(book) if "defaults of ELPO" in n]
+    assert len(printed) == (1 if config else 0)
 
 
 def test_a_rule_that_needs_more_than_the_dump_has_leaves_the_tree_without_credit(
@@ -315,8 +315,10 @@ def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(
     if make == "file":
         path.write_text("")
     assert main([str(path)]) == 2
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.count("\n") == 1 and "name one under runs/" in told.err
+    printed = capsys.readouterr()
+    assert (
+        printed.out == "" and printed.err.count("\n") == 1 and "name one under runs/" in printed.err
+    )
 
 
 def test_a_page_that_cannot_be_written_is_one_line(

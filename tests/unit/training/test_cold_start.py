@@ -20,8 +20,7 @@ from elpo_ray.models.base import base_model
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics
 from elpo_ray.tasks import make_task
-from elpo_ray.training.cold_start import sft_batches
-from elpo_ray.training.supervised import SupervisedTrainer
+from elpo_ray.training.cold_start import SupervisedTrainer, sft_batches
 
 
 def make_config(folder: Path, **cold_start: Any) -> Config:
@@ -85,7 +84,8 @@ class Recorder:
             raise KeyboardInterrupt
         return {"loss": 1.0, "forward_tokens": 10.0, "seconds": 2.0}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, background: bool) -> None:
+        assert not background
         path.mkdir()
 
     def load(self, path: Path) -> None:
@@ -95,13 +95,19 @@ class Recorder:
         (path / "config.json").write_text("{}")
 
 
-def course(config: Config, learner: Recorder, batches: list[Any]) -> SupervisedTrainer:
+def trainer(config: Config, learner: Recorder, batches: list[Any]) -> SupervisedTrainer:
     run = RunFolder.of(config)
     run.begin(config)
     console = Console(quiet=True)
     metrics = Metrics(run.path, config, console, SUPERVISED_COLUMNS)
     return SupervisedTrainer(
-        config=config, batches=batches, learner=learner, run=run, metrics=metrics, console=console
+        config=config,
+        steps=len(batches),
+        batches=batches,
+        learner=learner,
+        run=run,
+        metrics=metrics,
+        console=console,
     )  # type: ignore[arg-type]
 
 
@@ -109,12 +115,12 @@ def test_an_interrupted_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> 
     config = make_config(tmp_path)
     batches: list[Any] = [[i] for i in range(8)]
     stopped = Recorder(stop_after=4)
-    assert course(config, stopped, batches).train().interrupted
+    assert trainer(config, stopped, batches).train().interrupted
     config.trainer = TrainerConfig(
         run_dir=str(tmp_path), resume=str(tmp_path / "sft"), checkpoint_every=3
     )
     resumed = Recorder()
-    outcome = course(config, resumed, batches).train()
+    outcome = trainer(config, resumed, batches).train()
     assert not outcome.interrupted and resumed.loaded is not None
     assert resumed.seen == batches[3:], "the row that was cut short is taken again"
     rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").open()]

@@ -1,0 +1,58 @@
+"""A configuration as plain values, and a checked dataclass again from values and overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from elpo_ray.config.errors import explain
+
+T = TypeVar("T")
+
+
+def overridden(schema: type[T], values: Any, overrides: Sequence[str]) -> T:
+    """The checked dataclass of `values`, then each `key=value` of `overrides`, over `schema`.
+
+    Raises ValueError in one line, as a command over Hydra prints it.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        for override in overrides:
+            try:
+                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            except (OmegaConfBaseException, YAMLError) as error:
+                done = "parsing" if isinstance(error, YAMLError) else "merging"
+                raise ValueError(f"Error {done} override {override}") from error
+        return typed(schema, merged)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(explain(error, schema)) from None
+
+
+def typed(schema: type[T], composed: Any) -> T:
+    """The checked dataclass. Merged into the schema once more: `+key=value` may have added a key
+    that it does not have."""
+    plain: Any = OmegaConf.create(OmegaConf.to_container(composed))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    assert isinstance(config, schema)
+    return config
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The values of a dataclass as JSON has them, choices by their names."""
+    values: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return dict(values)
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

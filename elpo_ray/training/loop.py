@@ -1,0 +1,109 @@
+"""What the loop of RL and the loop of supervised training share: restore, interrupt, checkpoint.
+
+Invariant: the run folder's newest checkpoint and the learner's weights in it belong to the same
+number of finished steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import Console
+
+from elpo_ray.cluster import LearnerGroup
+from elpo_ray.config import Config
+from elpo_ray.runs.folder import RunFolder, RunState, read_state
+from elpo_ray.runs.metrics import Metrics, Stopwatch
+from elpo_ray.training.interrupts import Interrupts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    interrupted: bool
+
+
+@dataclass(kw_only=True)
+class RunLoop(ABC):
+    """A run from its first step, or its newest checkpoint, to its last step."""
+
+    unit: ClassVar[str] = "step"
+    """What messages call a step."""
+
+    config: Config
+    steps: int
+    """Steps of the whole run."""
+    learner: LearnerGroup
+    run: RunFolder
+    metrics: Metrics
+    console: Console
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    state: RunState = field(default_factory=RunState)
+    signals: Interrupts = field(default_factory=Interrupts)
+    unfinished: ExitStack | None = field(default=None, init=False)
+    """Commits the checkpoint that is being written."""
+
+    @abstractmethod
+    def take_steps(self) -> None:
+        """Take the steps that are left. A KeyboardInterrupt may end it between two of them."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Say what came of the run, all steps taken."""
+
+    def train(self) -> Outcome:
+        """Take the steps and finish; on Ctrl-C write a checkpoint and stop."""
+        if self.config.trainer.resume is not None:
+            self.restore()
+        try:
+            with self.signals:
+                self.take_steps()
+                with self.signals.deferred():
+                    self.finish_checkpoint()
+        except KeyboardInterrupt:
+            self.checkpoint()
+            self.console.print(
+                f"interrupted after {self.unit} {self.state.step}; continue with "
+                f"trainer.resume={self.run.path}"
+            )
+            return Outcome(self.run.path, interrupted=True)
+        self.finish()
+        return Outcome(self.run.path, interrupted=False)
+
+    def checkpoint_if_due(self) -> None:
+        """Write one after every `trainer.checkpoint_every` steps and after the last."""
+        every, step = self.config.trainer.checkpoint_every, self.state.step
+        if (every and step % every == 0) or step == self.steps:
+            self.checkpoint(background=self.config.trainer.background_checkpoints)
+
+    def checkpoint(self, *, background: bool = False) -> None:
+        """Write one; with `background` it is complete only after `finish_checkpoint`."""
+        self.finish_checkpoint()
+        keep, state = self.config.trainer.keep_checkpoints, deepcopy(self.state)
+        with self.watch.phase("checkpoint"), ExitStack() as stack:
+            folder = stack.enter_context(self.run.checkpoint(state, keep))
+            self.learner.save(folder / "learner", background=background)
+            if background:
+                self.unfinished = stack.pop_all()
+
+    def finish_checkpoint(self) -> None:
+        """Wait for what is still being written. Raises CheckpointError if it could not be."""
+        unfinished, self.unfinished = self.unfinished, None
+        if unfinished is not None:
+            with self.watch.phase("checkpoint"), unfinished:
+                self.learner.finish_save()
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint, which must exist."""
+        checkpoint = self.run.newest_checkpoint()
+        assert checkpoint is not None, "RunFolder.of and start_over check that there is one"
+        self.state = read_state(checkpoint)
+        self.learner.load(checkpoint / "learner")
+        self.console.print(f"resumed {self.run.path} after {self.unit} {self.state.step}")

@@ -1,0 +1,182 @@
+"""The loop of RL over a learner and rollout workers that write down what they are asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeTask
+from rich.console import Console
+from run_folders import grow
+
+from elpo_ray.cluster import LearnerLost
+from elpo_ray.config import Config
+from elpo_ray.config.learner import LearnerConfig
+from elpo_ray.config.model import ModelConfig
+from elpo_ray.config.run import LoggingConfig, TrainerConfig, WandbMode
+from elpo_ray.forest import TrainForest
+from elpo_ray.runs.folder import RunFolder, read_state
+from elpo_ray.runs.metrics import Metrics
+from elpo_ray.training.driver import Trainer
+from elpo_ray.types import Fault, Problem
+
+
+class TaskWithoutOracle(FakeTask):
+    def recoverable(self, *_: Any) -> Any:
+        return None
+
+
+class FakeLearner:
+    """Its weights are the number of updates behind them; it fails at its `fails_at`-th update."""
+
+    def __init__(self, fails_at: int = -1, error: BaseException | None = None) -> None:
+        self.weights, self.updates, self.published = 0, 0, list[int]()
+        self._fails_at, self._error = fails_at, error
+        self._saving: tuple[Path, int] | None = None
+
+    def connect(self, rollouts: Any) -> None: ...
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        yield
+
+    def update(self, forest: TrainForest, advance: Callable[..., None]) -> dict[str, float]:
+        assert self._saving is None, "a checkpoint is complete before the next update"
+        self.updates += 1
+        if self.updates == self._fails_at and self._error is not None:
+            raise self._error
+        self.weights += 1
+        return {"loss": 0.5}
+
+    def publish(self, version: int) -> None:
+        assert version == self.weights
+        self.published.append(version)
+
+    def save(self, path: Path, *, background: bool = False) -> None:
+        self._saving = path, self.weights
+        if not background:
+            self.finish_save()
+
+    def finish_save(self) -> None:
+        assert self._saving is not None
+        path, weights = self._saving
+        path.write_text(str(weights))
+        self._saving = None
+
+    def load(self, path: Path) -> None:
+        self.weights = int(path.read_text())
+
+
+class FakeRollouts:
+    completed = 0
+
+    def __init__(self, config: Config) -> None:
+        self._config, self.inputs = config, list[str]()
+
+    def grow(self, inputs: list[Problem], step: int) -> list[Any]:
+        self.inputs += [problem.id for problem in inputs]
+        return [grow(int(problem.id[1:]), self._config, words=4) for problem in inputs]
+
+    def evaluate(self, problems: Any, samples: int, advance: Any) -> list[Any]:
+        return []
+
+    def describe(self) -> str:
+        return ""
+
+    def metrics(self) -> dict[str, float]:
+        return {"faults/restarts": 0.0}
+
+    def abandon(self) -> None: ...
+
+
+class FakeGauges:
+    def set(self, values: dict[str, float]) -> None: ...
+
+
+def make_config(folder: Path, **trainer: Any) -> Config:
+    return Config(
+        model=ModelConfig(path="some/model"),
+        learner=LearnerConfig(minibatch_inputs=2),
+        trainer=TrainerConfig(
+            steps=4, inputs_per_step=2, checkpoint_every=2, run_dir=str(folder), **trainer
+        ),
+        logging=LoggingConfig(wandb=WandbMode.disabled),
+    )
+
+
+def make_trainer(config: Config, *learners: FakeLearner) -> Trainer:
+    """A trainer with the first of `learners`; the others replace it when it is lost."""
+    run = RunFolder.of(config)
+    run.begin(config)
+    console, rest = Console(quiet=True), iter(learners)
+    return Trainer(
+        config=config,
+        steps=config.trainer.steps,
+        task=TaskWithoutOracle(),
+        learner=next(rest),
+        new_learner=lambda: next(rest),
+        rollouts=FakeRollouts(config),
+        run=run,
+        metrics=Metrics(run.path, config, console),
+        console=console,
+        gauges=FakeGauges(),
+    )  # type: ignore[arg-type]
+
+
+def steps_of(run: RunFolder) -> list[int]:
+    return [json.loads(line)["step"] for line in (run.path / "metrics.jsonl").open()]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_every_step_updates_publishes_and_reports(tmp_path: Path, background: bool) -> None:
+    config = make_config(tmp_path, run_name="run", background_checkpoints=background)
+    learner = FakeLearner()
+    trainer = make_trainer(config, learner)
+    assert not trainer.train().interrupted
+    assert learner.published == [1, 2, 3, 4] == steps_of(trainer.run)
+    assert trainer.rollouts.inputs == [f"p{i}" for i in range(8)]
+    assert sorted(p.name for p in trainer.run.checkpoints.iterdir()) == ["step_00002", "step_00004"]
+    for step in (2, 4):
+        checkpoint = trainer.run.checkpoints / f"step_{step:05d}"
+        assert (checkpoint / "learner").read_text() == str(step)
+        assert (read_state(checkpoint).step, read_state(checkpoint).cursor) == (step, 2 * step)
+    last = json.loads((trainer.run.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["weight_version"], last["inputs_trained"], last["loss"]) == (4, 2, 0.5)
+    assert last["total/leaves"] == 4 * 2 * 16 and last["seconds/grow"] > 0
+    summary = json.loads((trainer.run.path / "summary.json").read_text())
+    assert (summary["steps"], summary["inputs"], summary["rollouts"]) == (4, 8, 128)
+
+
+def test_an_interrupted_run_goes_on_with_the_next_inputs(tmp_path: Path) -> None:
+    stopped = make_trainer(
+        make_config(tmp_path, run_name="run"), FakeLearner(fails_at=4, error=KeyboardInterrupt())
+    )
+    assert stopped.train().interrupted and stopped.state.step == 3
+    learner = FakeLearner()
+    resumed = make_trainer(make_config(tmp_path, resume=str(stopped.run.path)), learner)
+    assert not resumed.train().interrupted
+    assert learner.published == [3, 4] and resumed.rollouts.inputs == ["p6", "p7"]
+    assert steps_of(resumed.run) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_new_learner_goes_on_from_the_newest_checkpoint(tmp_path: Path, background: bool) -> None:
+    config = make_config(tmp_path, run_name="run", background_checkpoints=background)
+    second = FakeLearner()
+    trainer = make_trainer(config, FakeLearner(fails_at=4, error=LearnerLost("gone")), second)
+    assert not trainer.train().interrupted
+    assert second.published == [2, 3, 4], "the third step is made again"
+    assert trainer.rollouts.inputs == [f"p{i}" for i in (*range(8), *range(4, 8))]
+    assert steps_of(trainer.run) == [1, 2, 3, 4]
+
+
+def test_a_learner_that_is_lost_before_any_checkpoint_ends_the_run(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        make_config(tmp_path, run_name="run"), FakeLearner(fails_at=1, error=LearnerLost("gone"))
+    )
+    with pytest.raises(Fault, match="step 1: gone; start the run anew"):
+        trainer.train()
