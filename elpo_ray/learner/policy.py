@@ -151,7 +151,7 @@ class PolicyModule(nn.Module):
             input_ids=inputs.ids, use_cache=False, **forest
         ).last_hidden_state
         result: tuple[Tensor, Tensor] = self.head(
-            hidden.flatten(0, 1)[inputs.select], inputs.targets, 1.0 / temperature
+            hidden.flatten(0, 1)[inputs.predicted_from], inputs.targets, 1.0 / temperature
         )
         return result
 

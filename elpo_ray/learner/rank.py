@@ -79,7 +79,7 @@ class LearnerRank:
         self._reference: Any = None
         policy: PolicyModule = self._engine.module
         self._cost = policy.cost()
-        self._form = layout_of(policy, settings, self._device)
+        self._layout = layout_of(policy, settings, self._device)
         self._saving: checkpoint.BackgroundSave | None = None
         self._updates = 0
         self._speedup = 0.0
@@ -187,7 +187,7 @@ class LearnerRank:
         return speed.mfu(flops, seconds, self._process.world_size)
 
     def _rules(self, objective: Objective) -> Rules:
-        learner, loss, backend = self._settings.learner, self._settings.loss, self._form.backend
+        learner, loss, backend = self._settings.learner, self._settings.loss, self._layout.backend
         shares = learner.packing is Packing.tree and backend is not None
         return Rules(
             max_tokens=learner.max_tokens_per_pack,
@@ -200,11 +200,11 @@ class LearnerRank:
         )
 
     def _measure(self, packs: list[Pack]) -> None:
-        if self._form.backend is None or self._settings.learner.packing is Packing.flat:
+        if self._layout.backend is None or self._settings.learner.packing is Packing.flat:
             return
         budget = self._settings.learner.max_tokens_per_pack
         self._speedup = speed.measure(
-            lambda inputs: self._engine(inputs, 1.0), packs, self._form, budget
+            lambda inputs: self._engine(inputs, 1.0), packs, self._layout, budget
         )
 
     def _score(
@@ -241,7 +241,7 @@ class LearnerRank:
     @torch.no_grad()
     def _forward(self, policy: Any, pack: Pack) -> Tensor:
         """Log-probabilities of a pack's scored tokens, for keeping."""
-        inputs = collate(pack, self._form).inputs
+        inputs = collate(pack, self._layout).inputs
         logp: Tensor = policy(inputs, self._settings.temperature)[0]
         return logp
 
@@ -250,30 +250,26 @@ class LearnerRank:
         seen: list[tuple[Tensor, Tensor, Tensor]] = []
         with torch.no_grad():
             for pack in packs:
-                batch = collate(pack, self._form)
+                batch = collate(pack, self._layout)
                 entropy = self._engine(batch.inputs, self._settings.temperature)[1]
-                seen.append((entropy, batch.weight, batch.copies))
+                seen.append((entropy, batch.columns.weight, batch.columns.copies))
         return entropy_moments(seen)
 
     def _loss(
         self, pack: Pack, objective: Objective, moments: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, LossStats, int]:
         """Loss of one pack, its statistics, and its tokens with padding."""
-        batch = collate(pack, self._form)
+        batch = collate(pack, self._layout)
         padded = batch.inputs.ids.numel()
         if objective is Objective.nll:
             logp, entropy = self._engine(batch.inputs, 1.0)
-            return *nll_loss(logp, batch.weight, entropy), padded
+            return *nll_loss(logp, batch.columns.weight, entropy), padded
         logp, entropy = self._engine(batch.inputs, self._settings.temperature)
         if pack.old_logp is None:
             pack.old_logp = logp.detach()
         tokens = TokenBatch(
-            weight=batch.weight,
-            advantage=batch.advantage,
-            negative_advantage=batch.negative_advantage,
-            clip_low=batch.clip_low,
+            columns=batch.columns,
             old_logp=pack.old_logp,
-            rollout_logp=batch.rollout_logp,
             entropy=entropy,
             ref_logp=pack.ref_logp,
             normed_entropy=None if moments is None else ((entropy - moments[0]) / moments[1]),

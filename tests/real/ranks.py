@@ -21,7 +21,7 @@ from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.forest import TrainForest, TrainTree, demonstrations, leaf_weights
 from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
 from elpo_ray.learner.loss import TokenBatch, surrogate_loss
-from tests.train_trees import train_tree
+from tests.train_trees import token_columns, train_tree
 
 VOCAB = 64
 OPTIMIZER = OptimizerConfig(
@@ -180,14 +180,13 @@ class Plain:
         for (tree, tokens, weight), before in zip(self.rows(trees), old, strict=True):
             trained = tokens[tree.agent[tokens]]
             node = tree.token_node[trained]
-            batch = TokenBatch(
+            columns = token_columns(
                 weight=torch.full((len(trained),), weight, dtype=self.dtype),
                 advantage=torch.tensor(tree.advantage[node], dtype=self.dtype),
                 clip_low=torch.tensor(tree.clip_low[node], dtype=self.dtype),
-                old_logp=before,
                 rollout_logp=before,
-                entropy=before,
             )
+            batch = TokenBatch(columns=columns, old_logp=before, entropy=before)
             losses.append(surrogate_loss(self.logp(tree, tokens), batch, cfg.clip, cfg.loss)[0])
         return torch.stack(losses).sum()
 

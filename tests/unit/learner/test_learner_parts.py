@@ -128,8 +128,8 @@ def test_a_pack_of_rows_predicts_each_trained_token_from_the_one_before() -> Non
     # Agent tokens of the first are at 1, 2, 4, 5 and of the second at 1, 2; cut after the last.
     assert batch.inputs.ids.tolist() == [[10, 11, 12, 13, 14], [10, 11, 0, 0, 0]]
     assert batch.inputs.targets.tolist() == [11, 12, 14, 15, 11, 12]
-    assert batch.inputs.select.tolist() == [0, 1, 3, 4, 5, 6]
-    assert batch.weight.tolist() == pytest.approx([1 / 6] * 6)
+    assert batch.inputs.predicted_from.tolist() == [0, 1, 3, 4, 5, 6]
+    assert batch.columns.weight.tolist() == pytest.approx([1 / 6] * 6)
 
 
 def test_sequences_without_advantage_are_left_out_only_where_it_matters() -> None:
@@ -145,8 +145,8 @@ def test_a_dummy_has_no_weight(backend: AttentionBackend | None) -> None:
     ranks = plan(forest([6]).minibatches[0], rules(world_size=2)).ranks
     assert ranks[1] == [[]]
     dummy = collate(Pack(ranks[1][0]), BatchLayout(torch.device("cpu"), backend))
-    assert dummy.weight.tolist() == [0]
-    assert len(dummy.inputs.select) == 1
+    assert dummy.columns.weight.tolist() == [0]
+    assert len(dummy.inputs.predicted_from) == 1
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,6 @@ def test_signed_parts_and_shares_reach_the_pack() -> None:
     )
     # Pulled both ways is not untrained.
     ((items,),) = plan([tree], rules(needs_advantage=True)).ranks
-    tensors = collate(Pack(items), ROWS)
-    assert tensors.negative_advantage.tolist() == [2.0] * len(tensors.weight)
-    assert tensors.weight.tolist() == pytest.approx([tree.leaf_weight[0] / 4] * len(tensors.weight))
+    columns = collate(Pack(items), ROWS).columns
+    assert columns.negative_advantage.tolist() == [2.0] * len(columns.weight)
+    assert columns.weight.tolist() == pytest.approx([tree.leaf_weight[0] / 4] * len(columns.weight))
