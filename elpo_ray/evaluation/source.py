@@ -17,7 +17,7 @@ from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.model import Precision
 from elpo_ray.models.base import base_model
 from elpo_ray.models.folder import check_context, check_model_path, context_limit, local_folder
-from elpo_ray.runs.atomic import commit
+from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.tasks import make_task
 
@@ -122,7 +122,8 @@ def _model_of(path: Path, run: RunFolder, saved: Config) -> Path:
         from elpo_ray.learner.convert import write_model
 
         base = local_folder(base_model(saved, make_task(saved.task, saved.trainer.seed)))
-        commit(folder, lambda partial: write_model(checkpoint / "learner", base, partial))
+        with new_folder(folder) as partial:
+            write_model(checkpoint / "learner", base, partial)
     return folder
 
 

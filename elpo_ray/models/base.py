@@ -13,7 +13,7 @@ from typing import Any
 from elpo_ray.config import Config
 from elpo_ray.interfaces import Task
 from elpo_ray.models.tiny import build_tiny
-from elpo_ray.runs.atomic import commit
+from elpo_ray.runs.atomic import new_folder
 from elpo_ray.types import Message
 
 TOKENIZER_TEXTS = 2000
@@ -31,10 +31,8 @@ def base_model(config: Config, task: Task) -> Path:
         texts = list(islice(conversations(task), TOKENIZER_TEXTS))
         shape, context = config.model.tiny, config.model.max_context
         seed = config.trainer.seed
-        commit(
-            folder,
-            lambda path: build_tiny(path, shape, texts, task.tools, max_context=context, seed=seed),
-        )
+        with new_folder(folder) as path:
+            build_tiny(path, shape, texts, task.tools, max_context=context, seed=seed)
     return folder
 
 

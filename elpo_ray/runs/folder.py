@@ -27,11 +27,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from elpo_ray.config import Config
-from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.dump import dump_tree
 from elpo_ray.growth.budget import Ledger
 from elpo_ray.rollout.journal import replay
-from elpo_ray.runs.atomic import write_whole
+from elpo_ray.runs.atomic import new_folder, write_whole
+from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import CheckpointError
 
@@ -169,17 +169,12 @@ class RunFolder:
         Raises CheckpointError, with the partial folder removed, when the disk refuses.
         """
         final = self.checkpoints / f"step_{state.step:05d}"
-        partial = self.checkpoints / f".partial-{final.name}"
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir(parents=True)
-            yield partial
-            write_whole(partial / "state.json", json.dumps(asdict(state), indent=2) + "\n")
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
+            with new_folder(final) as partial:
+                yield partial
+                text = json.dumps(asdict(state), indent=2) + "\n"
+                (partial / "state.json").write_text(text, encoding="utf-8")
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
             newest = self.newest_checkpoint() or "none"
             raise CheckpointError(
                 f"checkpoint {final}: {error.strerror or error}; nothing of it was kept, the "

@@ -20,11 +20,10 @@ from elpo_ray.config import Config
 from elpo_ray.config.growth import BelConfig
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
-from elpo_ray.scheduling.dynamic_sampling import has_contrast
 from elpo_ray.runs.trackers import Sink, sample_trees, trackers
-from elpo_ray.types import Values
+from elpo_ray.scheduling.dynamic_sampling import has_contrast
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import Score
+from elpo_ray.types import Score, Values
 
 
 def mean(values: Sequence[float]) -> float:

@@ -21,7 +21,7 @@ from elpo_ray.forest import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
 from elpo_ray.models.base import base_key, conversations, digest
 from elpo_ray.models.folder import local_folder
-from elpo_ray.runs.atomic import commit
+from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.metrics import progress_bar
 
 BATCHES_PER_CALL = 10
@@ -60,7 +60,8 @@ def starting_model(
             part = batches[done : done + BATCHES_PER_CALL]
             stats = learner.update(TrainForest(minibatches=part), supervised=True)
             advance(done + len(part))
-    commit(folder, learner.export)
+    with new_folder(folder) as partial:
+        learner.export(partial)
     learner.reset_optimizer(config.learner.optimizer, config.optimizer_steps, folder)
     console.print(
         f"cold start: {len(batches)} optimizer steps in {time.perf_counter() - started:.0f} s, "

@@ -16,7 +16,7 @@ from elpo_ray.cluster import Cluster, LearnerGroup
 from elpo_ray.config import Config
 from elpo_ray.forest import TrainForest, TrainTree
 from elpo_ray.models.base import base_model
-from elpo_ray.runs.atomic import commit
+from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder, RunState, read_state
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics
 from elpo_ray.tasks import make_task
@@ -120,7 +120,8 @@ class SupervisedTrainer:
         self.checkpoint()
         folder = self.run.path / "model"
         if not folder.exists():
-            commit(folder, self.learner.export)
+            with new_folder(folder) as partial:
+                self.learner.export(partial)
         seconds = time.perf_counter() - self.started
         self.run.write_summary(
             {
