@@ -132,15 +132,6 @@ class TrainForest:
     def trees(self) -> list[TrainTree]:
         return [tree for minibatch in self.minibatches for tree in minibatch]
 
-    @property
-    def num_leaves(self) -> int:
-        return sum(len(tree.leaves) for tree in self.trees)
-
-    @property
-    def num_tokens(self) -> int:
-        """Unique tokens; the flat view has more."""
-        return sum(len(tree.ids) for tree in self.trees)
-
 
 @dataclass(frozen=True, eq=False)
 class Terms:

@@ -8,12 +8,23 @@ All tensors have shape [M] = trained tokens, in nats; nothing but `logp` carries
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from elpo_ray.config.algorithm import ClipConfig, LossConfig
 from elpo_ray.forest import TokenColumns
+
+
+class Objective(Enum):
+    """What an update optimises."""
+
+    surrogate = "surrogate"
+    """The clipped policy-gradient objective."""
+    nll = "nll"
+    """Negative log-likelihood of the agent tokens: the cold start."""
+
 
 MAX_LOG_RATIO = 20.0
 """ρ = exp(clamp(logp - logp_old, ±this))."""

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -186,22 +185,6 @@ class PolicyModule(nn.Module):
             pair=4.0 * config.num_attention_heads * self.head_dim * config.num_hidden_layers,
             scored=2.0 * config.hidden_size * config.vocab_size,
         )
-
-
-def model_folder(name: str | Path) -> Path:
-    """The local folder of a model: `name` itself, or the snapshot of a hub model of that name.
-
-    Raises ValueError where there is neither.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(str(name)))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model {name}: neither a folder nor a model of the hub ({error}); name one of the two"
-        ) from error
 
 
 def load_policy(folder: Path, precision: Precision, *, checkpointing: bool) -> PolicyModule:

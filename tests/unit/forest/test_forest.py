@@ -166,8 +166,8 @@ def test_arrays_of_a_branching_tree() -> None:
 def test_minibatches_keep_order_and_the_last_may_be_short() -> None:
     forest = forest_of([branching() for _ in range(5)], Aggregation.token_mean, size=2)
     assert [len(m) for m in forest.minibatches] == [2, 2, 1]
-    assert forest.num_leaves == 10
-    assert forest.num_tokens == 50
+    assert sum(len(tree.leaves) for tree in forest.trees) == 10
+    assert sum(len(tree.ids) for tree in forest.trees) == 50
     assert forest.minibatches[2][0].leaf_weight[0] == pytest.approx(1 / 9)
     assert forest.minibatches[0][0].leaf_weight[0] == pytest.approx(1 / 18)
 

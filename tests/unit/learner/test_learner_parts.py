@@ -19,8 +19,8 @@ from torch import nn
 from elpo_ray.config.learner import AttentionBackend, LrSchedule, OptimizerConfig
 from elpo_ray.forest import CostModel, Rules, TrainForest, demonstrations, plan
 from elpo_ray.learner import policy, speed
+from elpo_ray.learner.backend import learning_rate, restart
 from elpo_ray.learner.batching import BatchLayout, Pack, collate
-from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
 from elpo_ray.learner.policy import LogProbHead
 from elpo_ray.learner.stats import entropy_moments
 
@@ -185,7 +185,7 @@ def test_learning_rates_by_hand() -> None:
     assert cosine == pytest.approx([4 * (1 + math.cos(math.pi * k / 4)) for k in range(4)] + [0, 0])
 
 
-def test_a_forgetful_optimizer_steps_like_a_new_one() -> None:
+def test_an_optimizer_that_starts_again_steps_like_a_new_one() -> None:
     def step(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> None:
         weight.grad = torch.tensor([0.3, -0.2])
         optimizer.step()
@@ -195,8 +195,7 @@ def test_a_forgetful_optimizer_steps_like_a_new_one() -> None:
     used = torch.optim.AdamW([old], lr=1.0)
     for _ in range(3):
         step(used, old)
-    forget(used)
-    apply_config(used, cfg)
+    restart(used, cfg)
     with torch.no_grad():
         old.copy_(new)
     fresh = torch.optim.AdamW([new], lr=0.1, betas=(0.8, 0.9), weight_decay=cfg.weight_decay)
