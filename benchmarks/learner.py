@@ -297,7 +297,7 @@ def compare(
             "grad_norm_error": abs(run["grad_norm"] / flat["grad_norm"] - 1),
         }
         if gpu:
-            flops = 3 * sum(bench.cost(item.load) for v in variants if v.name == name
+            flops = 3 * sum(bench.cost(item.size) for v in variants if v.name == name
                             for pack in bench.planned(v).ranks[0] for item in pack)  # fmt: skip
             out[name]["tflops"] = flops / run["seconds"] / 1e12
     return out

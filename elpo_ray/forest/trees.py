@@ -143,13 +143,13 @@ class Terms:
     """
 
     weight: FloatArray
-    """Σ w_i, the node's share included."""
+    """Σ w_i, times the node's share."""
     advantage: FloatArray
-    """(P - N) / weight."""
+    """The mean advantage, (P - N) / weight."""
     negative_advantage: FloatArray
-    """N / weight."""
+    """The mean negative part, N / weight."""
     copies: FloatArray
-    """How many leaves with a weight there are."""
+    """Number of leaves with a weight."""
 
 
 def terms(tree: TrainTree, leaves: NDArray[np.int64]) -> Terms:

@@ -171,10 +171,9 @@ def surrogate_loss(
 
 @dataclass(frozen=True)
 class Correction:
-    """What makes up for tokens that another program sampled, or other weights: the engine's
-    probabilities are not the learner's. With r = π_old / π_rollout, a token's term is multiplied by
-    min(r, cap) (truncated importance sampling) or by r inside IcePop's bounds and 0 outside
-    (arXiv 2510.18855), or by 1."""
+    """The factor on each token's term that makes up for sampling by another program (the engine) or
+    with other weights. With r = π_old / π_rollout it is min(r, cap) (truncated importance
+    sampling), or r inside IcePop's bounds and 0 outside (arXiv 2510.18855), or 1."""
 
     ratio: Tensor
     """r, its logarithm clamped as everywhere."""

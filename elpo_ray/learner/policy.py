@@ -1,4 +1,4 @@
-"""The policy as the learner runs it: a causal LM that answers with log-probabilities only.
+"""The policy as the learner runs it: a causal LM that returns log-probabilities only.
 
 Invariants: logits exist for trained tokens only and never for more than a chunk of them, forward or
 backward; backbone and head sit in one module, so that under ZeRO-3 every weight is gathered inside

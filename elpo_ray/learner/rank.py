@@ -171,7 +171,7 @@ class LearnerRank:
 
     @contextmanager
     def _reference_policy(self) -> Iterator[Any]:
-        """The policy that `kl_coef` holds on to: the one under the adapters, or a second one."""
+        """The policy of the KL penalty: the one under the adapters, or a second one."""
         if self._lora is not None:
             with lora.disabled(self.model):
                 yield self._engine
@@ -240,7 +240,7 @@ class LearnerRank:
 
     def offload(self) -> None:
         """Move all states to host memory and leave the device to others; nothing but `onload` may
-        follow. The reference policy is let go, and built again when it is needed."""
+        follow. The reference policy is dropped, and built again when it is needed."""
         self._reference = None
         backend.offload(self._engine)
 

@@ -114,7 +114,7 @@ def _fitting(shared: Item, max_tokens: int) -> list[Item]:
     for leaf in shared.leaves:
         leaves = np.array([leaf])
         item = Item(shared.shape, leaves, shared.tree.on_path[leaf], leaves)
-        size += item.load.tokens
+        size += item.size.tokens
         if chosen and size > max_tokens:
             break
         chosen.append(item)

@@ -114,9 +114,9 @@ def tree_attention(
     [1, T, H, D]. Raises ValueError on what the plan does not stand for."""
     if tree_plan is None:
         raise ValueError(f"attention {IMPLEMENTATION!r} needs a tree_plan; the model passed none")
-    alien = [name for name in _UNKNOWN if kwargs.get(name) is not None]
-    if alien or dropout or attention_mask is not None or hasattr(module, "sinks"):
-        what = alien or (["dropout"] if dropout else ["a mask or sinks"])
+    unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
+    if unknown or dropout or attention_mask is not None or hasattr(module, "sinks"):
+        what = unknown or (["dropout"] if dropout else ["a mask or sinks"])
         raise ValueError(
             f"{type(module).__name__} asks for {', '.join(what)}, which tree attention does not "
             "have; use learner.packing=flat"

@@ -61,7 +61,7 @@ class BlockPlan:
     def __init__(self, groups: list[_Group], places: Tensor) -> None:
         self.groups = groups
         self.places = places
-        """Where, in the padded blocks of all groups one after the other, each token stands.
+        """Place of each token in the padded blocks of all groups, one after the other.
         Shape: [T]."""
         self.padded = sum(group.count * group.width for group in groups)
 

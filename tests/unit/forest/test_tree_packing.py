@@ -175,7 +175,7 @@ def test_no_packing_changes_the_update(
     planned = plan(trees, replace(RULES, max_tokens=max_tokens, world_size=world, share_gain=gain))
     assert len({len(packs) for packs in planned.ranks}) == 1
     for pack in (pack for packs in planned.ranks for pack in packs):
-        assert sum(item.load.tokens for item in pack) <= max_tokens
+        assert sum(item.size.tokens for item in pack) <= max_tokens
     packs = [pack for packs in planned.ranks for pack in packs]
     loss, _, grad = run_packs(model, trees, packs, TREE)
     want_loss, _, want_grad = run_packs(model, trees, plan(trees, RULES).ranks[0], TREE)
@@ -251,7 +251,7 @@ def test_a_division_repeats_as_little_as_possible() -> None:
     by_leaf = sorted(sorted(item.leaves.tolist()) for pack in items for item in pack)
     assert by_leaf == [[0, 1], [2, 3]]
     repeated = (
-        sum(i.load.tokens for pack in items for i in pack) - plan([tree], RULES).actual.tokens
+        sum(i.size.tokens for pack in items for i in pack) - plan([tree], RULES).actual.tokens
     )
     assert repeated == 9
 

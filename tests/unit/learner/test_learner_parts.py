@@ -111,9 +111,9 @@ def test_a_plan_holds_every_row_once_within_the_budget(lengths: list[int], world
     assert sorted(id(item.tree) for item in placed) == sorted(map(id, trees))
     for packs in ranks:
         for pack in packs:
-            assert len(pack) * max((item.load.tokens for item in pack), default=0) <= 40
-    loads = [sum(COST(i.load) for pack in packs for i in pack) for packs in ranks]
-    assert max(loads) - min(loads) <= max(COST(item.load) for item in placed)
+            assert len(pack) * max((item.size.tokens for item in pack), default=0) <= 40
+    loads = [sum(COST(i.size) for pack in packs for i in pack) for packs in ranks]
+    assert max(loads) - min(loads) <= max(COST(item.size) for item in placed)
 
 
 def test_a_row_over_the_budget_is_named() -> None:
