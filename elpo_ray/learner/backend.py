@@ -27,9 +27,7 @@ from elpo_ray.config.algorithm import ClipConfig, LossConfig
 from elpo_ray.config.learner import LearnerConfig, LrSchedule, OptimizerConfig
 from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.learner import lora
-from elpo_ray.learner.attention import choose_backend
-from elpo_ray.learner.batching import BatchLayout
-from elpo_ray.learner.policy import DTYPES, PolicyModule, load_policy
+from elpo_ray.learner.policy import load_policy
 
 
 @dataclass(kw_only=True)
@@ -175,15 +173,6 @@ def build_reference(
 
 def _numel(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() for p in parameters)
-
-
-def layout_of(policy: PolicyModule, settings: LearnerSettings, device: torch.device) -> BatchLayout:
-    """How this policy's packs are laid out. Raises ValueError on a backend that cannot run here."""
-    dtype = DTYPES[settings.model.precision]
-    if not policy.takes_trees:
-        return BatchLayout(device, None, dtype)
-    asked = settings.learner.attention
-    return BatchLayout(device, choose_backend(asked, policy.head_dim, device, dtype), dtype)
 
 
 # --- optimizer ----------------------------------------------------------------------------------

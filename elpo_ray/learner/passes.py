@@ -11,10 +11,11 @@ from torch import Tensor
 from elpo_ray.config.learner import Packing
 from elpo_ray.forest import CostModel, Rules
 from elpo_ray.learner import speed
-from elpo_ray.learner.backend import LearnerSettings, layout_of
+from elpo_ray.learner.attention import choose_backend
+from elpo_ray.learner.backend import LearnerSettings
 from elpo_ray.learner.batching import BatchLayout, Pack, collate
 from elpo_ray.learner.loss import LossStats, Objective, TokenBatch, nll_loss, surrogate_loss
-from elpo_ray.learner.policy import PolicyModule
+from elpo_ray.learner.policy import DTYPES, PolicyModule
 from elpo_ray.learner.stats import entropy_moments
 
 
@@ -33,7 +34,12 @@ class Passes:
         cls, policy: PolicyModule, settings: LearnerSettings, device: torch.device, world_size: int
     ) -> Passes:
         """Raises ValueError on an attention backend that cannot run here."""
-        return cls(settings, layout_of(policy, settings, device), policy.cost(), world_size)
+        dtype, backend = DTYPES[settings.model.precision], None
+        if policy.takes_trees:
+            asked = settings.learner.attention
+            backend = choose_backend(asked, policy.head_dim, device, dtype)
+        layout = BatchLayout(device, backend, dtype)
+        return cls(settings, layout, policy.cost(), world_size)
 
     def rules(self, objective: Objective) -> Rules:
         """How the trees of a mini-batch are divided into packs."""
