@@ -34,7 +34,7 @@ from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Step, Turn
 
 SECTIONS = ["model", "task", "algorithm", "learner", "sampling", "trainer", "cluster"]
-"""Of a run's configuration, what its updates depend on."""
+"""Sections of a run's configuration on which its updates depend."""
 
 
 def with_tokens(tree: RolloutTree, chat: Chat) -> RolloutTree:

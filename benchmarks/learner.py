@@ -38,7 +38,7 @@ from elpo_ray.learner.policy import LogProbHead, PolicyModule
 from elpo_ray.learner.speed import SHARE_GAIN, savings
 
 PROMPT_TOKENS = 62
-"""Of the quickstart's prompts: dumps hold the steps only."""
+"""Length of the quickstart's prompts: dumps hold the steps only."""
 
 MODELS = {
     "quickstart": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3,

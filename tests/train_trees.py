@@ -50,7 +50,7 @@ def token_columns(
     rollout_logp: torch.Tensor,
     negative_advantage: torch.Tensor | None = None,
 ) -> TokenColumns[torch.Tensor]:
-    """Of tokens that one leaf has, or several whose advantages have one sign."""
+    """Columns of tokens; without `negative_advantage`, all leaves of a token pull one way."""
     if negative_advantage is None:
         negative_advantage = (-advantage).clamp(min=0)
     return TokenColumns(

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.real
 
 STAGES = (0, 1, 2, 3)
 STEPS = 8
-"""Of the run that is not killed."""
+"""Steps of the run that is not killed."""
 
 
 def new(process: RankProcess, folder: Path, stage: int, **changes: Any) -> LearnerRank:

@@ -52,7 +52,7 @@ def state(learner: LearnerRank) -> dict[str, torch.Tensor]:
 
 
 def logp(learner: LearnerRank) -> torch.Tensor:
-    """Of the scored tokens of some demonstration."""
+    """Log-probabilities of the scored tokens of one demonstration."""
     from elpo_ray.forest import plan
 
     rules = learner._passes.rules(Objective.nll)

@@ -70,7 +70,7 @@ def model() -> Iterator[Qwen2ForCausalLM]:
 
 
 Logps = dict[tuple[int, int], list[float]]
-"""By number of the tree and place of the token in it."""
+"""Log-probabilities by number of the tree and place of the token in it."""
 
 
 def old_logp(tree: TrainTree) -> np.ndarray:

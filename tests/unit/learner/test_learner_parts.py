@@ -59,12 +59,12 @@ def forest(lengths: list[int]) -> TrainForest:
 
 
 def peak_bytes() -> int:
-    """Of this program: `ru_maxrss` would begin with what the parent held when it was started."""
+    """This program's peak: `ru_maxrss` would begin with what the parent held when it started it."""
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
     return int(line.split()[1]) * 1024
 
 
-def tell_head_peak(sender: Connection, rows: int) -> None:
+def send_head_peak(sender: Connection, rows: int) -> None:
     """Send the bytes that a head of 150k entries adds to this process's peak, both ways."""
     head = LogProbHead(nn.Linear(64, 150_000, bias=False))
     hidden = torch.randn(rows, 64, requires_grad=True)
@@ -79,7 +79,7 @@ def test_the_head_of_a_large_vocabulary_takes_little_memory() -> None:
     """All logits of these rows would be 614 MB, and their gradient as much again."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads' locks
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=tell_head_peak, args=(sender, 1024))
+    process = context.Process(target=send_head_peak, args=(sender, 1024))
     process.start()
     process.join()
     assert 0 < receiver.recv() < 300e6
