@@ -93,7 +93,7 @@ def train(
     )
     process = RankProcess(master_port=port)
     learner = LearnerRank(model, settings, process, total_steps=config.optimizer_steps)
-    sender.send([vars(learner.update(batch)) for batch in batches])
+    sender.send([vars(list(learner.update(batch))[-1]) for batch in batches])
     learner.close()
 
 

@@ -210,22 +210,14 @@ class Bench:
         implementation = "sdpa" if variant.backend is None else IMPLEMENTATION
         self.policy.model.set_attn_implementation(implementation)
         self.policy.zero_grad(set_to_none=True)
-        form = BatchLayout(self.device, variant.backend, self.dtype)
+        layout = BatchLayout(self.device, variant.backend, self.dtype)
         loss = 0.0
         with Meter(self.device) as meter:
             planned = self.planned(variant)
             for items in planned.ranks[0]:
-                batch = collate(Pack(items), form)
+                batch = collate(Pack(items), layout)
                 logp, entropy = self.policy(batch.inputs, 1.0)
-                tokens = TokenBatch(
-                    weight=batch.weight,
-                    advantage=batch.advantage,
-                    negative_advantage=batch.negative_advantage,
-                    clip_low=batch.clip_low,
-                    old_logp=logp.detach(),
-                    rollout_logp=batch.rollout_logp,
-                    entropy=entropy,
-                )
+                tokens = TokenBatch(columns=batch.columns, old_logp=logp.detach(), entropy=entropy)
                 part, _ = surrogate_loss(logp, tokens, ClipConfig(), LossConfig())
                 part.backward()
                 loss += part.item()
@@ -306,7 +298,7 @@ def compare(
             "grad_norm_error": abs(run["grad_norm"] / flat["grad_norm"] - 1),
         }
         if gpu:
-            flops = 3 * sum(bench.cost(item.load) for v in variants if v.name == name
+            flops = 3 * sum(bench.cost(item.size) for v in variants if v.name == name
                             for pack in bench.planned(v).ranks[0] for item in pack)  # fmt: skip
             out[name]["tflops"] = flops / run["seconds"] / 1e12
     return out
@@ -332,11 +324,11 @@ def agreement(case: Case, device: torch.device) -> dict[str, float]:
         wide = variant.name == "fp32"
         policy = bench.policy.float() if wide else bench.policy
         policy.model.set_attn_implementation(IMPLEMENTATION)
-        form = BatchLayout(device, variant.backend, torch.float32 if wide else torch.bfloat16)
+        layout = BatchLayout(device, variant.backend, torch.float32 if wide else torch.bfloat16)
         values: dict[tuple[int, int], float] = {}
         for items in bench.planned(variant).ranks[0]:
             with torch.no_grad():
-                logp = policy(collate(Pack(items), form).inputs, 1.0)[0].tolist()
+                logp = policy(collate(Pack(items), layout).inputs, 1.0)[0].tolist()
             places = [(id(i.tree), int(t)) for i in items for t in lay_out([i]).scored]
             values |= dict(zip(places, logp, strict=True))
         found[variant.name] = torch.tensor([values[key] for key in sorted(values)])

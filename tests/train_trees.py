@@ -1,12 +1,13 @@
-"""Random trees as the learner gets them."""
+"""Random trees as the learner gets them, and token columns without a tree."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from elpo_ray.forest import TrainTree
+from elpo_ray.forest import TokenColumns, TrainTree
 
 
 def train_tree(
@@ -38,4 +39,25 @@ def train_tree(
         clip_low=rng.choice([0.8, 0.685], len(parents)),
         leaves=np.array(leaves, dtype=np.int32),
         leaf_weight=np.zeros(len(leaves)),
+    )
+
+
+def token_columns(
+    *,
+    weight: torch.Tensor,
+    advantage: torch.Tensor,
+    clip_low: torch.Tensor,
+    rollout_logp: torch.Tensor,
+    negative_advantage: torch.Tensor | None = None,
+) -> TokenColumns[torch.Tensor]:
+    """Columns of tokens; without `negative_advantage`, all leaves of a token pull one way."""
+    if negative_advantage is None:
+        negative_advantage = (-advantage).clamp(min=0)
+    return TokenColumns(
+        weight=weight,
+        advantage=advantage,
+        negative_advantage=negative_advantage,
+        copies=torch.ones_like(weight),
+        clip_low=clip_low,
+        rollout_logp=rollout_logp,
     )

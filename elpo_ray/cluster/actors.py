@@ -80,20 +80,16 @@ class LearnerActor:
 
     def update(self, forest: TrainForest, supervised: bool) -> Iterator[tuple[int, int] | Values]:
         """Rank 0's progress at times, and last of all the statistics."""
-        from elpo_ray.learner import Objective
+        from elpo_ray.learner import Objective, UpdateStats
 
         objective = Objective.nll if supervised else Objective.surrogate
-        going = self.rank.updating(forest, objective)
-        told = time.monotonic()
-        while True:
-            try:
-                progress = next(going)
-            except StopIteration as end:
-                stats = asdict(end.value)
-                break
-            if self.index == 0 and time.monotonic() - told >= PROGRESS_S:
-                told = time.monotonic()
-                yield progress
+        reported = time.monotonic()
+        for report in self.rank.update(forest, objective):
+            if isinstance(report, UpdateStats):
+                stats = asdict(report)
+            elif self.index == 0 and time.monotonic() - reported >= PROGRESS_S:
+                reported = time.monotonic()
+                yield report
         if self.index == 0:
             self.gauges.set({"update_seconds": stats["seconds"], "loss": stats["loss"]})
         yield stats
@@ -130,11 +126,11 @@ class LearnerActor:
     def reset_optimizer(self, config: OptimizerConfig, total_steps: int, reference: str) -> None:
         self.rank.reset_optimizer(config, total_steps, reference)
 
-    def rest(self) -> None:
-        self.rank.rest()
+    def offload(self) -> None:
+        self.rank.offload()
 
-    def work(self) -> None:
-        self.rank.work()
+    def onload(self) -> None:
+        self.rank.onload()
 
     def save(self, path: str, background: bool) -> None:
         self.rank.save(path, background=background)

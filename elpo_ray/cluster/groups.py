@@ -41,8 +41,8 @@ class LearnerGroup:
         self._timeout_s = timeout_s
         self._turns = turns
         self._rollouts: RolloutGroup | None = None
-        turns.learner.enter = lambda: self._all([rank.work.remote() for rank in ranks], "work")
-        turns.learner.leave = lambda: self._all([rank.rest.remote() for rank in ranks], "rest")
+        turns.learner.enter = lambda: self._all([r.onload.remote() for r in ranks], "onload")
+        turns.learner.leave = lambda: self._all([r.offload.remote() for r in ranks], "offload")
 
     def update(
         self,

@@ -120,11 +120,11 @@ def _model_of(path: Path, run: RunFolder, saved: Config) -> Path:
         raise ValueError(f"model={str(path)!r}: {what}; name one under {run.checkpoints}")
     folder = checkpoint / "model"
     if not folder.exists():
-        from elpo_ray.learner.convert import write_model
+        from elpo_ray.learner.export import convert_checkpoint
 
         base = local_folder(base_model(saved, make_task(saved.task, saved.trainer.seed)))
         with new_folder(folder) as partial:
-            write_model(checkpoint / "learner", base, partial)
+            convert_checkpoint(checkpoint / "learner", base, partial)
     return folder
 
 

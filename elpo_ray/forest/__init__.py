@@ -6,7 +6,7 @@ numpy only.
 """
 
 from elpo_ray.forest.items import CostModel, Item, PassSize
-from elpo_ray.forest.layout import TreeBatch, lay_out
+from elpo_ray.forest.layout import PackedForest, TokenColumns, lay_out
 from elpo_ray.forest.planning import Plan, Rules, plan
 from elpo_ray.forest.trees import (
     FloatArray,
@@ -25,12 +25,13 @@ __all__ = [
     "IntArray",
     "Item",
     "NodeCredit",
+    "PackedForest",
     "PassSize",
     "Plan",
     "Rules",
+    "TokenColumns",
     "TrainForest",
     "TrainTree",
-    "TreeBatch",
     "demonstrations",
     "lay_out",
     "leaf_weights",

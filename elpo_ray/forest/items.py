@@ -1,9 +1,9 @@
 """What of a tree goes through the model together, and what that costs.
 
-An item is some leaves of one tree whose shared prefixes are forwarded once; one leaf alone is the
-flat sequence of old. Invariants: a token is scored in exactly one item of its sharing (`scored`
-nodes), repeated elsewhere only as context; nothing is forwarded that no scored token looks at (the
-last token of a path is only predicted); leaves stand in depth-first order.
+An item is some leaves of one tree whose shared prefixes are forwarded once; an item of one leaf is
+an ordinary sequence. Invariants: a token is scored in exactly one of the items that share it
+(`scored` nodes), and repeated in others only as context; nothing is forwarded that no scored token
+looks at (the last token of a path is only predicted); leaves stand in depth-first order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PassSize:
     pairs: int = 0
     """(query, key) pairs with the key visible to the query, per head and layer."""
     scored: int = 0
-    """Tokens whose log-probability is asked."""
+    """Tokens whose log-probability is computed."""
 
     def __add__(self, other: PassSize) -> PassSize:
         return PassSize(
@@ -43,14 +43,14 @@ class CostModel:
     """FLOPs of a forward pass by what causes them; a training pass costs three times as much."""
 
     token: float
-    """Two a parameter of the blocks."""
+    """FLOPs of a forwarded token: 2 * parameters of the blocks."""
     pair: float
-    """4 * attention width * layers."""
+    """FLOPs of a visible pair: 4 * attention width * layers."""
     scored: float
-    """2 * hidden size * vocabulary."""
+    """FLOPs of a scored token: 2 * hidden size * vocabulary."""
 
-    def __call__(self, load: PassSize) -> float:
-        return self.token * load.tokens + self.pair * load.pairs + self.scored * load.scored
+    def __call__(self, size: PassSize) -> float:
+        return self.token * size.tokens + self.pair * size.pairs + self.scored * size.scored
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Shape:
 
     @classmethod
     def of(cls, tree: TrainTree, *, needs_advantage: bool) -> Shape:
-        """Left out are leaves without weight and, if `needs_advantage`, those whose every agent
+        """Leaves without weight are left out and, if `needs_advantage`, those whose every agent
         token has advantage 0: their gradient is exactly 0, and denominators are in the weights."""
         sizes = np.diff(tree.node_start)
         depth = np.zeros(tree.num_nodes, dtype=np.int32)
@@ -93,8 +93,8 @@ class Shape:
         kept = np.flatnonzero(active.any(axis=1) & (tree.leaf_weight > 0))
         return cls(tree, depth, agents, last, order, kept[np.argsort(rank[tree.leaves[kept]])])
 
-    def flat_load(self) -> PassSize:
-        """Of every kept leaf as a sequence of its own."""
+    def flat_size(self) -> PassSize:
+        """The size of passes with every kept leaf as a sequence of its own."""
         on_path = self.tree.on_path[self.kept]
         ends = np.where(on_path & (self.last >= 0), self.depth + self.last, 0).max(axis=1)
         lengths = ends.astype(np.int64)
@@ -102,15 +102,15 @@ class Shape:
         return PassSize(int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum()), scored)
 
     def flat(self) -> list[Item]:
-        """One item a kept leaf."""
+        """Each kept leaf as an item of its own."""
         return [
             Item(self, self.kept[i : i + 1], self.tree.on_path[leaf], self.kept[i : i + 1])
             for i, leaf in enumerate(self.kept)
         ]
 
     def shared(self, max_tokens: int) -> list[Item]:
-        """Items of contiguous leaves with at most `max_tokens` tokens each, as few tokens
-        repeated as such a division can have. A single path may exceed it; `plan` refuses that.
+        """Items of contiguous leaves with at most `max_tokens` tokens each, divided so that as few
+        tokens as possible are repeated. A single path may exceed it; `plan` refuses that.
         """
         taken = np.zeros(self.tree.num_nodes, dtype=np.bool_)
         items: list[Item] = []
@@ -119,7 +119,7 @@ class Shape:
             here = self.tree.on_path[leaves].any(axis=0)
             items.append(Item(self, leaves, here & ~taken, self.kept))
             taken |= here
-        return [item for item in items if item.load.scored]
+        return [item for item in items if item.size.scored]
 
     def _ranges(self, max_tokens: int) -> list[tuple[int, int]]:
         """Ranges of `kept`, by dynamic programming over the last cut.
@@ -163,7 +163,7 @@ class Item:
     scored: BoolArray
     """Nodes whose agent tokens are scored here. Shape: [N]."""
     counted: LeafArray
-    """Leaves whose terms the scored tokens carry."""
+    """Places in `tree.leaves` of the leaves whose terms the scored tokens carry."""
 
     @property
     def tree(self) -> TrainTree:
@@ -189,7 +189,8 @@ class Item:
         return take
 
     @cached_property
-    def load(self) -> PassSize:
+    def size(self) -> PassSize:
+        """The size of a pass with this item alone."""
         take = self.take.astype(np.int64)
         pairs = take * self.shape.depth + take * (take + 1) // 2
         scored = int(self.shape.agents[self.scored].sum())
@@ -197,7 +198,7 @@ class Item:
 
     @cached_property
     def terms(self) -> Terms:
-        """Of each node's tokens in the objective."""
+        """What a token of each node adds to the objective. Shapes: [N]."""
         return terms(self.tree, self.counted)
 
 

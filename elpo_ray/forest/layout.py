@@ -1,17 +1,17 @@
 """Items as arrays in depth-first order: the tokens of one forward pass, as a forest.
 
 Invariants: a token's ancestors stand before it and its descendants in one run after it, hence a
-query sees exactly the keys  k <= query < sub_end[k]; positions are depths, so that rotary and
+query sees exactly the keys  k <= query < subtree_end[k]; positions are depths, so that rotary and
 learned positions equal those of the flat sequences; trees stand side by side, invisible to each
 other without another mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,78 +19,97 @@ from numpy.typing import NDArray
 from elpo_ray.forest.items import Item
 from elpo_ray.forest.trees import FloatArray, IntArray
 
+Column = TypeVar("Column")
+OtherColumn = TypeVar("OtherColumn")
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TreeBatch:
+class TokenColumns(Generic[Column]):
+    """What the objective reads of each of M scored tokens, in numpy arrays or torch tensors of
+    shape [M]."""
+
+    weight: Column
+    """Weight in the objective; 0 on dummies."""
+    advantage: Column
+    negative_advantage: Column
+    """Negative part of the advantage, >= 0; the positive part is their sum. Both are above 0 where
+    leaves that share the token pull in opposite directions."""
+    copies: Column
+    """How many leaves the token stands for."""
+    clip_low: Column
+    """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11)."""
+    rollout_logp: Column
+    """Log-probability in nats under the engine that sampled the token."""
+
+    def map(self, change: Callable[[Column], OtherColumn]) -> TokenColumns[OtherColumn]:
+        """Every column changed alike: copied to a device, cut, ..."""
+        return TokenColumns(**{name: change(column) for name, column in vars(self).items()})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PackedForest:
     """T tokens that are forwarded and M that are scored, of one or more trees."""
 
     ids: IntArray
-    """Shape: [T]."""
-    pos: IntArray
+    """Token ids. Shape: [T]."""
+    positions: IntArray
     """Depth: tokens on the path before this one. Shape: [T]."""
-    sub_end: IntArray
+    subtree_end: IntArray
     """End, exclusive, of the run of tokens that see this one. Shape: [T]."""
-    pred: IntArray
+    previous: IntArray
     """Place of the token before it on the path, -1 at a root. Shape: [T]."""
-    sel: IntArray
-    """Where each scored token is predicted from. Shape: [M]; repeats at branch points."""
+    predicted_from: IntArray
+    """Place of the token that predicts each scored one. Shape: [M]; repeats at branch points."""
     targets: IntArray
-    """Their ids. Shape: [M]."""
+    """Ids of the scored tokens. Shape: [M]."""
     scored: IntArray
     """Their places in `TrainTree.ids`, of each item's tree in turn. Shape: [M]."""
-    weight: FloatArray
-    """Shape: [M], as all that follow."""
-    advantage: FloatArray
-    negative_advantage: FloatArray
-    clip_low: FloatArray
-    rollout_logp: FloatArray
-    copies: FloatArray
-    """How many leaves each scored token stands for."""
+    columns: TokenColumns[FloatArray]
 
     @cached_property
     def segments(self) -> tuple[IntArray, IntArray]:
         """Unbranched chains: their starts and T at the end, [S + 1]; their parents, [S], -1 at a
         root."""
         count = len(self.ids)
-        follows = np.bincount(self.pred[self.pred >= 0], minlength=count)
-        inside = self.pred[1:] == np.arange(count - 1)
+        follows = np.bincount(self.previous[self.previous >= 0], minlength=count)
+        inside = self.previous[1:] == np.arange(count - 1)
         begins = np.concatenate([[True], ~inside | (follows[:-1] > 1)])
         starts = np.flatnonzero(begins).astype(np.int32)
         of_token = np.cumsum(begins, dtype=np.int32) - 1
-        before = self.pred[starts]
+        before = self.previous[starts]
         parents = np.where(before >= 0, of_token[before], -1).astype(np.int32)
         return np.append(starts, np.int32(count)), parents
 
 
-def lay_out(items: Sequence[Item]) -> TreeBatch:
+def lay_out(items: Sequence[Item]) -> PackedForest:
     """The items side by side."""
     assert items, "a pack without items is a dummy"
-    parts = [_lay_out(item) for item in items]
-    offsets = np.cumsum([0, *(len(part.ids) for part in parts)])[:-1]
-
-    def joined(name: str) -> NDArray[Any]:
-        values = [getattr(part, name) for part in parts]
-        if name in _PLACES:
-            moved = [np.where(v >= 0, v + by, -1) for v, by in zip(values, offsets, strict=True)]
-            values = [of_part.astype(np.int32) for of_part in moved]
-        return np.concatenate(values)
-
-    return TreeBatch(**{name: joined(name) for name in TreeBatch.__dataclass_fields__})
+    parts = [dict(vars(_lay_out(item))) for item in items]
+    offsets = np.cumsum([0, *(len(part["ids"]) for part in parts)])[:-1]
+    for part, offset in zip(parts, offsets, strict=True):
+        for name in _PLACES:
+            part[name] = np.where(part[name] >= 0, part[name] + offset, -1).astype(np.int32)
+    columns = [vars(part.pop("columns")) for part in parts]
+    return PackedForest(**_joined(parts), columns=TokenColumns(**_joined(columns)))
 
 
-_PLACES = ("sub_end", "pred", "sel")
+_PLACES = ("subtree_end", "previous", "predicted_from")
 """Fields that count from the first token of all items."""
 
 
-def _lay_out(item: Item) -> TreeBatch:
+def _joined(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _lay_out(item: Item) -> PackedForest:
     """One item, its nodes in depth-first order."""
     tree, shape, take = item.tree, item.shape, item.take
     end = tree.num_nodes * [0]
     last = tree.num_nodes * [-1]  # place of the node's last token, or of the one before the node
     runs: list[NDArray[np.int64]] = []
     at = 0
-    first_pred: list[tuple[int, int]] = []
-    sel: list[NDArray[np.int64]] = []
+    starts: list[tuple[int, int]] = []
+    predicted_from: list[NDArray[np.int64]] = []
     scored: list[NDArray[np.int64]] = []
     agents = np.flatnonzero(tree.agent)
     for node in map(int, shape.order):
@@ -99,13 +118,13 @@ def _lay_out(item: Item) -> TreeBatch:
         last[node] = before
         if size:
             runs.append(np.arange(start, start + size))
-            first_pred.append((at, before))
+            starts.append((at, before))
             last[node] = at + size - 1
         if item.scored[node] and shape.agents[node]:
             low, high = np.searchsorted(agents, [start, tree.node_start[node + 1]])
             tokens = agents[low:high]
             scored.append(tokens)
-            sel.append(np.where(tokens > start, at + tokens - start - 1, before))
+            predicted_from.append(np.where(tokens > start, at + tokens - start - 1, before))
         at += size
         end[node] = at
     for node in map(int, shape.order[:0:-1]):
@@ -113,26 +132,24 @@ def _lay_out(item: Item) -> TreeBatch:
         end[parent] = max(end[parent], end[node])
     tokens = np.concatenate(runs)
     node_of = tree.token_node[tokens]
-    pred = np.arange(-1, len(tokens) - 1, dtype=np.int32)
-    for place, before in first_pred:
-        pred[place] = before
+    previous = np.arange(-1, len(tokens) - 1, dtype=np.int32)
+    for place, before in starts:
+        previous[place] = before
     chosen = np.concatenate(scored)
     owner = tree.token_node[chosen]
-    terms = item.terms
-    where = np.concatenate(sel).astype(np.int32)
+    where = np.concatenate(predicted_from).astype(np.int32)
     assert (where >= 0).all(), "a scored token needs a token before it"
-    return TreeBatch(
+    return PackedForest(
         ids=tree.ids[tokens],
-        pos=(shape.depth[node_of] + tokens - tree.node_start[node_of]).astype(np.int32),
-        sub_end=np.array(end, dtype=np.int32)[node_of],
-        pred=pred,
-        sel=where,
+        positions=(shape.depth[node_of] + tokens - tree.node_start[node_of]).astype(np.int32),
+        subtree_end=np.array(end, dtype=np.int32)[node_of],
+        previous=previous,
+        predicted_from=where,
         targets=tree.ids[chosen],
         scored=chosen.astype(np.int32),
-        weight=terms.weight[owner],
-        advantage=terms.advantage[owner],
-        negative_advantage=terms.negative_advantage[owner],
-        clip_low=tree.clip_low[owner],
-        rollout_logp=tree.rollout_logp[chosen].astype(np.float64),
-        copies=terms.copies[owner],
+        columns=TokenColumns(
+            **{name: of_node[owner] for name, of_node in vars(item.terms).items()},
+            clip_low=tree.clip_low[owner],
+            rollout_logp=tree.rollout_logp[chosen].astype(np.float64),
+        ),
     )

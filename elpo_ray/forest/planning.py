@@ -41,15 +41,15 @@ class Plan:
     """The items of every pack of every rank, equally many packs each; a pack without items keeps
     the ranks in step. Shape: [world_size][packs][...]."""
     flat: PassSize
-    """Of every leaf as a sequence of its own."""
+    """Size of the passes if every leaf were a sequence of its own."""
     unique: PassSize
-    """Of every tree shared and undivided."""
+    """Size of the passes if every tree were shared and undivided."""
     actual: PassSize
-    """Of what is forwarded."""
+    """Size of the passes as planned."""
 
     @property
     def empty(self) -> bool:
-        """Nothing can move the weights."""
+        """Whether nothing can move the weights."""
         return not self.actual.scored
 
 
@@ -65,11 +65,12 @@ def plan(trees: Sequence[TrainTree], rules: Rules) -> Plan:
         shape = Shape.of(tree, needs_advantage=rules.needs_advantage)
         if not len(shape.kept):
             continue
-        apart = shape.flat_load()
-        whole = reduce(add, (item.load for item in shape.shared(tree_tokens(tree))))
-        flat, unique = flat + apart, unique + whole
-        items += _items(shape, apart, rules)
-    longest = max((item.load.tokens for item in items), default=0)
+        separate = shape.flat_size()
+        # So many tokens never divide the tree.
+        whole = reduce(add, (item.size for item in shape.shared(max(1, len(tree.ids)))))
+        flat, unique = flat + separate, unique + whole
+        items += _items(shape, separate, rules)
+    longest = max((item.size.tokens for item in items), default=0)
     if longest > rules.max_tokens:
         raise ValueError(
             f"learner.max_tokens_per_pack={rules.max_tokens}: a sequence has {longest} tokens; "
@@ -78,48 +79,44 @@ def plan(trees: Sequence[TrainTree], rules: Rules) -> Plan:
     ranks = [_fill(of_rank, rules) for of_rank in _balance(items, rules)]
     count = max(len(packs) for packs in ranks)
     ranks = [packs + [[] for _ in range(count - len(packs))] for packs in ranks]
-    return Plan(ranks, flat, unique, reduce(add, (item.load for item in items), PassSize()))
+    return Plan(ranks, flat, unique, reduce(add, (item.size for item in items), PassSize()))
 
 
-def tree_tokens(tree: TrainTree) -> int:
-    """A budget under which the tree is never divided."""
-    return max(1, len(tree.ids))
-
-
-def _items(shape: Shape, apart: PassSize, rules: Rules) -> list[Item]:
+def _items(shape: Shape, flat: PassSize, rules: Rules) -> list[Item]:
+    """The tree's items: shared prefixes if that is enough faster, else flat sequences."""
     if rules.share_gain is None:
         return shape.flat()
     shared = shape.shared(rules.max_tokens)
-    cost = sum(rules.cost(item.load) for item in shared)
-    return shared if rules.cost(apart) >= rules.share_gain * cost else shape.flat()
+    cost = sum(rules.cost(item.size) for item in shared)
+    return shared if rules.cost(flat) >= rules.share_gain * cost else shape.flat()
 
 
 def _balance(items: list[Item], rules: Rules) -> list[list[Item]]:
-    """Longest processing time first."""
+    """Give each item, costliest first, to the rank with the least to do."""
     ranks: list[list[Item]] = [[] for _ in range(rules.world_size)]
     load = [0.0] * rules.world_size
-    for item in sorted(items, key=lambda item: rules.cost(item.load), reverse=True):
+    for item in sorted(items, key=lambda item: rules.cost(item.size), reverse=True):
         rank = load.index(min(load))
         ranks[rank].append(item)
-        load[rank] += rules.cost(item.load)
+        load[rank] += rules.cost(item.size)
     return ranks
 
 
 def _fill(items: list[Item], rules: Rules) -> list[list[Item]]:
-    """First fit decreasing."""
+    """Put each item, longest first, into the first pack with room (first fit decreasing)."""
     packs: list[list[Item]] = []
     sizes: list[int] = []
-    for item in sorted(items, key=lambda item: item.load.tokens, reverse=True):
+    for item in sorted(items, key=lambda item: item.size.tokens, reverse=True):
         for i, size in enumerate(sizes):
             if rules.padded:
-                grown = (len(packs[i]) + 1) * packs[i][0].load.tokens
+                grown = (len(packs[i]) + 1) * packs[i][0].size.tokens
             else:
-                grown = size + item.load.tokens
+                grown = size + item.size.tokens
             if grown <= rules.max_tokens:
                 packs[i].append(item)
                 sizes[i] = grown
                 break
         else:
             packs.append([item])
-            sizes.append(item.load.tokens)
+            sizes.append(item.size.tokens)
     return packs

@@ -132,15 +132,6 @@ class TrainForest:
     def trees(self) -> list[TrainTree]:
         return [tree for minibatch in self.minibatches for tree in minibatch]
 
-    @property
-    def num_leaves(self) -> int:
-        return sum(len(tree.leaves) for tree in self.trees)
-
-    @property
-    def num_tokens(self) -> int:
-        """Unique tokens; the flat view has more."""
-        return sum(len(tree.ids) for tree in self.trees)
-
 
 @dataclass(frozen=True, eq=False)
 class Terms:
@@ -152,13 +143,13 @@ class Terms:
     """
 
     weight: FloatArray
-    """Σ w_i, the node's share included."""
+    """Σ w_i, times the node's share."""
     advantage: FloatArray
-    """(P - N) / weight."""
+    """The mean advantage, (P - N) / weight."""
     negative_advantage: FloatArray
-    """N / weight."""
+    """The mean negative part, N / weight."""
     copies: FloatArray
-    """How many leaves with a weight there are."""
+    """Number of leaves with a weight."""
 
 
 def terms(tree: TrainTree, leaves: NDArray[np.int64]) -> Terms:

@@ -1,6 +1,7 @@
-"""Process group and DeepSpeed engine of one learner rank.
+"""DeepSpeed as one learner rank uses it: process group, engine, AdamW, and moving to host memory.
 
-Every rank loads the whole model into host memory once; ZeRO-3 shards it afterwards.
+Every rank loads the whole model into host memory once; ZeRO-3 shards it afterwards. Every tensor
+stays the object that DeepSpeed holds, whatever is done to its memory here.
 
 DeepSpeed is imported inside the functions: it picks its accelerator when imported, and
 `join_group` must have said which one by then.
@@ -9,10 +10,11 @@ DeepSpeed is imported inside the functions: it picks its accelerator when import
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,23 @@ import torch
 import transformers
 from torch import Tensor
 
-from elpo_ray.config.learner import LearnerConfig, OptimizerConfig
+from elpo_ray.config.algorithm import ClipConfig, LossConfig
+from elpo_ray.config.learner import LearnerConfig, LrSchedule, OptimizerConfig
 from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.learner import lora
-from elpo_ray.learner.attention import choose_backend
-from elpo_ray.learner.batching import BatchLayout
-from elpo_ray.learner.policy import DTYPES, PolicyModule, load_policy
-from elpo_ray.learner.settings import LearnerSettings
+from elpo_ray.learner.policy import load_policy
+
+
+@dataclass(kw_only=True)
+class LearnerSettings:
+    """The parts of the configuration that the learner reads."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    temperature: float = 1.0
+    """Temperature of the rollouts: the surrogate's policy is the distribution that was sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +55,7 @@ class RankProcess:
     threads: int = 1
     """Intra-operation threads on CPU."""
     timeout_s: float = 1800.0
-    """Of a collective; a rank that died is noticed after this long."""
+    """Longest wait in a collective; a rank that died is noticed after this long."""
 
 
 def join_group(process: RankProcess) -> torch.device:
@@ -163,10 +175,93 @@ def _numel(parameters: Iterable[Tensor]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def layout_of(policy: PolicyModule, settings: LearnerSettings, device: torch.device) -> BatchLayout:
-    """How this policy's packs are laid out. Raises ValueError on a backend that cannot run here."""
-    dtype = DTYPES[settings.model.precision]
-    if not policy.takes_trees:
-        return BatchLayout(device, None, dtype)
-    asked = settings.learner.attention
-    return BatchLayout(device, choose_backend(asked, policy.head_dim, device, dtype), dtype)
+# --- optimizer ----------------------------------------------------------------------------------
+
+
+def learning_rate(cfg: OptimizerConfig, step: int, total_steps: int) -> float:
+    """The rate of optimizer step `step`, counted from 0, of `total_steps`.
+
+    Grows linearly over the first warmup_ratio * total_steps steps, then stays (constant) or falls
+    to 0 at `total_steps` (linear, cosine); beyond the last step it stays at its end value.
+    """
+    warmup = round(cfg.warmup_ratio * total_steps)
+    if step < warmup:
+        return cfg.lr * (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    if cfg.schedule is LrSchedule.linear:
+        return cfg.lr * (1 - progress)
+    if cfg.schedule is LrSchedule.cosine:
+        return cfg.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return cfg.lr
+
+
+def restart(optimizer: torch.optim.Optimizer, cfg: OptimizerConfig) -> None:
+    """Zero moments and step counts, in place, and give every parameter group the settings of
+    `cfg`."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+    for group in optimizer.param_groups:
+        group.update(lr=cfg.lr, betas=tuple(cfg.betas), weight_decay=cfg.weight_decay)
+
+
+def apply_gradients(engine: Any, rate: float, clip_to: float | None) -> float | None:
+    """Clip and step at learning rate `rate`; returns the gradient norm before clipping, or None if
+    it is not finite and the gradients were thrown away. `clip_to`: the norm, where DeepSpeed does
+    not clip by itself (`clips_itself`)."""
+    for group in engine.basic_optimizer.param_groups:
+        group["lr"] = rate
+    if clip_to is None:
+        engine.step()
+        return float(engine.get_global_grad_norm()) if engine.was_step_applied() else None
+    norm = torch.nn.utils.clip_grad_norm_(engine.module.parameters(), clip_to)
+    if not torch.isfinite(norm):
+        engine.zero_grad()
+        return None
+    engine.step()
+    return float(norm)
+
+
+# --- device memory ------------------------------------------------------------------------------
+
+
+def offload(engine: Any) -> None:
+    """Move all states to host memory. Until `onload` the engine is of no use.
+
+    DeepSpeed moves what ZeRO keeps. What it leaves where it is moves here: weights that are not
+    trained (under adapters) and, since ZeRO-3 moves them for DeepSpeed's own Adam only, master
+    weights and moments. On CPU all of it goes from host memory to host memory.
+    """
+    from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
+
+    kinds = set(OffloadStateTypeEnum)
+    if _moments(engine):
+        kinds -= {OffloadStateTypeEnum.hp_params, OffloadStateTypeEnum.optim_states}
+    engine.offload_states(include=kinds, pin_memory=False)
+    _move(engine, torch.device("cpu"))
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def onload(engine: Any) -> None:
+    """Move everything back to the engine's device."""
+    _move(engine, engine.device)
+    engine.reload_states()
+    # Its new links from parameters to their master weights lack the moments until made again.
+    engine.optimizer._hp_optimizer_states_linked = False
+
+
+def _move(engine: Any, device: torch.device) -> None:
+    frozen = [p for p in engine.module.parameters() if not p.requires_grad and p.numel()]
+    for tensor in [*frozen, *_moments(engine)]:
+        tensor.data = tensor.data.to(device)
+
+
+def _moments(engine: Any) -> list[Tensor]:
+    """ZeRO-3's master weights and what AdamW keeps of them, unless they live in host memory."""
+    masters = getattr(engine.optimizer, "fp32_partitioned_groups_flat", [])
+    if engine.zero_offload_optimizer() is not None:
+        return []
+    states = (engine.basic_optimizer.state[master].values() for master in masters)
+    return [*masters, *(t for values in states for t in values if isinstance(t, Tensor))]

@@ -1,13 +1,13 @@
 """Packs on the device: the items of one forward pass as tensors.
 
-Two forms. A forest: all items one after the other in one row, with an attention plan. Rows: items
-of one leaf each, right-padded, for models whose attention cannot be replaced; causal attention
-without a mask never looks right, where the padding is.
+There are two layouts. A forest: all items one after the other in one row, with an attention plan.
+Rows: items of one leaf each, right-padded, for models whose attention cannot be replaced; causal
+attention without a mask never looks right, where the padding is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elpo_ray.config.learner import AttentionBackend
-from elpo_ray.forest import Item, TreeBatch, lay_out
+from elpo_ray.forest import FloatArray, Item, PackedForest, TokenColumns, lay_out
 from elpo_ray.learner.attention import AttentionPlan, make_plan
 
 
@@ -37,28 +37,22 @@ class Inputs:
 
     ids: Tensor
     """Shape: [B, S]."""
-    select: Tensor
-    """Where, in the flattened [B * S], the scored tokens are predicted. Shape: [M]."""
+    predicted_from: Tensor
+    """Place in the flattened [B * S] of the token that predicts each scored one. Shape: [M]."""
     targets: Tensor
     """The scored token ids. Shape: [M]."""
     positions: Tensor | None = None
     """Depths in the trees, [1, S]; None for rows, which count from 0."""
     plan: AttentionPlan | None = None
-    """Of a forest; None for rows."""
+    """The attention over a forest; None for rows."""
 
 
 @dataclass(frozen=True)
 class PackTensors:
-    """A pack on the device; all but `inputs` of shape [M]."""
+    """A pack on the device."""
 
     inputs: Inputs
-    weight: Tensor
-    advantage: Tensor
-    negative_advantage: Tensor
-    clip_low: Tensor
-    rollout_logp: Tensor
-    copies: Tensor
-    """How many leaves each scored token stands for."""
+    columns: TokenColumns[Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,51 +63,44 @@ class BatchLayout:
     backend: AttentionBackend | None
     """None = rows."""
     dtype: torch.dtype = torch.float32
-    """Of queries and keys."""
+    """The precision of queries and keys."""
 
     @property
     def wide(self) -> torch.dtype:
-        """Of weights and log-probabilities."""
+        """The precision of weights and log-probabilities."""
         return torch.promote_types(self.dtype, torch.float32)
 
 
-def collate(pack: Pack, form: BatchLayout) -> PackTensors:
+def collate(pack: Pack, layout: BatchLayout) -> PackTensors:
     """A pack's tensors. A dummy is one token that predicts itself with weight 0."""
-    batch = lay_out(pack.items) if pack.items else DUMMY
-    if form.backend is None:
-        inputs = _rows([lay_out([item]) for item in pack.items] or [DUMMY], form.device)
+    packed = lay_out(pack.items) if pack.items else DUMMY
+    if layout.backend is None:
+        inputs = _rows([lay_out([item]) for item in pack.items] or [DUMMY], layout.device)
     else:
         inputs = Inputs(
-            ids=_whole(batch.ids, form.device)[None],
-            select=_whole(batch.sel, form.device),
-            targets=_whole(batch.targets, form.device),
-            positions=_whole(batch.pos, form.device)[None],
-            plan=make_plan(form.backend, batch, form.device, form.dtype),
+            ids=_whole(packed.ids, layout.device)[None],
+            predicted_from=_whole(packed.predicted_from, layout.device),
+            targets=_whole(packed.targets, layout.device),
+            positions=_whole(packed.positions, layout.device)[None],
+            plan=make_plan(layout.backend, packed, layout.device, layout.dtype),
         )
 
-    def floats(values: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(values).to(form.device, form.wide)
+    def on_device(column: FloatArray) -> Tensor:
+        return torch.from_numpy(column).to(layout.device, layout.wide)
 
-    return PackTensors(
-        inputs=inputs,
-        weight=floats(batch.weight),
-        advantage=floats(batch.advantage),
-        negative_advantage=floats(batch.negative_advantage),
-        clip_low=floats(batch.clip_low),
-        rollout_logp=floats(batch.rollout_logp),
-        copies=floats(batch.copies),
-    )
+    return PackTensors(inputs, packed.columns.map(on_device))
 
 
-def _rows(parts: list[TreeBatch], device: torch.device) -> Inputs:
+def _rows(parts: list[PackedForest], device: torch.device) -> Inputs:
     """Sequences below each other, each an unbranched path."""
     width = max(len(part.ids) for part in parts)
     ids = np.zeros((len(parts), width), dtype=np.int64)
     for i, part in enumerate(parts):
         ids[i, : len(part.ids)] = part.ids
+    places = np.concatenate([part.predicted_from + i * width for i, part in enumerate(parts)])
     return Inputs(
         ids=torch.from_numpy(ids).to(device),
-        select=_whole(np.concatenate([p.sel + i * width for i, p in enumerate(parts)]), device),
+        predicted_from=_whole(places, device),
         targets=_whole(np.concatenate([part.targets for part in parts]), device),
     )
 
@@ -122,22 +109,17 @@ def _whole(values: NDArray[np.integer[Any]], device: torch.device) -> Tensor:
     return torch.from_numpy(values.astype(np.int64)).to(device)
 
 
-def _dummy() -> TreeBatch:
-    zero, none = np.zeros(1, dtype=np.int32), np.zeros(1)
-    return TreeBatch(
+def _dummy() -> PackedForest:
+    zero = np.zeros(1, dtype=np.int32)
+    return PackedForest(
         ids=zero,
-        pos=zero,
-        sub_end=zero + 1,
-        pred=zero - 1,
-        sel=zero,
+        positions=zero,
+        subtree_end=zero + 1,
+        previous=zero - 1,
+        predicted_from=zero,
         targets=zero,
         scored=zero,
-        weight=none,
-        advantage=none,
-        negative_advantage=none,
-        clip_low=none,
-        rollout_logp=none,
-        copies=none,
+        columns=TokenColumns(**{field.name: np.zeros(1) for field in fields(TokenColumns)}),
     )
 
 

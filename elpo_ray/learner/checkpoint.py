@@ -1,8 +1,8 @@
-"""Folders that appear whole or not at all, written by all ranks together; checkpoints.
+"""Checkpoints of the learner, and folders that all ranks write together.
 
-Invariants: files go to a sibling `NAME.partial`, are flushed to disk, and become NAME by a rename;
-an error on any rank (a full disk) is raised on every rank, removes the partial folder, and leaves
-whatever NAME held before untouched; no rank leaves a collective early.
+Invariants: such a folder appears whole or not at all (`runs.atomic`); an error on any rank (a full
+disk) is raised on every rank and leaves whatever was there before untouched; no rank leaves a
+collective early.
 
 A checkpoint holds whole tensors by name (`masters.state_tensors`), every rank a share of them in
 files of its own, so that any number of ranks under any ZeRO stage can go on from it: equal numbers
@@ -12,10 +12,9 @@ of ranks bit by bit.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial as partial_call
 from pathlib import Path
 from typing import Any
@@ -27,84 +26,50 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from elpo_ray.learner.masters import MOMENTS, Masters, set_weight, state_tensors
+from elpo_ray.runs.atomic import flush, new_folder, partial_of
 
 META = "meta.json"
 SHARD_BYTES = 4 << 30
-"""Of one file."""
+"""Most bytes of one file, unless a single tensor is larger."""
 
 
-def write_folder(path: Path, write: Callable[[Path], str | None]) -> None:
-    """Call `write(partial folder)` on every rank and move the result to `path`.
+class Attempts:
+    """Runs what may fail on one rank while the others go on to the next collective."""
 
-    `write` may use collectives, so it must not raise OSError but return what went wrong. Raises
-    OSError on all ranks if any rank failed.
-    """
-    partial = begin_folder(path)
-    commit_folder(path, partial, write(partial))
+    error: str | None = None
+    """What went wrong first."""
 
-
-def begin_folder(path: Path) -> Path:
-    """The empty folder that will become `path`. Raises OSError on all ranks."""
-    partial = path.with_name(path.name + ".partial")
-    _agree(path, partial, _attempt(lambda: _fresh(partial)) if dist.get_rank() == 0 else None)
-    return partial
+    def run(self, action: Callable[[], object]) -> None:
+        """Call `action` unless something has gone wrong already; keep the text of an OSError."""
+        if self.error is None:
+            try:
+                action()
+            except (OSError, SafetensorError) as error:
+                self.error = str(error)
 
 
-def commit_folder(path: Path, partial: Path, error: str | None) -> None:
-    """Move a folder to `path` that all ranks have filled, or raise OSError on all of them if this
-    or another rank has an error."""
-    _agree(path, partial, error)
-    # Not before all have written: what is being written comes and goes.
-    _agree(path, partial, _attempt(lambda: _flush(partial)))
-    _agree(path, partial, _attempt(lambda: _move(partial, path)) if dist.get_rank() == 0 else None)
+@contextmanager
+def shared_folder(path: Path) -> Iterator[tuple[Path, Attempts]]:
+    """`atomic.new_folder` on all ranks together: yield the folder to write into, and the attempts
+    by which to write. Raises OSError on all ranks if any rank failed."""
+    writing, renaming = Attempts(), Attempts()
+    with ExitStack() as stack:
+        if dist.get_rank() == 0:
+            writing.run(lambda: stack.enter_context(new_folder(path)))
+        _agree(path, writing)
+        yield partial_of(path), writing
+        _agree(path, writing)
+        renaming.run(stack.close)
+    _agree(path, renaming)
 
 
-def _attempt(action: Callable[[], object]) -> str | None:
-    try:
-        action()
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def _agree(path: Path, partial: Path, error: str | None) -> None:
+def _agree(path: Path, attempts: Attempts) -> None:
     """Raise on every rank if any of them has an error; also a barrier."""
     errors: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    failed = [f"rank {rank}: {text}" for rank, text in enumerate(errors) if text]
+    dist.all_gather_object(errors, attempts.error)
+    failed = [f"rank {rank}: {text}" for rank, text in enumerate(errors) if text is not None]
     if failed:
-        if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"{path} was not written; what it held before is untouched ({failed[0]})")
-
-
-def _fresh(partial: Path) -> None:
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-
-
-def _flush(folder: Path) -> None:
-    """fsync every file and folder below, so that the rename cannot outlive the data."""
-    for entry in (*folder.rglob("*"), folder):
-        _sync(entry)
-
-
-def _sync(entry: Path) -> None:
-    handle = os.open(entry, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _move(partial: Path, path: Path) -> None:
-    replaced = path.with_name(path.name + ".replaced")
-    if path.exists():
-        path.rename(replaced)
-    partial.rename(path)
-    shutil.rmtree(replaced, ignore_errors=True)
-    _sync(path.parent)
 
 
 def signature(model: nn.Module) -> dict[str, Any]:
@@ -116,15 +81,10 @@ def signature(model: nn.Module) -> dict[str, Any]:
 def save(engine: Any, path: Path, meta: Mapping[str, Any]) -> None:
     """Weights, optimizer and RNG of every rank, and `meta`. Raises OSError on all ranks."""
     rest = _Rest(engine, meta)
-
-    def write(partial: Path) -> str | None:
-        error: str | None = None
+    with shared_folder(path) as (folder, attempts):
         for number, shard in enumerate(_own_shards(engine)):
-            if error is None:  # after a failure the gathers go on with the other ranks
-                error = _attempt(partial_call(_write_shard, partial, number, shard))
-        return error or _attempt(lambda: rest.write(partial))
-
-    write_folder(path, write)
+            attempts.run(partial_call(_write_shard, folder, number, shard))
+        attempts.run(lambda: rest.write(folder))
 
 
 class BackgroundSave:
@@ -136,27 +96,24 @@ class BackgroundSave:
 
     def __init__(self, engine: Any, path: Path, meta: Mapping[str, Any]) -> None:
         """Raises OSError on all ranks."""
-        self._path, self._partial = path, begin_folder(path)
+        self._stack = ExitStack()
+        self._folder, self._attempts = self._stack.enter_context(shared_folder(path))
         self._rest = _Rest(engine, meta)
         self._shards = list(_own_shards(engine))
-        self._error: str | None = None
         self._thread = threading.Thread(target=self._write, name="checkpoint")
         self._thread.start()
 
     def _write(self) -> None:
         """No collective: the other ranks' threads are elsewhere."""
-        self._error = _attempt(self._write_all)
-
-    def _write_all(self) -> None:
         for number, shard in enumerate(self._shards):
-            _sync(_write_shard(self._partial, number, shard))
+            self._attempts.run(partial_call(_write_shard, self._folder, number, shard))
             shard.clear()
-        self._rest.write(self._partial)
+        self._attempts.run(lambda: self._rest.write(self._folder))
 
     def finish(self) -> None:
         """Raises OSError on all ranks if any of them could not write."""
         self._thread.join()
-        commit_folder(self._path, self._partial, self._error)
+        self._stack.close()
 
 
 def _own_shards(engine: Any) -> Iterator[dict[str, Tensor]]:
@@ -177,13 +134,10 @@ def _own_shards(engine: Any) -> Iterator[dict[str, Tensor]]:
     yield shard
 
 
-def _write_shard(partial: Path, number: int, shard: dict[str, Tensor]) -> Path:
-    file = partial / f"state_{dist.get_rank():05d}_{number:05d}.safetensors"
-    try:
-        save_file(shard, file)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    return file
+def _write_shard(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
+    file = folder / f"state_{dist.get_rank():05d}_{number:05d}.safetensors"
+    save_file(shard, file)
+    flush(file)
 
 
 class _Rest:
@@ -193,14 +147,15 @@ class _Rest:
         self._meta = json.dumps({**meta, "adam_steps": Masters(engine).steps})
         self._rng = _rng_state()
 
-    def write(self, partial: Path) -> None:
-        rank = dist.get_rank()
+    def write(self, folder: Path) -> None:
+        file = folder / f"rng_{dist.get_rank()}.pt"
         try:
-            torch.save(self._rng, partial / f"rng_{rank}.pt")
+            torch.save(self._rng, file)
         except RuntimeError as error:
             raise OSError(str(error)) from error
-        if rank == 0:
-            (partial / META).write_text(self._meta)
+        flush(file)
+        if dist.get_rank() == 0:
+            (folder / META).write_text(self._meta)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The policy's weights under their Hugging Face names: in bounded buckets, or as a folder.
+"""The policy's weights under their Hugging Face names: in bounded buckets, or as a folder, from the
+running ranks or from a checkpoint.
 
 Invariants: all ranks iterate in lockstep (gathering shards is a collective); a bucket holds at most
 `max_bytes`, or a single larger tensor; a tied tensor appears once, under the name that
@@ -10,20 +11,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from elpo_ray.config.model import Precision
 from elpo_ray.learner import lora
-from elpo_ray.learner.checkpoint import write_folder
+from elpo_ray.learner.checkpoint import SHARD_BYTES, StateFiles, read_meta, shared_folder
 from elpo_ray.learner.masters import gathered
+from elpo_ray.learner.policy import DTYPES
 
-SHARD_BYTES = 4 << 30
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 
 
 def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -45,15 +48,11 @@ def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-Sources = list[Tensor]
-"""A weight, then its adapter's A and B if it has one."""
-
-
 def weight_buckets(
-    model: PreTrainedModel, rank: int, max_bytes: int, scale: float
+    model: PreTrainedModel, max_bytes: int, scale: float, *, materialize: bool
 ) -> Iterator[dict[str, Tensor]]:
-    """Full tensors by name, on the learner's device; rank 0 gets them, others empty dicts. A rank
-    that gives itself out for 0 gets them too.
+    """Full tensors by name, on the learner's device; empty dicts on a rank that does not
+    `materialize` them.
 
     `scale` multiplies the adapters' products (`lora.scale`). The tensors may be views of live
     weights: use them up before the next bucket or update.
@@ -63,7 +62,7 @@ def weight_buckets(
         sharded = any(hasattr(t, "ds_id") for t in every)
         full: dict[str, Tensor] = {}
         with gathered(every):
-            if rank == 0:
+            if materialize:
                 for name, (base, *adapter) in bucket.items():
                     whole = base.detach()
                     if adapter:
@@ -74,16 +73,17 @@ def weight_buckets(
         yield full
 
 
-def _sources(weights: dict[str, Tensor]) -> dict[str, Sources]:
-    """What each weight of the merged model is made of."""
+def _sources(weights: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+    """What each weight of the merged model is made of: a weight, then its adapter's A and B if it
+    has one."""
     return {
-        name: [weights[part] for part in (p.base, p.down, p.up) if part is not None]
-        for name, p in lora.parts(weights).items()
+        name: [weights[part] for part in (s.base, s.down, s.up) if part is not None]
+        for name, s in lora.sources(weights).items()
     }
 
 
-def _split(weights: dict[str, Sources], max_bytes: int) -> Iterator[dict[str, Sources]]:
-    bucket: dict[str, Sources] = {}
+def _split(weights: dict[str, list[Tensor]], max_bytes: int) -> Iterator[dict[str, list[Tensor]]]:
+    bucket: dict[str, list[Tensor]] = {}
     size = 0
     for name, sources in weights.items():
         tensor = sources[0]
@@ -97,58 +97,87 @@ def _split(weights: dict[str, Sources], max_bytes: int) -> Iterator[dict[str, So
         yield bucket
 
 
-def export(model: PreTrainedModel, source: Path, target: Path, rank: int, scale: float) -> None:
+def export(
+    model: PreTrainedModel, source: Path, target: Path, scale: float, *, materialize: bool
+) -> None:
     """Write a plain Hugging Face folder: the weights, and every other file of `source` (config,
-    tokenizer, chat template). Raises OSError on all ranks if the disk is full."""
-    write_folder(target, lambda partial: _write(model, source, partial, rank, scale))
-
-
-def _write(
-    model: PreTrainedModel, source: Path, partial: Path, rank: int, scale: float
-) -> str | None:
-    error: str | None = None
+    tokenizer, chat template). One rank, which must `materialize` the weights, writes; all take
+    part. Raises OSError on all ranks if the disk is full."""
     shards: list[dict[str, Any]] = []
-    for bucket in weight_buckets(model, rank, SHARD_BYTES, scale):
-        if rank != 0 or error:
-            continue
-        try:
-            name = f"shard-{len(shards):05d}"
-            tensors = {key: tensor.contiguous().cpu() for key, tensor in bucket.items()}
-            save_file(tensors, partial / name, metadata={"format": "pt"})
-            shards.append({"file": name, "keys": list(tensors), "bytes": _nbytes(tensors)})
-        except (OSError, SafetensorError) as failure:
-            error = f"{partial}: {failure}"
-    if rank == 0 and error is None:
-        try:
-            _finish(source, partial, shards, next(model.parameters()).dtype)
-        except OSError as failure:
-            error = str(failure)
-    return error
+    with shared_folder(target) as (folder, attempts):
+        for bucket in weight_buckets(model, SHARD_BYTES, scale, materialize=materialize):
+            if materialize:
+                attempts.run(partial(_write_shard, folder, bucket, shards))
+        if materialize:
+            dtype = next(model.parameters()).dtype
+            attempts.run(lambda: _finish(source, folder, shards, dtype))
 
 
-def _finish(source: Path, partial: Path, shards: list[dict[str, Any]], dtype: torch.dtype) -> None:
+def _write_shard(folder: Path, bucket: dict[str, Tensor], shards: list[dict[str, Any]]) -> None:
+    name = f"shard-{len(shards):05d}"
+    tensors = {key: tensor.contiguous().cpu() for key, tensor in bucket.items()}
+    save_file(tensors, folder / name, metadata={"format": "pt"})
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    shards.append({"file": name, "keys": list(tensors), "bytes": size})
+
+
+def _finish(source: Path, folder: Path, shards: list[dict[str, Any]], dtype: torch.dtype) -> None:
     """Name the shards as Hugging Face does, index them, and bring the other files along."""
     if len(shards) == 1:
-        (partial / shards[0]["file"]).rename(partial / "model.safetensors")
+        (folder / shards[0]["file"]).rename(folder / "model.safetensors")
     else:
         index: dict[str, str] = {}
         for i, shard in enumerate(shards, start=1):
             name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-            (partial / shard["file"]).rename(partial / name)
+            (folder / shard["file"]).rename(folder / name)
             index |= dict.fromkeys(shard["keys"], name)
         total = sum(shard["bytes"] for shard in shards)
-        (partial / "model.safetensors.index.json").write_text(
+        (folder / "model.safetensors.index.json").write_text(
             json.dumps({"metadata": {"total_size": total}, "weight_map": index})
         )
-    for file in source.iterdir():
-        weights = file.suffix in (".safetensors", ".bin", ".pt", ".pth")
-        if file.is_file() and not weights and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, partial / file.name)
-    config = json.loads((partial / "config.json").read_text())
+    _copy_others(source, folder)
+    config = json.loads((source / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     config.pop("torch_dtype", None)
-    (partial / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
-def _nbytes(tensors: dict[str, Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+def _copy_others(source: Path, target: Path) -> None:
+    """Copy the files of a model folder that are neither weights nor `config.json`."""
+    for file in source.iterdir():
+        if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHT_FILES):
+            shutil.copyfile(file, target / file.name)
+
+
+def convert_checkpoint(checkpoint: Path, base: Path, target: Path) -> None:
+    """Write the policy saved in `checkpoint` to the existing folder `target`; config, tokenizer and
+    chat template come from `base`, a model of the same architecture.
+
+    Needs no GPU and no process group: weights are put together on the CPU of one machine, in its
+    memory twice. Raises ValueError if `checkpoint` is none, or of another architecture than `base`.
+    """
+    meta = read_meta(checkpoint)
+    dtype = DTYPES[Precision(meta["precision"])]
+    files = StateFiles(checkpoint)
+    state = {name: _saved_weight(files, sources, meta["scale"]).to(dtype)
+             for name, sources in lora.sources(meta["parameters"]).items()}  # fmt: skip
+    saved = {name: list(tensor.shape) for name, tensor in state.items()}
+    shape = AutoConfig.from_pretrained(base)
+    model = AutoModelForCausalLM.from_config(shape, dtype=dtype)  # type: ignore[no-untyped-call]
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    if shapes != saved:
+        raise ValueError(
+            f"checkpoint {checkpoint}: it holds a {meta['architecture']} of other shapes than the "
+            f"model in {base}; give the model folder that the run began with"
+        )
+    model.load_state_dict(state, strict=False)  # tied weights are absent
+    model.save_pretrained(target)
+    _copy_others(base, target)
+
+
+def _saved_weight(files: StateFiles, sources: lora.WeightSources, scale: float) -> Tensor:
+    base = files[f"weight/{sources.base}"]
+    if sources.down is None or sources.up is None:
+        return base
+    down, up = (files[f"weight/{name}"].to(base.dtype) for name in (sources.down, sources.up))
+    return lora.merged(base, down, up, scale)

@@ -54,7 +54,7 @@ def attach(model: PreTrainedModel, config: LoraConfig) -> None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The frozen model, inside."""
+    """Inside, the model computes without its adapters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -68,7 +68,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 
 def scale(config: LoraConfig | None) -> float:
-    """What multiplies B A."""
+    """The factor before B A in a merged weight; 0 without adapters."""
     if config is None:
         return 0.0
     assert config.rank is not None, "adapters have a rank"
@@ -76,20 +76,21 @@ def scale(config: LoraConfig | None) -> float:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Names of what makes up one weight of the merged model."""
+class WeightSources:
+    """Names of the tensors that make up one weight of the merged model."""
 
     base: str
     down: str | None
-    """A, shape [rank, in]; None where there is no adapter."""
+    """The name of A, of shape [rank, in]; None where there is no adapter."""
     up: str | None
-    """B, shape [out, rank]."""
+    """The name of B, of shape [out, rank]."""
 
 
-def parts(names: Iterable[str]) -> dict[str, Parts]:
-    """The merged model's names, in order, from those of the model with or without adapters."""
+def sources(names: Iterable[str]) -> dict[str, WeightSources]:
+    """What each weight of the merged model is made of, by its name there and in order, from the
+    names of the model with or without adapters."""
     every = dict.fromkeys(names)
-    found: dict[str, Parts] = {}
+    found: dict[str, WeightSources] = {}
     for name in every:
         if name.endswith((_DOWN, _UP)):
             continue
@@ -97,7 +98,7 @@ def parts(names: Iterable[str]) -> dict[str, Parts]:
         down, up = owner + _DOWN, owner + _UP
         adapted = owner != name and down in every
         plain = name.replace(".base_layer.", ".")
-        found[plain] = Parts(name, down if adapted else None, up if adapted else None)
+        found[plain] = WeightSources(name, down if adapted else None, up if adapted else None)
     return found
 
 

@@ -8,11 +8,23 @@ All tensors have shape [M] = trained tokens, in nats; nothing but `logp` carries
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from elpo_ray.config.algorithm import ClipConfig, LossConfig
+from elpo_ray.forest import TokenColumns
+
+
+class Objective(Enum):
+    """What an update optimises."""
+
+    surrogate = "surrogate"
+    """The clipped policy-gradient objective."""
+    nll = "nll"
+    """Negative log-likelihood of the agent tokens: the cold start."""
+
 
 MAX_LOG_RATIO = 20.0
 """ρ = exp(clamp(logp - logp_old, ±this))."""
@@ -20,26 +32,17 @@ MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class TokenBatch:
-    """What the loss reads of each trained token, besides its current log-probability."""
+    """What the loss reads of the trained tokens, besides their current log-probabilities."""
 
-    weight: Tensor
-    """Weight in the objective; 0 on dummies."""
-    advantage: Tensor
-    clip_low: Tensor
-    """Lower bound of the ratio, 1 - ε_low^t (Eq. 11)."""
+    columns: TokenColumns[Tensor]
     old_logp: Tensor
-    """Of the learner's weights that sampled the batch."""
-    rollout_logp: Tensor
-    """Of the engine that sampled it."""
+    """Log-probability under the weights that the learner had before the first optimizer step."""
     entropy: Tensor
-    """Of the current policy; a statistic only."""
-    negative_advantage: Tensor | None = None
-    """Negative part of the advantage, >= 0, where the token's leaves pull in opposite directions;
-    None = max(-advantage, 0)."""
+    """Entropy of the current policy; a statistic only."""
     normed_entropy: Tensor | None = None
     """z-score of `entropy` over the mini-batch, in any precision; for `entropy_advantage` > 0."""
     ref_logp: Tensor | None = None
-    """Of the reference policy; needed when `kl_coef` > 0."""
+    """Log-probability under the reference policy; needed when `kl_coef` > 0."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,13 @@ def surrogate_loss(
     weighted mean of L over leaves whose A differ in sign, A⁺ and A⁻ being the means of their parts.
     L is multiplied by `Correction.weight`. KL: minus kl_coef * k3.
     """
-    weight = tokens.weight
+    weight, clip_low = tokens.columns.weight, tokens.columns.clip_low
     gain, negative_advantage = signed_parts(tokens, cfg.entropy_advantage)
     ratio = (logp - tokens.old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     high_bound = _like(1 + clip.eps_high, ratio)
     if clip.keep_gradient:
         high_bound = high_bound * (ratio / ratio.detach())
-    falling = torch.maximum(ratio, tokens.clip_low)
+    falling = torch.maximum(ratio, clip_low)
     if cfg.dual_clip is not None:
         falling = falling.clamp(max=cfg.dual_clip)
     surrogate = gain * torch.minimum(ratio, high_bound) - negative_advantage * falling
@@ -132,8 +135,8 @@ def surrogate_loss(
     loss = -(weight * surrogate).sum()
     with torch.no_grad():
         high = (gain > 0) & (ratio > 1 + clip.eps_high)
-        low = (negative_advantage > 0) & (ratio < tokens.clip_low)
-        elc = tokens.clip_low < 1 - clip.eps_low - 1e-6
+        low = (negative_advantage > 0) & (ratio < clip_low)
+        elc = clip_low < 1 - clip.eps_low - 1e-6
         dual = torch.zeros_like(low)
         if cfg.dual_clip is not None:
             dual = (negative_advantage > 0) & (ratio > cfg.dual_clip)
@@ -154,7 +157,7 @@ def surrogate_loss(
             ratio=(weight * ratio).sum(),
             ratio_max=_largest(ratio, weight),
             entropy=(weight * tokens.entropy).sum(),
-            mismatch_k3=(weight * k3(tokens.rollout_logp, tokens.old_logp)).sum(),
+            mismatch_k3=(weight * k3(tokens.columns.rollout_logp, tokens.old_logp)).sum(),
             mismatch_ratio=(weight * correction.ratio).sum(),
             mismatch_ratio_max=_largest(correction.ratio, weight),
             tis_capped=(weight * correction.capped).sum(),
@@ -168,10 +171,9 @@ def surrogate_loss(
 
 @dataclass(frozen=True)
 class Correction:
-    """What makes up for tokens that another program sampled, or other weights: the engine's
-    probabilities are not the learner's. With r = π_old / π_rollout, a token's term is multiplied by
-    min(r, cap) (truncated importance sampling) or by r inside IcePop's bounds and 0 outside
-    (arXiv 2510.18855), or by 1."""
+    """The factor on each token's term that makes up for sampling by another program (the engine) or
+    with other weights. With r = π_old / π_rollout it is min(r, cap) (truncated importance
+    sampling), or r inside IcePop's bounds and 0 outside (arXiv 2510.18855), or 1."""
 
     ratio: Tensor
     """r, its logarithm clamped as everywhere."""
@@ -183,7 +185,7 @@ class Correction:
 
     @classmethod
     def of(cls, tokens: TokenBatch, cfg: LossConfig) -> Correction:
-        log_ratio = tokens.old_logp - tokens.rollout_logp
+        log_ratio = tokens.old_logp - tokens.columns.rollout_logp
         ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         nowhere = torch.zeros_like(ratio, dtype=torch.bool)
         if cfg.tis_cap is not None:
@@ -202,12 +204,8 @@ def _largest(values: Tensor, weight: Tensor) -> Tensor:
 
 def signed_parts(tokens: TokenBatch, entropy_advantage: float) -> tuple[Tensor, Tensor]:
     """A⁺ and A⁻ of A·(1 + entropy_advantage · normed_entropy) (AEPO, arXiv 2510.14545)"""
-    negative_advantage = (
-        (-tokens.advantage).clamp(min=0)
-        if tokens.negative_advantage is None
-        else tokens.negative_advantage
-    )
-    gain = tokens.advantage + negative_advantage
+    negative_advantage = tokens.columns.negative_advantage
+    gain = tokens.columns.advantage + negative_advantage
     if entropy_advantage == 0:
         return gain, negative_advantage
     assert tokens.normed_entropy is not None, "entropy_advantage > 0 needs normed entropies"

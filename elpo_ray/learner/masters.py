@@ -1,6 +1,6 @@
-"""What AdamW knows of each parameter, whole and by name, however DeepSpeed has divided it.
+"""AdamW's state of each parameter, whole and by name, however DeepSpeed has divided it.
 
-Of a trained parameter there is a master copy in fp32 and two moments: under ZeRO in flat pieces
+A trained parameter has a master copy in fp32 and two moments: under ZeRO in flat pieces
 spread over the ranks, in bf16 beside the model's own weights. Invariants: reading and writing are
 collectives, in one order on all ranks; what was written is what is read back, bit by bit, whatever
 the number of ranks.
@@ -43,7 +43,7 @@ class Masters:
         }
 
     def _pieces(self) -> list[Tensor]:
-        """What AdamW steps on this rank."""
+        """The tensors that AdamW steps on this rank."""
         flat = getattr(self._optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO-3
         if flat is not None:
             return list(flat)

@@ -1,4 +1,4 @@
-"""The policy as the learner runs it: a causal LM that answers with log-probabilities only.
+"""The policy as the learner runs it: a causal LM that returns log-probabilities only.
 
 Invariants: logits exist for trained tokens only and never for more than a chunk of them, forward or
 backward; backbone and head sit in one module, so that under ZeRO-3 every weight is gathered inside
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -151,7 +150,7 @@ class PolicyModule(nn.Module):
             input_ids=inputs.ids, use_cache=False, **forest
         ).last_hidden_state
         result: tuple[Tensor, Tensor] = self.head(
-            hidden.flatten(0, 1)[inputs.select], inputs.targets, 1.0 / temperature
+            hidden.flatten(0, 1)[inputs.predicted_from], inputs.targets, 1.0 / temperature
         )
         return result
 
@@ -186,22 +185,6 @@ class PolicyModule(nn.Module):
             pair=4.0 * config.num_attention_heads * self.head_dim * config.num_hidden_layers,
             scored=2.0 * config.hidden_size * config.vocab_size,
         )
-
-
-def model_folder(name: str | Path) -> Path:
-    """The local folder of a model: `name` itself, or the snapshot of a hub model of that name.
-
-    Raises ValueError where there is neither.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    try:
-        return Path(snapshot_download(str(name)))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model {name}: neither a folder nor a model of the hub ({error}); name one of the two"
-        ) from error
 
 
 def load_policy(folder: Path, precision: Precision, *, checkpointing: bool) -> PolicyModule:

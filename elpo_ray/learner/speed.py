@@ -84,7 +84,7 @@ def mfu(flops: float, seconds: float, world_size: int) -> float:
 
 
 def measure(
-    forward: Callable[[Inputs], object], packs: Sequence[Pack], form: BatchLayout, max_tokens: int
+    forward: Callable[[Inputs], object], packs: Sequence[Pack], layout: BatchLayout, max_tokens: int
 ) -> float:
     """Seconds of flat sequences over seconds of their tree, forward passes, all ranks together.
 
@@ -97,10 +97,10 @@ def measure(
         leaves = np.concatenate([item.leaves for item in flat.items])
         here = shared.tree.on_path[leaves].any(axis=0)
         tree.items = [Item(shared.shape, leaves, here, leaves)]
-    seconds = torch.zeros(2, dtype=torch.float64, device=form.device)
+    seconds = torch.zeros(2, dtype=torch.float64, device=layout.device)
     for _ in range(2):  # the second time counts
         for i, pack in enumerate((flat, tree)):
-            seconds[i] = _seconds(forward, pack, form)
+            seconds[i] = _seconds(forward, pack, layout)
     if shared is None:
         seconds.zero_()
     dist.all_reduce(seconds)
@@ -114,21 +114,21 @@ def _fitting(shared: Item, max_tokens: int) -> list[Item]:
     for leaf in shared.leaves:
         leaves = np.array([leaf])
         item = Item(shared.shape, leaves, shared.tree.on_path[leaf], leaves)
-        size += item.load.tokens
+        size += item.size.tokens
         if chosen and size > max_tokens:
             break
         chosen.append(item)
     return chosen
 
 
-def _seconds(forward: Callable[[Inputs], object], pack: Pack, form: BatchLayout) -> float:
+def _seconds(forward: Callable[[Inputs], object], pack: Pack, layout: BatchLayout) -> float:
     # On CPU the processor's own time: others' work on the same cores is not ours.
-    clock = time.perf_counter if form.device.type == "cuda" else time.process_time
-    _synchronize(form.device)
+    clock = time.perf_counter if layout.device.type == "cuda" else time.process_time
+    _synchronize(layout.device)
     start = clock()
     with torch.no_grad():
-        forward(collate(pack, form).inputs)
-    _synchronize(form.device)
+        forward(collate(pack, layout).inputs)
+    _synchronize(layout.device)
     return clock() - start
 
 

@@ -17,7 +17,7 @@ from elpo_ray.learner.loss import MAXIMA, LossStats
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateStats:
-    """One call of `update`, over all its optimizer steps and all ranks. Equal on every rank.
+    """Statistics of one update, over all its optimizer steps and all ranks; equal on every rank.
 
     Fractions and means are over trained tokens in their weight in the objective. Tokens that
     cannot move the weights (no weight, or a sequence of zero advantages) are in none of them.
@@ -29,15 +29,15 @@ class UpdateStats:
     loss: float = 0.0
     """Mean over optimizer steps."""
     grad_norm: float = 0.0
-    """Before clipping; mean over optimizer steps."""
+    """Gradient norm before clipping; mean over optimizer steps."""
     lr: float = 0.0
-    """Of the last optimizer step."""
+    """Learning rate of the last optimizer step."""
     trained_tokens: int = 0
     """Tokens with a loss, counted once per pass, however many leaves share them."""
     forward_tokens: int = 0
     """Tokens through the model with gradient, without padding."""
     padded_tokens: int = 0
-    """The same with padding and dummies."""
+    """Tokens through the model with gradient, padding and dummies included."""
     packs: int = 0
     seconds: float = 0.0
     learner_tokens_per_s: float = 0.0
@@ -75,7 +75,7 @@ class UpdateStats:
     mismatch_k3: float = 0.0
     """KL(rollout engine || learner) of the same weights, nats per token."""
     mismatch_ratio_mean: float = 0.0
-    """Of π_old/π_rollout, 1 where engine and learner agree; before any cap."""
+    """Mean of π_old/π_rollout, 1 where engine and learner agree; before any cap."""
     mismatch_ratio_max: float = 0.0
     tis_capped: float = 0.0
     """Fraction of the weight whose π_old/π_rollout was cut at `tis_cap`."""

@@ -91,11 +91,10 @@ def local_folder(path: str | Path) -> Path:
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(path)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as fault:
+    except (OSError, ValueError) as fault:
         reason = str(fault).strip().split("\n")[0]
         raise ValueError(
             f"model.path={str(path)!r}: not a folder here and not to be had from the hub "

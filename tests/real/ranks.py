@@ -19,9 +19,9 @@ from elpo_ray.config.algorithm import LossConfig
 from elpo_ray.config.learner import LearnerConfig, LrSchedule, OptimizerConfig
 from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.forest import TrainForest, TrainTree, demonstrations, leaf_weights
-from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
+from elpo_ray.learner import LearnerRank, LearnerSettings, Objective, RankProcess, UpdateStats
 from elpo_ray.learner.loss import TokenBatch, surrogate_loss
-from tests.train_trees import train_tree
+from tests.train_trees import token_columns, train_tree
 
 VOCAB = 64
 OPTIMIZER = OptimizerConfig(
@@ -77,6 +77,15 @@ def settings(stage: int, max_tokens: int = 80, **changes: Any) -> LearnerSetting
         setattr(learner, key, changes.pop(key, getattr(learner, key)))
     precision = changes.pop("precision", Precision.fp32)
     return LearnerSettings(model=ModelConfig(precision=precision), learner=learner, **changes)
+
+
+def updated(
+    learner: LearnerRank, forest: TrainForest, objective: Objective = Objective.surrogate
+) -> UpdateStats:
+    """`LearnerRank.update` to its end."""
+    *_, stats = learner.update(forest, objective)
+    assert isinstance(stats, UpdateStats)
+    return stats
 
 
 def weights(learner: LearnerRank, max_bytes: int = 5000) -> dict[str, torch.Tensor]:
@@ -180,14 +189,13 @@ class Plain:
         for (tree, tokens, weight), before in zip(self.rows(trees), old, strict=True):
             trained = tokens[tree.agent[tokens]]
             node = tree.token_node[trained]
-            batch = TokenBatch(
+            columns = token_columns(
                 weight=torch.full((len(trained),), weight, dtype=self.dtype),
                 advantage=torch.tensor(tree.advantage[node], dtype=self.dtype),
                 clip_low=torch.tensor(tree.clip_low[node], dtype=self.dtype),
-                old_logp=before,
                 rollout_logp=before,
-                entropy=before,
             )
+            batch = TokenBatch(columns=columns, old_logp=before, entropy=before)
             losses.append(surrogate_loss(self.logp(tree, tokens), batch, cfg.clip, cfg.loss)[0])
         return torch.stack(losses).sum()
 

@@ -2,7 +2,7 @@
 
 The model is loaded with the attention implementation `IMPLEMENTATION`, which hands queries, keys
 and values, rotated already, to the `AttentionPlan` that came with the call. Invariants: a query
-sees the keys k <= query < sub_end[k] and no others, whatever the backend; without a plan the
+sees the keys k <= query < subtree_end[k] and no others, whatever the backend; without a plan the
 implementation raises, and tree positions under a stock implementation are refused by the policy:
 that would read them as packed documents and silently mask wrongly.
 
@@ -20,7 +20,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.config.rules import require
-from elpo_ray.forest import TreeBatch
+from elpo_ray.forest import PackedForest
 from elpo_ray.learner.attention.blocks import BlockPlan
 from elpo_ray.learner.attention.flex import FlexPlan
 from elpo_ray.learner.attention.paths import PathPlan
@@ -44,14 +44,14 @@ class AttentionPlan(Protocol):
 
 
 def make_plan(
-    backend: AttentionBackend, batch: TreeBatch, device: torch.device, dtype: torch.dtype
+    backend: AttentionBackend, packed: PackedForest, device: torch.device, dtype: torch.dtype
 ) -> AttentionPlan:
     """Prepare a backend for one pack."""
     if backend is AttentionBackend.paths:
-        return PathPlan.of(batch, device)
+        return PathPlan.of(packed, device)
     if backend is AttentionBackend.flex:
-        return FlexPlan.of(batch, device)
-    return BlockPlan.of(batch, device, dtype)
+        return FlexPlan.of(packed, device)
+    return BlockPlan.of(packed, device, dtype)
 
 
 def choose_backend(
@@ -114,9 +114,9 @@ def tree_attention(
     [1, T, H, D]. Raises ValueError on what the plan does not stand for."""
     if tree_plan is None:
         raise ValueError(f"attention {IMPLEMENTATION!r} needs a tree_plan; the model passed none")
-    alien = [name for name in _UNKNOWN if kwargs.get(name) is not None]
-    if alien or dropout or attention_mask is not None or hasattr(module, "sinks"):
-        what = alien or (["dropout"] if dropout else ["a mask or sinks"])
+    unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
+    if unknown or dropout or attention_mask is not None or hasattr(module, "sinks"):
+        what = unknown or (["dropout"] if dropout else ["a mask or sinks"])
         raise ValueError(
             f"{type(module).__name__} asks for {', '.join(what)}, which tree attention does not "
             "have; use learner.packing=flat"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from elpo_ray.forest import IntArray, TreeBatch
+from elpo_ray.forest import IntArray, PackedForest
 
 BLOCK_SIZES = (32, 64, 128, 256)
 KEY_COST = 48
@@ -61,18 +61,18 @@ class BlockPlan:
     def __init__(self, groups: list[_Group], places: Tensor) -> None:
         self.groups = groups
         self.places = places
-        """Where, in the padded blocks of all groups one after the other, each token stands.
+        """Place of each token in the padded blocks of all groups, one after the other.
         Shape: [T]."""
         self.padded = sum(group.count * group.width for group in groups)
 
     @classmethod
-    def of(cls, batch: TreeBatch, device: torch.device, dtype: torch.dtype) -> BlockPlan:
-        starts, ends, causal = _divide(batch)
-        sizes = batch.pos[starts] + (ends - starts)
-        count = np.arange(len(batch.ids))
-        runs = np.maximum.accumulate(np.where(batch.pred == count - 1, 0, count))
+    def of(cls, packed: PackedForest, device: torch.device, dtype: torch.dtype) -> BlockPlan:
+        starts, ends, causal = _divide(packed)
+        sizes = packed.positions[starts] + (ends - starts)
+        count = np.arange(len(packed.ids))
+        runs = np.maximum.accumulate(np.where(packed.previous == count - 1, 0, count))
         groups: list[_Group] = []
-        places = np.empty(len(batch.ids), dtype=np.int64)
+        places = np.empty(len(packed.ids), dtype=np.int64)
         at = 0
         for members in (*_alike(sizes, causal), *_alike(sizes, ~causal)):
             width = int((ends - starts)[members].max())
@@ -81,13 +81,13 @@ class BlockPlan:
             seen = np.zeros((len(members), 0 if plain else width, keys.shape[1]), dtype=np.bool_)
             for i, block in enumerate(members):
                 own = np.arange(starts[block], ends[block])
-                visible = np.concatenate([_above(batch, int(own[0]), runs), own])
+                visible = np.concatenate([_above(packed, int(own[0]), runs), own])
                 keys[i, : len(visible)] = visible
                 places[own] = np.arange(at, at + len(own))
                 at += width
                 if not plain:
                     query = own[:, None]
-                    inside = (visible <= query) & (query < batch.sub_end[visible])
+                    inside = (visible <= query) & (query < packed.subtree_end[visible])
                     seen[i, : len(own), : len(visible)] = inside
                     seen[i, len(own) :, 0] = True  # a softmax over nothing is not a number
             mask = None if plain else _additive(seen, dtype).to(device)
@@ -124,12 +124,12 @@ def _additive(seen: NDArray[np.bool_], dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(torch.from_numpy(~seen), float("-inf"))[:, None]
 
 
-def _divide(batch: TreeBatch) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
+def _divide(packed: PackedForest) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
     """Starts and ends of the blocks, and which are causal: the first run of every tree, then its
     other tokens in blocks of nearly equal length, of the size that costs least."""
-    count = np.int32(len(batch.ids))
-    breaks = np.append(np.flatnonzero(batch.pred != np.arange(-1, count - 1)), count)
-    roots = np.flatnonzero(batch.pred < 0)
+    count = np.int32(len(packed.ids))
+    breaks = np.append(np.flatnonzero(packed.previous != np.arange(-1, count - 1)), count)
+    roots = np.flatnonzero(packed.previous < 0)
     after = breaks[np.searchsorted(breaks, roots, side="right")]  # where each first run ends
     rest = list(zip(after, np.append(roots[1:], count), strict=True))
     best: tuple[float, IntArray] | None = None
@@ -140,11 +140,11 @@ def _divide(batch: TreeBatch) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
         ]
         starts = np.sort(np.concatenate([roots, *cuts])).astype(np.int32)
         width = np.append(starts[1:], count) - starts
-        work = ((width + KEY_COST) * (batch.pos[starts] + width).astype(np.float64)).sum()
+        work = ((width + KEY_COST) * (packed.positions[starts] + width).astype(np.float64)).sum()
         if best is None or work < best[0]:
             best = float(work), starts
     assert best is not None
-    return best[1], np.append(best[1][1:], count), batch.pred[best[1]] < 0
+    return best[1], np.append(best[1][1:], count), packed.previous[best[1]] < 0
 
 
 def _alike(sizes: IntArray, chosen: NDArray[np.bool_]) -> list[IntArray]:
@@ -163,14 +163,14 @@ def _alike(sizes: IntArray, chosen: NDArray[np.bool_]) -> list[IntArray]:
     return [np.array(group, dtype=np.int32) for group in groups]
 
 
-def _above(batch: TreeBatch, start: int, runs: IntArray) -> IntArray:
+def _above(packed: PackedForest, start: int, runs: IntArray) -> IntArray:
     """The path above a token, root first. `runs` = for each token the start of the unbroken run of
-    places that ends with it. Shape: [pos[start]]."""
+    places that ends with it. Shape: [positions[start]]."""
     parts: list[IntArray] = []
-    place = int(batch.pred[start])
+    place = int(packed.previous[start])
     while place >= 0:
         parts.append(np.arange(runs[place], place + 1, dtype=np.int32))
-        place = int(batch.pred[runs[place]])
+        place = int(packed.previous[runs[place]])
     return np.concatenate([np.empty(0, dtype=np.int32), *parts[::-1]])
 
 

@@ -1,4 +1,4 @@
-"""Tree attention by FlexAttention, its block mask computed from `sub_end` without a T x T mask.
+"""Tree attention by FlexAttention, its block mask computed from `subtree_end` without a T x T mask.
 
 A block of queries sees a block of earlier keys if any of the keys' subtrees reaches beyond the
 first query, and sees it whole if all of them reach beyond the last: two numbers a block decide.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from elpo_ray.forest import TreeBatch
+from elpo_ray.forest import PackedForest
 
 BLOCK = 128
 
@@ -28,8 +28,8 @@ class FlexPlan:
         self.mask = mask
 
     @classmethod
-    def of(cls, batch: TreeBatch, device: torch.device) -> FlexPlan:
-        return cls(block_mask(batch, device))
+    def of(cls, packed: PackedForest, device: torch.device) -> FlexPlan:
+        return cls(block_mask(packed, device))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         function: Callable[..., Any] = flex_attention
@@ -44,13 +44,13 @@ class FlexPlan:
         return out[0].transpose(0, 1)
 
 
-def block_mask(batch: TreeBatch, device: torch.device) -> BlockMask:
-    """The mask  k <= q < sub_end[k]  of T tokens, in blocks of BLOCK."""
-    count = len(batch.ids)
+def block_mask(packed: PackedForest, device: torch.device) -> BlockMask:
+    """The mask  k <= q < subtree_end[k]  of T tokens, in blocks of BLOCK."""
+    count = len(packed.ids)
     blocks = -(-count // BLOCK)
     # Padding beyond T sees nothing and is seen by nothing.
     ends = np.zeros(blocks * BLOCK, dtype=np.int32)
-    ends[:count] = batch.sub_end
+    ends[:count] = packed.subtree_end
     by_block = ends.reshape(blocks, BLOCK)
     first = np.arange(blocks)[:, None] * BLOCK
     earlier = np.tri(blocks, k=-1, dtype=np.bool_)
@@ -58,10 +58,10 @@ def block_mask(batch: TreeBatch, device: torch.device) -> BlockMask:
     last = np.minimum(first + BLOCK, count)
     whole = earlier & (by_block.min(axis=1) >= last)
     partial = (some & ~whole) | np.eye(blocks, dtype=np.bool_)
-    sub_end = torch.from_numpy(ends).to(device)
+    subtree_end = torch.from_numpy(ends).to(device)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < sub_end[key])
+        return (key <= query) & (query < subtree_end[key])
 
     return BlockMask.from_kv_blocks(
         *_ordered(partial, device),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from elpo_ray.forest import IntArray, TreeBatch
+from elpo_ray.forest import IntArray, PackedForest
 
 
 class PathPlan:
@@ -34,8 +34,8 @@ class PathPlan:
         self.rounds = [] if alone else _rounds(keys)
 
     @classmethod
-    def of(cls, batch: TreeBatch, device: torch.device) -> PathPlan:
-        starts, parents = batch.segments
+    def of(cls, packed: PackedForest, device: torch.device) -> PathPlan:
+        starts, parents = packed.segments
         paths: list[IntArray] = []
         for segment, parent in enumerate(parents):
             own = np.arange(starts[segment], starts[segment + 1], dtype=np.int32)

@@ -172,11 +172,11 @@ def test_a_checkpoint_becomes_a_model_folder(model: Path, tmp_path: Path, stage:
         capture_output=True, text=True, cwd=ROOT, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    from elpo_ray.learner.convert import write_model
+    from elpo_ray.learner.export import convert_checkpoint
 
     target = tmp_path / "model"
     target.mkdir()
-    write_model(tmp_path / "checkpoint", model, target)
+    convert_checkpoint(tmp_path / "checkpoint", model, target)
     want = load_file(tmp_path / "exported" / "model.safetensors")
     have = load_file(target / "model.safetensors")
     assert want.keys() == have.keys()
@@ -200,7 +200,8 @@ import socket
 probe = socket.socket(); probe.bind(("", 0)); port = probe.getsockname()[1]; probe.close()
 process = RankProcess(rank=0, world_size=1, master_address="127.0.0.1", master_port=port)
 rank = LearnerRank(model, settings, process, total_steps=1)
-rank.update(demonstrations([(list(range(9)), [False] * 4 + [True] * 5)], 1), Objective.nll)
+forest = demonstrations([(list(range(9)), [False] * 4 + [True] * 5)], 1)
+*_, stats = rank.update(forest, Objective.nll)
 rank.save(folder + "/checkpoint")
 rank.export(folder + "/exported")
 rank.close()

@@ -34,6 +34,7 @@ from tests.real.ranks import (
     run_ranks,
     settings,
     timeless,
+    updated,
     weights,
 )
 
@@ -65,40 +66,41 @@ def run_stage(stage: int, folder: Path, work: Path, process: RankProcess) -> dic
     out: dict[str, Any] = {}
     learner = new()
     out["exported"] = weights(learner)
-    out["update"] = vars(learner.update(build_forest()))
+    out["update"] = vars(updated(learner, build_forest()))
     out["weights"] = weights(learner)
 
     single = new(max_tokens=60, gradient_checkpointing=True)
-    out["single"] = vars(single.update(build_forest(trees=3)))
+    out["single"] = vars(updated(single, build_forest(trees=3)))
     out["moments"] = first_moments(single)
-    out["nll"] = vars(single.update(one_row(), Objective.nll))
+    out["nll"] = vars(updated(single, one_row(), Objective.nll))
 
     path = work / f"checkpoint_{stage}"
     learner.save(path)
-    out["continued"] = timeless(vars(learner.update(build_forest(seed=1))))
+    out["continued"] = timeless(vars(updated(learner, build_forest(seed=1))))
     out["continued_weights"] = weights(learner)
     out["full_disk"] = full_disk(learner, path)
     resumed = new()
     resumed.load(path)
-    out["resumed"] = timeless(vars(resumed.update(build_forest(seed=1))))
+    out["resumed"] = timeless(vars(updated(resumed, build_forest(seed=1))))
     out["resumed_weights"] = weights(resumed)
     resumed.export(work / f"export_{stage}")
     if stage:
-        out["rested"] = after_rests(new(), path, resumed)
+        out["onloaded"] = after_offloads(new(), path, resumed)
     return out | edges(resumed) | variants(new)
 
 
-def after_rests(learner: LearnerRank, path: Path, other: LearnerRank) -> dict[str, Any]:
-    """The step that `other` took from the checkpoint `path`, by one that rests before and after."""
+def after_offloads(learner: LearnerRank, path: Path, other: LearnerRank) -> dict[str, Any]:
+    """The step that `other` took from the checkpoint `path`, by one that is offloaded before and
+    after."""
     learner.load(path)
-    learner.rest()
-    learner.work()
-    out: dict[str, Any] = {"update": timeless(vars(learner.update(build_forest(seed=1))))}
-    learner.rest()
-    learner.work()
+    learner.offload()
+    learner.onload()
+    out: dict[str, Any] = {"update": timeless(vars(updated(learner, build_forest(seed=1))))}
+    learner.offload()
+    learner.onload()
     out["weights"] = weights(learner)
     saved = []
-    for rank, name in ((learner, "rested"), (other, "awake")):
+    for rank, name in ((learner, "offloaded"), (other, "kept")):
         target = path.with_name(f"{name}_{path.name}")
         rank.save(target)
         saved.append({f.name: f.read_bytes() for f in target.rglob("*") if f.is_file()})
@@ -129,38 +131,38 @@ def edges(learner: LearnerRank) -> dict[str, Any]:
         for t in trees
     ]
     out: dict[str, Any] = {
-        "neutral": vars(learner.update(TrainForest(minibatches=[flat]))),
-        "empty": vars(learner.update(TrainForest(minibatches=[]))),
+        "neutral": vars(updated(learner, TrainForest(minibatches=[flat]))),
+        "empty": vars(updated(learner, TrainForest(minibatches=[]))),
     }
     broken = replace(trees[0], advantage=trees[0].advantage + np.nan)
     nan = TrainForest(minibatches=[[broken, *trees[1:]]])
-    out["nan"] = error_of(lambda: learner.update(nan))
+    out["nan"] = error_of(lambda: updated(learner, nan))
     alien = replace(trees[0], ids=np.full_like(trees[0].ids, VOCAB))
-    out["alien"] = error_of(lambda: learner.update(TrainForest(minibatches=[[alien]])))
+    out["alien"] = error_of(lambda: updated(learner, TrainForest(minibatches=[[alien]])))
     after = weights(learner)
     out["unchanged"] = all(torch.equal(before[name], after[name]) for name in before)
-    out["after_nan"] = learner.update(forest).grad_norm
+    out["after_nan"] = updated(learner, forest).grad_norm
     return out
 
 
 def variants(new: Callable[..., LearnerRank]) -> dict[str, Any]:
     """KL to the reference, offload, several epochs, bf16, a fresh optimizer."""
     kl = new(loss=LossConfig(kl_coef=0.1), epochs=2)
-    out: dict[str, Any] = {"kl": vars(kl.update(build_forest(trees=3)))}
+    out: dict[str, Any] = {"kl": vars(updated(kl, build_forest(trees=3)))}
     start = weights(kl)
     kl.reset_optimizer(replace(OPTIMIZER, lr=1e-9), total_steps=5)
-    kl.update(build_forest(trees=3))
-    out["reset_step"] = kl.optimizer_step
+    updated(kl, build_forest(trees=3))
+    out["reset_step"] = kl._step
     moved = weights(kl)
     out["reset_moved"] = max((float((moved[n] - start[n]).abs().max()) for n in start), default=0)
     offloaded = new(offload_optimizer=True)
-    offloaded.update(build_forest())
+    updated(offloaded, build_forest())
     out["offloaded"] = weights(offloaded)
     flat = new(packing=Packing.flat)
-    out["flat"] = vars(flat.update(build_forest()))
+    out["flat"] = vars(updated(flat, build_forest()))
     out["flat_weights"] = weights(flat)
     half = new(precision=Precision.bf16)
-    out["bf16"] = vars(half.update(build_forest()))
+    out["bf16"] = vars(updated(half, build_forest()))
     out["bf16_dtypes"] = {t.dtype for t in weights(half).values()}
     return out
 
@@ -290,11 +292,11 @@ def test_resuming_is_bit_identical(ranks: list[dict[Any, Any]], stage: int) -> N
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_rest_changes_nothing(ranks: list[dict[Any, Any]], stage: int) -> None:
+def test_offloading_changes_nothing(ranks: list[dict[Any, Any]], stage: int) -> None:
     for rank in ranks:
-        assert rank[stage]["rested"]["update"] == rank[stage]["continued"]
-        assert rank[stage]["rested"]["same checkpoint"]
-    there, here = ranks[0][stage]["continued_weights"], ranks[0][stage]["rested"]["weights"]
+        assert rank[stage]["onloaded"]["update"] == rank[stage]["continued"]
+        assert rank[stage]["onloaded"]["same checkpoint"]
+    there, here = ranks[0][stage]["continued_weights"], ranks[0][stage]["onloaded"]["weights"]
     assert all(torch.equal(tensor, here[name]) for name, tensor in there.items())
 
 
@@ -325,7 +327,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
         result = rank[stage]["full_disk"]
         assert all(e.startswith("OSError") and "was not written" in e for e in result["errors"])
         assert result["untouched"]
-    assert not list(work.glob("*.partial"))
+    assert not list(work.glob(".partial-*"))
     assert not (work / "never").exists()
 
 

@@ -26,6 +26,7 @@ from tests.real.ranks import (
     run_ranks,
     settings,
     timeless,
+    updated,
     weights,
 )
 
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.real
 
 STAGES = (0, 1, 2, 3)
 STEPS = 8
-"""Of the run that is not killed."""
+"""Steps of the run that is not killed."""
 
 
 def new(process: RankProcess, folder: Path, stage: int, **changes: Any) -> LearnerRank:
@@ -41,7 +42,7 @@ def new(process: RankProcess, folder: Path, stage: int, **changes: Any) -> Learn
 
 
 def three_more(learner: LearnerRank) -> dict[str, Any]:
-    updates = [timeless(vars(learner.update(build_forest(seed=seed)))) for seed in (1, 2, 3)]
+    updates = [timeless(vars(updated(learner, build_forest(seed=seed)))) for seed in (1, 2, 3)]
     return {"updates": updates, "weights": weights(learner)}
 
 
@@ -50,7 +51,7 @@ def save_each(process: RankProcess, folder: Path, work: Path) -> dict[Any, Any]:
     out: dict[Any, Any] = {}
     for name, stage, changes in CASES:
         learner = new(process, folder, stage, **changes)
-        learner.update(build_forest())
+        updated(learner, build_forest())
         learner.save(work / name)
         out[name] = three_more(learner)
         again = new(process, folder, stage, **changes)
@@ -67,11 +68,11 @@ def save_each(process: RankProcess, folder: Path, work: Path) -> dict[Any, Any]:
 def save_in_background(learner: LearnerRank, work: Path) -> dict[str, Any]:
     """Beside an ordinary save of the same state; the learner steps on while it is written."""
     path, out = work / "background", {}
-    learner.update(build_forest())
+    updated(learner, build_forest())
     learner.save(work / "foreground")
     learner.save(path, background=True)
     out["early"] = path.exists()
-    learner.update(build_forest(seed=1))
+    updated(learner, build_forest(seed=1))
     learner.finish_save()
     out["differences"] = [
         key for key, tensor in tensors(work / "foreground").items()
@@ -196,7 +197,7 @@ def steps(process: RankProcess, folder: Path, work: Path, first: int, count: int
         learner.load(work / f"step_{first}")
     losses = []
     for step in range(first, first + count):
-        losses.append(timeless(vars(learner.update(build_forest(seed=step)))))
+        losses.append(timeless(vars(updated(learner, build_forest(seed=step)))))
         learner.save(work / f"step_{step + 1}")
     return losses
 

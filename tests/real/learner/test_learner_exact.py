@@ -28,6 +28,7 @@ from tests.real.ranks import (
     run_ranks,
     settings,
     timeless,
+    updated,
 )
 
 pytestmark = pytest.mark.real
@@ -64,10 +65,10 @@ class Watched(LearnerRank):
 
     gradients: dict[str, torch.Tensor]
 
-    def _apply(self) -> float | None:
+    def _apply(self, rate: float) -> float | None:
         pieces = self._engine.optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
         self.gradients = {n: pieces[p.ds_id].clone() for n, p in self.model.named_parameters()}
-        return super()._apply()
+        return super()._apply(rate)
 
 
 def in_float64(process: RankProcess, folder: Path) -> dict[Any, Any]:
@@ -77,11 +78,11 @@ def in_float64(process: RankProcess, folder: Path) -> dict[Any, Any]:
         learner = Watched(folder, settings(3, packing=packing), process, total_steps=TOTAL_STEPS)
         forest = build_forest(trees=3)
         (trees,) = forest.minibatches
-        packs = plan(trees, learner._rules(Objective.surrogate)).ranks[process.rank]
+        packs = plan(trees, learner._passes.rules(Objective.surrogate)).ranks[process.rank]
         logp: dict[tuple[int, int], float] = {}
         with torch.no_grad():
             for items in packs:
-                values = learner._forward(learner._engine, Pack(items)).tolist()
+                values = learner._passes.log_probs(learner._engine, Pack(items)).tolist()
                 places = [
                     (next(i for i, tree in enumerate(trees) if tree is item.tree), int(token))
                     for item in items
@@ -89,7 +90,7 @@ def in_float64(process: RankProcess, folder: Path) -> dict[Any, Any]:
                 ]
                 # A dummy scores one token, which is in no tree.
                 logp |= dict(zip(places, values, strict=bool(items)))
-        stats = learner.update(forest)
+        stats = updated(learner, forest)
         out[packing] = {
             "dtypes": {p.dtype for p in learner.model.parameters()},
             "logp": logp,
@@ -160,7 +161,7 @@ def curve(process: RankProcess, folder: Path) -> dict[Any, Any]:
         chosen = settings(2, packing=packing)
         learner = LearnerRank(folder, chosen, process, total_steps=TOTAL_STEPS)
         losses[packing] = [
-            timeless(vars(learner.update(build_forest(seed=seed)))) for seed in range(10)
+            timeless(vars(updated(learner, build_forest(seed=seed)))) for seed in range(10)
         ]
     return losses
 

@@ -20,7 +20,7 @@ from elpo_ray.config.learner import LoraConfig, Packing
 from elpo_ray.config.model import Precision
 from elpo_ray.learner import LearnerRank, Objective, RankProcess
 from elpo_ray.learner.batching import Pack
-from elpo_ray.learner.convert import write_model
+from elpo_ray.learner.export import convert_checkpoint
 from elpo_ray.learner.masters import Masters, state_tensors
 from elpo_ray.weights.host import HostPublisher
 from tests.real.conftest import Running, build_qwen2, exact
@@ -34,6 +34,7 @@ from tests.real.ranks import (
     run_ranks,
     settings,
     timeless,
+    updated,
     weights,
 )
 
@@ -51,13 +52,13 @@ def state(learner: LearnerRank) -> dict[str, torch.Tensor]:
 
 
 def logp(learner: LearnerRank) -> torch.Tensor:
-    """Of the scored tokens of some demonstration."""
+    """Log-probabilities of the scored tokens of one demonstration."""
     from elpo_ray.forest import plan
 
-    rules = learner._rules(Objective.nll)
+    rules = learner._passes.rules(Objective.nll)
     (packs, *_) = plan(one_row().minibatches[0], rules).ranks
     with torch.no_grad():
-        return learner._forward(learner._engine, Pack(packs[0]))
+        return learner._passes.log_probs(learner._engine, Pack(packs[0]))
 
 
 def every_stage(process: RankProcess, folder: Path, work: Path) -> dict[Any, Any]:
@@ -71,7 +72,7 @@ def run_stage(stage: int, folder: Path, work: Path, process: RankProcess) -> dic
 
     learner = new(gradient_checkpointing=True)
     out: dict[str, Any] = {"before": state(learner), "logp_before": logp(learner)}
-    out["update"] = vars(learner.update(build_forest()))
+    out["update"] = vars(updated(learner, build_forest()))
     out["after"], out["weights"] = state(learner), weights(learner)
     pieces = Masters(learner._engine)._pieces()
     out["optimizer_numel"] = sum(piece.numel() for piece in pieces)
@@ -79,11 +80,11 @@ def run_stage(stage: int, folder: Path, work: Path, process: RankProcess) -> dic
     with learner._reference_policy():
         out["logp_reference"] = logp(learner)
     flat = new(packing=Packing.flat)
-    out["flat"] = vars(flat.update(build_forest()))
+    out["flat"] = vars(updated(flat, build_forest()))
     kl = new(loss=LossConfig(kl_coef=0.1), epochs=2)
-    out["kl"] = vars(kl.update(build_forest(trees=3)))
+    out["kl"] = vars(updated(kl, build_forest(trees=3)))
     half = new(precision=Precision.bf16)
-    out["bf16"] = vars(half.update(build_forest()))
+    out["bf16"] = vars(updated(half, build_forest()))
     resume_and_restart(learner, new(), work / f"stage_{stage}", out)
     full = LearnerRank(folder, settings(stage), process, total_steps=TOTAL_STEPS)
     out["refused"] = error_of(lambda: full.load(work / f"stage_{stage}" / "checkpoint"))
@@ -97,18 +98,18 @@ def resume_and_restart(
         work.mkdir(exist_ok=True)
     learner.save(work / "checkpoint")
     learner.export(work / "export")
-    out["continued"] = timeless(vars(learner.update(build_forest(seed=1))))
+    out["continued"] = timeless(vars(updated(learner, build_forest(seed=1))))
     out["continued_state"] = state(learner)
     resumed.load(work / "checkpoint")
-    out["resumed"] = timeless(vars(resumed.update(build_forest(seed=1))))
+    out["resumed"] = timeless(vars(updated(resumed, build_forest(seed=1))))
     out["resumed_state"] = state(resumed)
     # Another phase: the merged weights become the frozen ones, under new adapters.
     learner.export(work / "second")
     out["logp_second"] = logp(learner)
     learner.reset_optimizer(OPTIMIZER, 5, work / "second")
     out["second"], out["logp_restarted"] = state(learner), logp(learner)
-    out["second_update"] = vars(learner.update(build_forest(trees=3)))
-    out["step"] = learner.optimizer_step
+    out["second_update"] = vars(updated(learner, build_forest(trees=3)))
+    out["step"] = learner._step
 
 
 def publish_parts(process: RankProcess, folder: Path, target: Path) -> list[dict[str, Any]]:
@@ -117,7 +118,7 @@ def publish_parts(process: RankProcess, folder: Path, target: Path) -> list[dict
     chosen.learner.optimizer.lr = 0.1
     learner = LearnerRank(folder, chosen, process, total_steps=TOTAL_STEPS)
     for seed in range(3):
-        learner.update(build_forest(seed=seed))
+        updated(learner, build_forest(seed=seed))
     learner.export(target)
     return [{n: t.clone() for n, t in b.items()} for b in learner.weight_buckets(20_000)]
 
@@ -225,7 +226,7 @@ def test_merged_weights_are_the_policy(
         log_probs = model(ids).logits[0, :-1].log_softmax(-1)
     expected = log_probs.gather(1, ids[0, 1:, None])[3:, 0]
     torch.testing.assert_close(ranks[0][stage]["logp"], expected, rtol=1e-5, atol=1e-5)
-    write_model(work / f"stage_{stage}" / "checkpoint", folder, tmp_path)
+    convert_checkpoint(work / f"stage_{stage}" / "checkpoint", folder, tmp_path)
     converted = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(t, converted[n]) for n, t in model.state_dict().items())
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train_trees import token_columns
 
 from elpo_ray.config.algorithm import (
     Aggregation,
@@ -102,14 +103,13 @@ def test_unique_tokens_and_flat_sequences_have_one_objective_and_gradient(
         logp = (old + noise).requires_grad_()
         at = torch.from_numpy(index.astype(np.int64))
         node = train.token_node[index]
-        batch = TokenBatch(
+        columns = token_columns(
             weight=torch.from_numpy(weight),
             advantage=torch.from_numpy(train.advantage[node]),
             clip_low=torch.from_numpy(train.clip_low[node]),
-            old_logp=old[at],
             rollout_logp=old[at],
-            entropy=old[at],
         )
+        batch = TokenBatch(columns=columns, old_logp=old[at], entropy=old[at])
         loss, _ = surrogate_loss(logp[at], batch, ClipConfig(), LossConfig())
         loss.backward()
         assert logp.grad is not None
@@ -166,8 +166,8 @@ def test_arrays_of_a_branching_tree() -> None:
 def test_minibatches_keep_order_and_the_last_may_be_short() -> None:
     forest = forest_of([branching() for _ in range(5)], Aggregation.token_mean, size=2)
     assert [len(m) for m in forest.minibatches] == [2, 2, 1]
-    assert forest.num_leaves == 10
-    assert forest.num_tokens == 50
+    assert sum(len(tree.leaves) for tree in forest.trees) == 10
+    assert sum(len(tree.ids) for tree in forest.trees) == 50
     assert forest.minibatches[2][0].leaf_weight[0] == pytest.approx(1 / 9)
     assert forest.minibatches[0][0].leaf_weight[0] == pytest.approx(1 / 18)
 
@@ -277,8 +277,8 @@ def test_attribution_each_is_the_objective_of_the_leaves_as_flat_sequences(
         at = torch.from_numpy(index.astype(np.int64))
         tensors = {name: torch.from_numpy(value) for name, value in values.items()}
         low = torch.full((len(index),), 0.8, dtype=torch.float64)
-        same = {"old_logp": old[at], "rollout_logp": old[at], "entropy": old[at]}
-        batch = TokenBatch(clip_low=low, **same, **tensors)
+        columns = token_columns(clip_low=low, rollout_logp=old[at], **tensors)
+        batch = TokenBatch(columns=columns, old_logp=old[at], entropy=old[at])
         loss, _ = surrogate_loss(logp[at], batch, ClipConfig(), loss_config)
         loss.backward()
         assert logp.grad is not None

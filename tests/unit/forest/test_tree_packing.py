@@ -70,7 +70,7 @@ def model() -> Iterator[Qwen2ForCausalLM]:
 
 
 Logps = dict[tuple[int, int], list[float]]
-"""By number of the tree and place of the token in it."""
+"""Log-probabilities by number of the tree and place of the token in it."""
 
 
 def old_logp(tree: TrainTree) -> np.ndarray:
@@ -80,26 +80,22 @@ def old_logp(tree: TrainTree) -> np.ndarray:
 
 
 def run_packs(
-    model: Qwen2ForCausalLM, trees: list[TrainTree], packs: list[list[Item]], form: BatchLayout
+    model: Qwen2ForCausalLM, trees: list[TrainTree], packs: list[list[Item]], layout: BatchLayout
 ) -> tuple[float, Logps, torch.Tensor]:
     """Loss, log-probabilities and the flattened gradient, summed over packs."""
-    model.set_attn_implementation("sdpa" if form.backend is None else IMPLEMENTATION)
+    model.set_attn_implementation("sdpa" if layout.backend is None else IMPLEMENTATION)
     policy = PolicyModule(model)
     policy.zero_grad()
     number = {id(tree): i for i, tree in enumerate(trees)}
     total, logps = 0.0, Logps()
     for items in packs:
-        batch = collate(Pack(items), form)
+        batch = collate(Pack(items), layout)
         logp, entropy = policy(batch.inputs, 0.7)
         places = [(number[id(i.tree)], int(t)) for i in items for t in lay_out([i]).scored]
         old = [old_logp(trees[tree])[token] for tree, token in places] or [0.0]
         tokens = TokenBatch(
-            weight=batch.weight,
-            advantage=batch.advantage,
-            negative_advantage=batch.negative_advantage,
-            clip_low=batch.clip_low,
+            columns=batch.columns,
             old_logp=torch.tensor(old, dtype=torch.float64),
-            rollout_logp=batch.rollout_logp,
             entropy=entropy,
         )
         loss, stats = surrogate_loss(logp, tokens, ClipConfig(), LossConfig(dual_clip=3.0))
@@ -179,7 +175,7 @@ def test_no_packing_changes_the_update(
     planned = plan(trees, replace(RULES, max_tokens=max_tokens, world_size=world, share_gain=gain))
     assert len({len(packs) for packs in planned.ranks}) == 1
     for pack in (pack for packs in planned.ranks for pack in packs):
-        assert sum(item.load.tokens for item in pack) <= max_tokens
+        assert sum(item.size.tokens for item in pack) <= max_tokens
     packs = [pack for packs in planned.ranks for pack in packs]
     loss, _, grad = run_packs(model, trees, packs, TREE)
     want_loss, _, want_grad = run_packs(model, trees, plan(trees, RULES).ranks[0], TREE)
@@ -225,21 +221,21 @@ def test_layout_of_any_tree(trees: list[TrainTree], slack: int) -> None:
         batch = lay_out(items)
         owner = np.repeat(np.arange(len(items)), [len(lay_out([i]).scored) for i in items])
         place = np.arange(len(batch.ids))
-        for at, token, number in zip(batch.sel, batch.scored, owner, strict=True):
+        for at, token, number in zip(batch.predicted_from, batch.scored, owner, strict=True):
             tree = items[number].tree
             path = next(s for s in tree.sequences() if token in s)
             before = path[: list(path).index(token)]
-            visible = place[(place <= at) & (at < batch.sub_end)]
+            visible = place[(place <= at) & (at < batch.subtree_end)]
             assert batch.ids[visible].tolist() == tree.ids[before].tolist()
-            assert batch.pos[visible].tolist() == list(range(len(before)))
+            assert batch.positions[visible].tolist() == list(range(len(before)))
             seen.append((id(tree), int(token)))
         starts, parents = batch.segments
         for segment, parent in enumerate(parents):
-            before = batch.pred[starts[segment]]
+            before = batch.previous[starts[segment]]
             assert (parent < 0) == (before < 0)
             assert parent < 0 or starts[parent] <= before == starts[parent + 1] - 1
             inside = np.arange(starts[segment] + 1, starts[segment + 1])
-            assert (batch.pred[inside] == inside - 1).all()
+            assert (batch.previous[inside] == inside - 1).all()
     kept = {
         (id(tree), int(t)) for tree in trees for s in tree.sequences() for t in s if tree.agent[t]
     }
@@ -255,7 +251,7 @@ def test_a_division_repeats_as_little_as_possible() -> None:
     by_leaf = sorted(sorted(item.leaves.tolist()) for pack in items for item in pack)
     assert by_leaf == [[0, 1], [2, 3]]
     repeated = (
-        sum(i.load.tokens for pack in items for i in pack) - plan([tree], RULES).actual.tokens
+        sum(i.size.tokens for pack in items for i in pack) - plan([tree], RULES).actual.tokens
     )
     assert repeated == 9
 

@@ -19,8 +19,8 @@ from torch import nn
 from elpo_ray.config.learner import AttentionBackend, LrSchedule, OptimizerConfig
 from elpo_ray.forest import CostModel, Rules, TrainForest, demonstrations, plan
 from elpo_ray.learner import policy, speed
+from elpo_ray.learner.backend import learning_rate, restart
 from elpo_ray.learner.batching import BatchLayout, Pack, collate
-from elpo_ray.learner.optimizer import apply_config, forget, learning_rate
 from elpo_ray.learner.policy import LogProbHead
 from elpo_ray.learner.stats import entropy_moments
 
@@ -59,12 +59,12 @@ def forest(lengths: list[int]) -> TrainForest:
 
 
 def peak_bytes() -> int:
-    """Of this program: `ru_maxrss` would begin with what the parent held when it was started."""
+    """This program's peak: `ru_maxrss` would begin with what the parent held when it started it."""
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
     return int(line.split()[1]) * 1024
 
 
-def tell_head_peak(sender: Connection, rows: int) -> None:
+def send_head_peak(sender: Connection, rows: int) -> None:
     """Send the bytes that a head of 150k entries adds to this process's peak, both ways."""
     head = LogProbHead(nn.Linear(64, 150_000, bias=False))
     hidden = torch.randn(rows, 64, requires_grad=True)
@@ -79,7 +79,7 @@ def test_the_head_of_a_large_vocabulary_takes_little_memory() -> None:
     """All logits of these rows would be 614 MB, and their gradient as much again."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads' locks
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=tell_head_peak, args=(sender, 1024))
+    process = context.Process(target=send_head_peak, args=(sender, 1024))
     process.start()
     process.join()
     assert 0 < receiver.recv() < 300e6
@@ -111,9 +111,9 @@ def test_a_plan_holds_every_row_once_within_the_budget(lengths: list[int], world
     assert sorted(id(item.tree) for item in placed) == sorted(map(id, trees))
     for packs in ranks:
         for pack in packs:
-            assert len(pack) * max((item.load.tokens for item in pack), default=0) <= 40
-    loads = [sum(COST(i.load) for pack in packs for i in pack) for packs in ranks]
-    assert max(loads) - min(loads) <= max(COST(item.load) for item in placed)
+            assert len(pack) * max((item.size.tokens for item in pack), default=0) <= 40
+    loads = [sum(COST(i.size) for pack in packs for i in pack) for packs in ranks]
+    assert max(loads) - min(loads) <= max(COST(item.size) for item in placed)
 
 
 def test_a_row_over_the_budget_is_named() -> None:
@@ -128,8 +128,8 @@ def test_a_pack_of_rows_predicts_each_trained_token_from_the_one_before() -> Non
     # Agent tokens of the first are at 1, 2, 4, 5 and of the second at 1, 2; cut after the last.
     assert batch.inputs.ids.tolist() == [[10, 11, 12, 13, 14], [10, 11, 0, 0, 0]]
     assert batch.inputs.targets.tolist() == [11, 12, 14, 15, 11, 12]
-    assert batch.inputs.select.tolist() == [0, 1, 3, 4, 5, 6]
-    assert batch.weight.tolist() == pytest.approx([1 / 6] * 6)
+    assert batch.inputs.predicted_from.tolist() == [0, 1, 3, 4, 5, 6]
+    assert batch.columns.weight.tolist() == pytest.approx([1 / 6] * 6)
 
 
 def test_sequences_without_advantage_are_left_out_only_where_it_matters() -> None:
@@ -145,8 +145,8 @@ def test_a_dummy_has_no_weight(backend: AttentionBackend | None) -> None:
     ranks = plan(forest([6]).minibatches[0], rules(world_size=2)).ranks
     assert ranks[1] == [[]]
     dummy = collate(Pack(ranks[1][0]), BatchLayout(torch.device("cpu"), backend))
-    assert dummy.weight.tolist() == [0]
-    assert len(dummy.inputs.select) == 1
+    assert dummy.columns.weight.tolist() == [0]
+    assert len(dummy.inputs.predicted_from) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_learning_rates_by_hand() -> None:
     assert cosine == pytest.approx([4 * (1 + math.cos(math.pi * k / 4)) for k in range(4)] + [0, 0])
 
 
-def test_a_forgetful_optimizer_steps_like_a_new_one() -> None:
+def test_an_optimizer_that_starts_again_steps_like_a_new_one() -> None:
     def step(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> None:
         weight.grad = torch.tensor([0.3, -0.2])
         optimizer.step()
@@ -195,8 +195,7 @@ def test_a_forgetful_optimizer_steps_like_a_new_one() -> None:
     used = torch.optim.AdamW([old], lr=1.0)
     for _ in range(3):
         step(used, old)
-    forget(used)
-    apply_config(used, cfg)
+    restart(used, cfg)
     with torch.no_grad():
         old.copy_(new)
     fresh = torch.optim.AdamW([new], lr=0.1, betas=(0.8, 0.9), weight_decay=cfg.weight_decay)
@@ -234,6 +233,6 @@ def test_signed_parts_and_shares_reach_the_pack() -> None:
     )
     # Pulled both ways is not untrained.
     ((items,),) = plan([tree], rules(needs_advantage=True)).ranks
-    tensors = collate(Pack(items), ROWS)
-    assert tensors.negative_advantage.tolist() == [2.0] * len(tensors.weight)
-    assert tensors.weight.tolist() == pytest.approx([tree.leaf_weight[0] / 4] * len(tensors.weight))
+    columns = collate(Pack(items), ROWS).columns
+    assert columns.negative_advantage.tolist() == [2.0] * len(columns.weight)
+    assert columns.weight.tolist() == pytest.approx([tree.leaf_weight[0] / 4] * len(columns.weight))

@@ -45,14 +45,14 @@ def test_merged_weights_are_the_adapted_model(tied: bool) -> None:
     stirred(adapted)
     state = adapted.state_dict()
     merged = {}
-    parts = lora.parts(state)
-    for name, part in parts.items():
+    sources = lora.sources(state)
+    for name, part in sources.items():
         base = state[part.base]
         merged[name] = base
         if part.down is not None and part.up is not None:
             merged[name] = lora.merged(base, state[part.down], state[part.up], lora.scale(config))
     assert list(merged) == names
-    assert sum(part.down is not None for part in parts.values()) == 2 * 7
+    assert sum(part.down is not None for part in sources.values()) == 2 * 7
     plain.load_state_dict(merged)
     assert (plain(ids).logits - build(tied)(ids).logits).abs().max() > 0.01
     torch.testing.assert_close(adapted(ids).logits, plain(ids).logits, rtol=1e-12, atol=1e-12)
@@ -80,5 +80,5 @@ def test_a_wrong_target_is_named(module: str) -> None:
 
 def test_a_name_that_resembles_an_adapter_is_no_adapter() -> None:
     names = ["a.base_layer.bias", "a.weight", "b.lora_A.other.weight"]
-    assert list(lora.parts(names)) == ["a.bias", "a.weight", "b.lora_A.other.weight"]
-    assert all(part.down is None for part in lora.parts(names).values())
+    assert list(lora.sources(names)) == ["a.bias", "a.weight", "b.lora_A.other.weight"]
+    assert all(part.down is None for part in lora.sources(names).values())

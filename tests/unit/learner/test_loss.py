@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from operator import itemgetter
 
 import pytest
 import torch
+from train_trees import token_columns
 
 from elpo_ray.config.algorithm import ClipConfig, LossConfig
 from elpo_ray.learner.loss import LossStats, TokenBatch, k3, nll_loss, surrogate_loss
@@ -22,7 +24,8 @@ def batch(size: int = 1, **values: float | list[float]) -> TokenBatch:
         key: torch.tensor(v if isinstance(v, list) else [v] * size, dtype=torch.float64)
         for key, v in (base | values).items()
     }
-    return TokenBatch(**tensors)
+    own = {key: tensors.pop(key) for key in ("old_logp", "entropy")}
+    return TokenBatch(columns=token_columns(**tensors), **own)
 
 
 def evaluate(
@@ -187,20 +190,22 @@ def test_losses_and_statistics_of_parts_add_up() -> None:
         return torch.randn(40, generator=generator, dtype=torch.float64)
 
     logp, old = -random().abs(), -random().abs()
-    tokens = TokenBatch(
+    columns = token_columns(
         weight=random().abs(),
         advantage=random(),
         clip_low=torch.where(random() > 0, ELC_LOW, DEFAULT_LOW).double(),
-        old_logp=old,
         rollout_logp=old + 0.1 * random(),
-        entropy=random().abs(),
     )
+    entropy = random().abs()
+    tokens = TokenBatch(columns=columns, old_logp=old, entropy=entropy)
     cfg = LossConfig(icepop=(0.95, 1.05))
     loss, whole = surrogate_loss(logp, tokens, CLIP, cfg)
     parts = []
     for part in (slice(0, 13), slice(13, 40), slice(40, 40)):
-        picked = {k: None if v is None else v[part] for k, v in vars(tokens).items()}
-        parts.append(surrogate_loss(logp[part], TokenBatch(**picked), CLIP, cfg))
+        picked = TokenBatch(
+            columns=columns.map(itemgetter(part)), old_logp=old[part], entropy=entropy[part]
+        )
+        parts.append(surrogate_loss(logp[part], picked, CLIP, cfg))
     assert sum(part for part, _ in parts).item() == pytest.approx(loss.item(), rel=1e-12)
     total = parts[0][1] + parts[1][1] + parts[2][1]
     for name, value in vars(whole).items():
@@ -255,9 +260,7 @@ def test_signed_parts_are_the_mean_over_leaves_of_either_sign(
     """Leaves with advantages 2, 0.5, -1.5 and -0.5 share a token; ρ is clipped leaf by leaf."""
     cfg = LossConfig(dual_clip=dual_clip)
     leaves = [evaluate(ratio, batch(advantage=a, weight=0.25), cfg) for a in (2.0, 0.5, -1.5, -0.5)]
-    together = replace(
-        batch(advantage=0.125), negative_advantage=torch.tensor([0.5], dtype=torch.float64)
-    )
+    together = batch(advantage=0.125, negative_advantage=0.5)
     value, gradient, _ = evaluate(ratio, together, cfg)
     assert value == pytest.approx(sum(leaf[0] for leaf in leaves), abs=1e-12)
     assert gradient == pytest.approx(sum(leaf[1] for leaf in leaves), abs=1e-12)

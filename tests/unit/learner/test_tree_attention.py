@@ -25,7 +25,7 @@ from transformers import (
 from elpo_ray.config.algorithm import Aggregation
 from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.config.model import Precision
-from elpo_ray.forest import TreeBatch, lay_out, plan
+from elpo_ray.forest import PackedForest, lay_out, plan
 from elpo_ray.learner.attention import IMPLEMENTATION, choose_backend, why_not
 from elpo_ray.learner.attention.blocks import BlockPlan
 from elpo_ray.learner.attention.flex import FlexPlan, block_mask
@@ -36,39 +36,39 @@ from elpo_ray.learner.policy import PolicyModule, load_policy
 CPU = torch.device("cpu")
 
 
-def forest() -> TreeBatch:
+def forest() -> PackedForest:
     trees = weighted([build(0), build(1), build(2)], Aggregation.token_mean)
     ((items,),) = plan(trees, RULES).ranks
     return lay_out(items)
 
 
-def tensors(batch: TreeBatch, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+def tensors(packed: PackedForest, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
     """Query with 4 heads, key and value with 2, of width 8."""
     torch.manual_seed(0)
-    count = len(batch.ids)
+    count = len(packed.ids)
     return [torch.randn(count, n, 8, dtype=dtype, requires_grad=True) for n in (4, 2, 2)]
 
 
-def dense(batch: TreeBatch) -> torch.Tensor:
+def dense(packed: PackedForest) -> torch.Tensor:
     """The mask by its definition. Shape: [T, T]."""
-    place = np.arange(len(batch.ids))
+    place = np.arange(len(packed.ids))
     query, key = place[:, None], place[None]
-    return torch.from_numpy((key <= query) & (query < batch.sub_end[key]))
+    return torch.from_numpy((key <= query) & (query < packed.subtree_end[key]))
 
 
-def reference(batch: TreeBatch, qkv: list[torch.Tensor], scale: float) -> torch.Tensor:
+def reference(packed: PackedForest, qkv: list[torch.Tensor], scale: float) -> torch.Tensor:
     query, key, value = (t.transpose(0, 1) for t in qkv)
     key, value = (t.repeat_interleave(2, 0) for t in (key, value))
     scores = (query @ key.transpose(1, 2)) * scale
-    weights = scores.masked_fill(~dense(batch), float("-inf")).softmax(-1)
+    weights = scores.masked_fill(~dense(packed), float("-inf")).softmax(-1)
     return (weights @ value).transpose(0, 1)
 
 
 def test_blocks_equal_the_dense_mask_forward_and_backward() -> None:
-    batch = forest()
-    qkv = tensors(batch)
-    out = BlockPlan.of(batch, CPU, torch.float64).attend(*qkv, 0.3)
-    want = reference(batch, qkv, 0.3)
+    packed = forest()
+    qkv = tensors(packed)
+    out = BlockPlan.of(packed, CPU, torch.float64).attend(*qkv, 0.3)
+    want = reference(packed, qkv, 0.3)
     torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
     above = torch.randn_like(out)
     found = torch.autograd.grad(out, qkv, above)
@@ -79,13 +79,13 @@ def test_blocks_equal_the_dense_mask_forward_and_backward() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_gathered_paths_under_a_causal_mask_are_tree_attention(shared: bool) -> None:
     """What flash attention computes of the path plan, one segment at a time."""
-    batch = forest()
+    packed = forest()
     if not shared:
         ((items,),) = plan([build_chain()], RULES).ranks
-        batch = lay_out(items)
-    paths = PathPlan.of(batch, CPU)
+        packed = lay_out(items)
+    paths = PathPlan.of(packed, CPU)
     assert (paths.keys is None) != shared
-    qkv = tensors(batch)
+    qkv = tensors(packed)
     query, key, value = qkv[0], paths.gather(qkv[1]), paths.gather(qkv[2])
     parts = []
     spans = zip(paths.query_starts.tolist(), paths.key_starts.tolist(), strict=True)
@@ -97,7 +97,7 @@ def test_gathered_paths_under_a_causal_mask_are_tree_attention(shared: bool) -> 
         parts.append((scores.softmax(-1) @ part[2]).transpose(0, 1))
         assert q1 - q0 <= paths.longest_query
         assert k1 - k0 <= paths.longest_key
-    out, want = torch.cat(parts), reference(batch, qkv, 0.3)
+    out, want = torch.cat(parts), reference(packed, qkv, 0.3)
     torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
     above = torch.randn_like(out)
     found = torch.autograd.grad(out, qkv, above)
@@ -123,11 +123,11 @@ def test_copies_of_a_key_add_up_in_full_precision() -> None:
 def test_flex_mask_and_its_blocks() -> None:
     trees = weighted([build(0), build(1), build(2)] * 3, Aggregation.token_mean)
     ((items,),) = plan(trees, RULES).ranks
-    batch = lay_out(items)
-    assert len(batch.ids) > 3 * 128
-    mine = block_mask(batch, CPU)
-    seen = dense(batch)
-    count = len(batch.ids)
+    packed = lay_out(items)
+    assert len(packed.ids) > 3 * 128
+    mine = block_mask(packed, CPU)
+    seen = dense(packed)
+    count = len(packed.ids)
     theirs = create_block_mask(lambda b, h, q, k: seen[q, k], None, None, count, count, "cpu")
     for name in ("kv", "full_kv"):
         counts = getattr(theirs, f"{name}_num_blocks")
@@ -135,9 +135,9 @@ def test_flex_mask_and_its_blocks() -> None:
         for row, number in enumerate(counts[0, 0].tolist()):
             rows = (getattr(m, f"{name}_indices")[0, 0, row, :number] for m in (mine, theirs))
             assert len({tuple(sorted(r.tolist())) for r in rows}) == 1
-    qkv = [t.detach() for t in tensors(batch, torch.float32)]
-    out = FlexPlan.of(batch, CPU).attend(*qkv, 0.3)
-    torch.testing.assert_close(out, reference(batch, qkv, 0.3), rtol=1e-4, atol=1e-5)
+    qkv = [t.detach() for t in tensors(packed, torch.float32)]
+    out = FlexPlan.of(packed, CPU).attend(*qkv, 0.3)
+    torch.testing.assert_close(out, reference(packed, qkv, 0.3), rtol=1e-4, atol=1e-5)
 
 
 def small() -> Qwen2ForCausalLM:
