@@ -336,14 +336,14 @@ class LearnerRank:
         rank, scale = 0 if everywhere else self._process.rank, lora.scale(self._lora)
         return export.weight_buckets(self.model, rank, max_bytes, scale)
 
-    def rest(self) -> None:
-        """Leave the device to others, all states in host memory; nothing but `work` may follow. The
-        reference policy is let go, and built again when it is needed."""
+    def offload(self) -> None:
+        """Leave the device to others, all states in host memory; nothing but `onload` may follow.
+        The reference policy is let go, and built again when it is needed."""
         self._reference = None
         resting.leave(self._engine)
 
-    def work(self) -> None:
-        """Go on after `rest`."""
+    def onload(self) -> None:
+        """Go on after `offload`."""
         resting.enter(self._engine)
 
     def export(self, path: str | Path) -> None:

@@ -91,11 +91,11 @@ def run_stage(stage: int, folder: Path, work: Path, process: RankProcess) -> dic
 def after_rests(learner: LearnerRank, path: Path, other: LearnerRank) -> dict[str, Any]:
     """The step that `other` took from the checkpoint `path`, by one that rests before and after."""
     learner.load(path)
-    learner.rest()
-    learner.work()
+    learner.offload()
+    learner.onload()
     out: dict[str, Any] = {"update": timeless(vars(learner.update(build_forest(seed=1))))}
-    learner.rest()
-    learner.work()
+    learner.offload()
+    learner.onload()
     out["weights"] = weights(learner)
     saved = []
     for rank, name in ((learner, "rested"), (other, "awake")):
