@@ -9,12 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import gc
-import elpo_ray.driver
+import elpo_ray.training.driver
 try:
     from triton._C import libtriton  # one of those that look for leaks
 except ImportError:
     pass
-from elpo_ray.collector import THRESHOLDS, relax
+from elpo_ray.cluster.garbage import THRESHOLDS, freeze_gc
 
 freeze_gc()
 assert gc.get_threshold() == THRESHOLDS and gc.get_freeze_count() > 1000
