@@ -12,8 +12,7 @@ from typing import Any
 import ray
 
 from benchmarks.rollouts.setup import Values, local_ray, quickstart
-from elpo_ray.cluster.engines import RemoteEngines
-from elpo_ray.cluster.rollout_actor import RolloutActor, make_engine
+from elpo_ray.cluster.rollout_actor import RemoteEngines, RolloutActor, make_engine
 from elpo_ray.config import Config
 from elpo_ray.weights.host import HostPublisher
 

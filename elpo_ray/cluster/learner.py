@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,10 @@ class LearnerGroup:
         with self.moving():
             self._all([r.connect.remote(rollouts.members) for r in self.ranks], "connect")
 
-    @contextmanager
-    def moving(self) -> Iterator[None]:
+    def moving(self) -> AbstractContextManager[object]:
         """Around whatever changes the weights and its `publish`: a worker that is restarted in
         between waits, and then gets the new ones."""
-        with self._sharing.weights_lock:
-            yield
+        return self._sharing.weights_lock
 
     def publish(self, version: int) -> None:
         """Every engine serves the learner's weights as `version` when this returns; one that is

@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from elpo_ray.cluster.engines import RemoteEngines
 from elpo_ray.cluster.gauges import Gauges
+from elpo_ray.cluster.rollout_actor import RemoteEngines
 from elpo_ray.config import Config
 from elpo_ray.config.rollout import Transfer
 from elpo_ray.forest import TrainForest

@@ -20,7 +20,7 @@ import ray
 from ray.actor import ActorHandle
 
 from elpo_ray import growth
-from elpo_ray.cluster.engines import RemoteEngines
+from elpo_ray.cluster.rollout_actor import RemoteEngines
 from elpo_ray.cluster.sharing import DeviceSharing
 from elpo_ray.cluster.waits import LearnerLost, WorkerLost, wait_for, worker_losses
 from elpo_ray.config import Config

@@ -95,11 +95,6 @@ class SandboxHost:
         """See `Sandbox.release`."""
         await self._sandbox.release(tree)
 
-    async def shutdown(self) -> None:
-        """End everything."""
-        self._sessions.clear()
-        await self._sandbox.close()
-
     def metrics(self) -> dict[str, float]:
         """See `sandbox.supervisor.Sandbox.snapshot`."""
         return self._sandbox.snapshot()

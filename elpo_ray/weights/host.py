@@ -166,23 +166,18 @@ class HostPublisher:
             for _ in self._buckets(self._max_bytes):
                 pass
             return
-        failure: Exception | None = None
         buckets = self._buckets(self._max_bytes)
+        arrived: Callable[[], None] = lambda: None  # noqa: E731
         try:
             self._engines.begin_update()
-            arrived: Callable[[], None] | None = None
             for bucket in buckets:
                 before, arrived = arrived, self._engines.receive(pack(bucket))
-                if before is not None:
-                    before()
-            if arrived is not None:
-                arrived()
+                before()
+            arrived()
             self._engines.finish_update(version)
-        except Exception as error:
+        except Exception:
             # The other ranks are inside the gathers: go through the rest with them.
-            failure = error
             for _ in buckets:
                 pass
-        if failure is not None:
             self._engines.abandon_update()
-            raise failure
+            raise
