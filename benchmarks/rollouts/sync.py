@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from statistics import median
 from typing import Any
 
 import ray
 
 from benchmarks.rollouts.setup import Values, local_ray, quickstart
-from elpo_ray.cluster.actors import RemoteEngines, RolloutActor
+from elpo_ray.cluster.rollout_actor import RemoteEngines, RolloutActor, make_engine
 from elpo_ray.config import Config
 from elpo_ray.weights.host import HostPublisher
 
@@ -71,16 +71,20 @@ class BareEngineActor(RolloutActor):
     """An engine without task and tools, its calls timed."""
 
     async def start(self, config: Config, folder: str, sandboxes: list[Any]) -> None:
-        from elpo_ray.cluster.actors import make_engine
-
         self.engine = make_engine(config, folder)
         self.timed: dict[str, float] = {}
+        for method in (self.engine.begin_update, self.engine.receive, self.engine.finish_update):
+            setattr(self.engine, method.__name__, self.timing(method))
         await self.engine.start()
 
-    async def engine_call(self, method: str, *args: Any) -> None:
-        began = time.perf_counter()
-        await super().engine_call(method, *args)
-        self.timed[method] = self.timed.get(method, 0.0) + time.perf_counter() - began
+    def timing(self, method: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def timed(*args: Any) -> None:
+            began = time.perf_counter()
+            await method(*args)
+            spent = time.perf_counter() - began
+            self.timed[method.__name__] = self.timed.get(method.__name__, 0.0) + spent
+
+        return timed
 
     async def phases(self) -> dict[str, float]:
         return self.timed

@@ -12,16 +12,18 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from elpo_ray.cluster.actors import LearnerActor, RolloutActor, SandboxActor
-from elpo_ray.cluster.groups import LearnerGroup, learner_losses, wait_for
+from elpo_ray.cluster.learner import LearnerGroup
+from elpo_ray.cluster.rollout_actor import RolloutActor
 from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
-from elpo_ray.cluster.turns import Turns
+from elpo_ray.cluster.sandboxes import SandboxActor
+from elpo_ray.cluster.sharing import DeviceSharing
+from elpo_ray.cluster.waits import learner_losses, wait_for
 from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.rules import require
 
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""On CPU engine and learner take turns on the same cores: idle threads must sleep, not spin."""
+"""On CPU engine and learner share the cores: idle threads must sleep, not spin."""
 
 
 class Cluster:
@@ -36,7 +38,7 @@ class Cluster:
         self._rollouts: RolloutGroup | None = None
         self._ranks: list[ActorHandle[Any]] = []
         self._spawn_rank: Spawn | None = None
-        self._turns = Turns(shared=config.cluster.colocated)
+        self._sharing = DeviceSharing(shared=config.cluster.colocated)
         self._placed: PlacementGroup | None = None
         """One place for an engine and a learner rank each, where they share devices."""
         self._learners = 0
@@ -86,26 +88,28 @@ class Cluster:
     def learner(self, folder: Path, total_steps: int) -> LearnerGroup:
         """All learner ranks, with the weights of `folder`; earlier ones are ended. Raises
         LearnerLost if one dies."""
+        from elpo_ray.cluster.learner_actor import LearnerActor  # brings transformers
+
         config, count = self.config, self.config.cluster.learner_ranks
         for rank in self._ranks:
             ray.kill(rank)
-        self._turns.learner.is_gone()
+        self._sharing.learner.is_gone()
         if self._spawn_rank is None:
             self._spawn_rank = self._spawner("learner", LearnerActor, count, 1.0, 1)
         ranks = [self._spawn_rank(rank, self._learners) for rank in range(count)]
         self._ranks, self._learners = ranks, self._learners + 1
-        with self._turns.of_learner(), learner_losses("start"):
+        with self._sharing.for_learner(), learner_losses("start"):
             master = self._get(ranks[0].endpoint.remote(), "start", "learner-0")
             starts = [
                 actor.start.remote(config, str(folder), rank, master, total_steps)
                 for rank, actor in enumerate(ranks)
             ]
             self._get(starts, "start", "the learner")
-        return LearnerGroup(ranks, config.cluster.call_timeout_s, self._turns)
+        return LearnerGroup(ranks, config.cluster.call_timeout_s, self._sharing)
 
     def rollouts(self, folder: Path) -> RolloutGroup:
         """All rollout workers, their engines serving `folder` as version 0, and the sandboxes."""
-        with self._turns.of_new_engine():
+        with self._sharing.for_new_engine():
             return self._start_rollouts(folder)()
 
     def both(
@@ -113,7 +117,7 @@ class Cluster:
     ) -> tuple[LearnerGroup, RolloutGroup]:
         """`learner` and `rollouts`, unless there is such a learner already: side by side, one after
         the other where they share devices."""
-        if self._turns.shared:
+        if self._sharing.shared:
             return learner or self.learner(folder, total_steps), self.rollouts(folder)
         ready = self._start_rollouts(folder)
         return learner or self.learner(folder, total_steps), ready()
@@ -130,7 +134,7 @@ class Cluster:
         def ready() -> RolloutGroup:
             self._get(starts, "start", "a rollout worker")
             self._rollouts = RolloutGroup(
-                workers, sandboxes, config, str(folder), spawn, self._turns
+                workers, sandboxes, config, str(folder), spawn, self._sharing
             )
             return self._rollouts
 

@@ -1,4 +1,4 @@
-"""Python's collector of cyclic garbage, told what the processes of a run are like."""
+"""Python's collector of cyclic garbage, tuned to the processes of a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ THRESHOLDS = (50_000, 20, 100)
 
 
 def freeze_gc() -> None:
-    """Call once everything is loaded: what is there now is never looked at again, what comes later
-    seldom.
+    """Call once everything is loaded: the collector never looks again at what is there now, and
+    seldom at what comes later.
 
     A tree is thousands of small objects without a cycle. Walking them again and again took a third
     of all that a rollout costs beside decoding (`benchmarks/rollout.py control`).

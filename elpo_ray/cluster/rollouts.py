@@ -1,8 +1,8 @@
-"""The driver's side of the rollout workers: one conversation with each, and restarts.
+"""The driver's end of its conversations with the rollout workers (`rollout_actor`), and restarts.
 
 A thread of its own talks with all workers, so that they never wait for the driver: it carries
-reports to the queue and inputs from it (`dispatch`). A worker that dies, hangs or loses its engine
-is replaced: its inputs go back to the queue at once; a new process loads the model, gets the
+reports to the queue and inputs from it (`scheduling`). A worker that dies, hangs or loses its
+engine is replaced: its inputs go back to the queue at once; a new process loads the model, gets the
 weights that are now served, and pulls.
 """
 
@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +20,9 @@ import ray
 from ray.actor import ActorHandle
 
 from elpo_ray import growth
-from elpo_ray.cluster.groups import LearnerLost, first_line, wait_for
-from elpo_ray.cluster.turns import Turns
+from elpo_ray.cluster.rollout_actor import RemoteEngines
+from elpo_ray.cluster.sharing import DeviceSharing
+from elpo_ray.cluster.waits import LearnerLost, WorkerLost, wait_for, worker_losses
 from elpo_ray.config import Config
 from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.rollout.sample import Sample
@@ -42,10 +42,6 @@ MAX_DEATHS = 8
 """Deaths of one worker, without a completed trajectory between them, that retire it."""
 
 
-class WorkerLost(Exception):
-    """A worker must be replaced; says what happened and in which phase."""
-
-
 @dataclass(eq=False)
 class Worker:
     """One rollout worker over all its lives."""
@@ -54,7 +50,7 @@ class Worker:
     handle: ActorHandle[Any] | None
     life: int = 0
     deaths: int = 0
-    """Since it last completed something."""
+    """How often it died since it last completed something."""
     load: dict[str, float] = field(default_factory=dict)
     phase: str = "start"
 
@@ -73,15 +69,15 @@ class RolloutGroup:
         config: Config,
         folder: str,
         spawn: Spawn,
-        turns: Turns | None = None,
+        sharing: DeviceSharing | None = None,
     ) -> None:
         """`workers` serve the weights of `folder`, as `spawn`ed ones will."""
         self.sandboxes = sandboxes
         self.version = 0
-        """Of the weights that all members serve."""
-        self.turns = turns or Turns(shared=False)
-        self.turns.engines.enter = lambda: self._every_engine("wake")
-        self.turns.engines.leave = lambda: self._every_engine("sleep")
+        """Version of the weights that all members serve."""
+        self.sharing = sharing or DeviceSharing(shared=False)
+        self.sharing.engines.onload = lambda: self._engines().wake()
+        self.sharing.engines.offload = lambda: self._engines().sleep()
         self.bring_up_to_date: Callable[[int, list[ActorHandle[Any]]], None] | None = None
         """Sends the weights that are now served, as that version, to restarted workers."""
         self.restarts = 0
@@ -124,7 +120,7 @@ class RolloutGroup:
 
     @property
     def completed(self) -> int:
-        """Trajectories of the batch that `grow` is at."""
+        """Trajectories that are complete in the batch that `grow` works on."""
         return self._growing.completed
 
     def evaluate(self, problems: Sequence[Problem], samples: int, advance: Advance) -> list[Sample]:
@@ -165,7 +161,7 @@ class RolloutGroup:
         return merged(wait_for(refs, timeout_s, "metrics of the sandboxes"))
 
     def describe(self) -> str:
-        """Who still has what to do, most first: the stragglers."""
+        """The three workers that still hold most inputs, and what they do."""
         pending = sorted(self.queue.pending().items(), key=lambda item: -item[1])
         shown = [
             f"rollout-{number}: {count} inputs, {worker.load.get('episodes', 0):.0f} trajectories"
@@ -188,7 +184,7 @@ class RolloutGroup:
         }
 
     def abandon(self) -> None:
-        """Nobody waits any longer for the batches that are under way."""
+        """Fail the batches that are under way: nobody waits for them any longer."""
         self.queue.fail(Fault("the batch was abandoned"))
 
     def close(self) -> None:
@@ -204,7 +200,7 @@ class RolloutGroup:
         return [results[index] for index in range(len(batch.jobs))]
 
     def _run(self, batch: Batch, advance: Advance) -> Iterator[Any]:
-        self.turns.of_engines()
+        self.sharing.for_engines()
         self.queue.submit(batch, first=not isinstance(batch, TreeBatch))
         self._loop.call_soon_threadsafe(self._wake)
         try:
@@ -217,7 +213,7 @@ class RolloutGroup:
     # --- the thread ---
 
     async def _talk(self) -> None:
-        """Until `close`."""
+        """Talk with all workers, until `close`."""
         talks = [asyncio.ensure_future(self._serve(worker)) for worker in self._workers]
         await self._end.wait()
         for talk in talks:
@@ -230,7 +226,7 @@ class RolloutGroup:
             handle.wake.remote()
 
     async def _serve(self, worker: Worker) -> None:
-        """One worker, over all its lives."""
+        """Talk with one worker, over all its lives."""
         try:
             while True:
                 try:
@@ -268,7 +264,7 @@ class RolloutGroup:
                 )
 
     async def _replace(self, worker: Worker, why: str) -> bool:
-        """A new life for a lost worker, with the current weights; False once it has had enough."""
+        """Start a lost worker again, with the current weights; False once it has died too often."""
         while True:
             self.queue.lost(worker.number, why)
             old, worker.handle, worker.phase = worker.handle, None, "start"
@@ -295,7 +291,7 @@ class RolloutGroup:
         worker: Worker,
         handle: ActorHandle[Any],
     ) -> None:
-        """A part of a new life that needs the learner, in a thread. Raises WorkerLost."""
+        """Do a part of a new start that needs the learner, in a thread. Raises WorkerLost."""
         while True:
             try:
                 return await self._loop.run_in_executor(self._starting, part, worker, handle)
@@ -304,28 +300,26 @@ class RolloutGroup:
                 await asyncio.sleep(PATIENCE_S)
 
     def _start(self, worker: Worker, handle: ActorHandle[Any]) -> None:
-        """Load the model. On a shared device the learner has left it by then, and the new engine
-        sleeps at once: the learner may have to come back for its weights."""
+        """Load the model. On a shared device the learner is offloaded by then, and the new engine
+        sleeps at once: the learner may be needed again to send its weights."""
         timeout_s = self._config.cluster.start_timeout_s
-        with self.turns.of_new_engine():
+        with self.sharing.for_new_engine():
             start: Any = handle.start.remote(self._config, self._folder, self.sandboxes)
             with worker_losses(f"{worker.name} does not start", timeout_s):
                 ray.get(start, timeout=timeout_s)
-            if self.turns.shared:
-                asleep: Any = handle.engine_call.remote("sleep")
-                with worker_losses(f"{worker.name} does not sleep", timeout_s):
-                    ray.get(asleep, timeout=timeout_s)
+            if self.sharing.shared:
+                engine = RemoteEngines([handle], timeout_s)
+                engine.sleep()
+                if engine.lost:
+                    raise WorkerLost(f"{worker.name} does not sleep")
 
-    def _every_engine(self, method: str) -> None:
-        """Of those that are up. One that is lost meanwhile is noticed by its conversation."""
-        refs: list[Any] = [handle.engine_call.remote(method) for handle in self.members]
-        for ref in refs:
-            with suppress(ray.exceptions.RayError, InfrastructureError):
-                ray.get(ref, timeout=self._config.cluster.call_timeout_s)
+    def _engines(self) -> RemoteEngines:
+        """The engines of the workers that are up. A loss is noticed by the conversation."""
+        return RemoteEngines(self.members, self._config.cluster.call_timeout_s)
 
     def _update(self, worker: Worker, handle: ActorHandle[Any]) -> None:
         """Serve what the others serve, then be one of them."""
-        with self.turns.weights_move:
+        with self.sharing.weights_lock:
             if self.version and self.bring_up_to_date is not None:
                 self.bring_up_to_date(self.version, [handle])
                 call: Any = handle.engine_version.remote()
@@ -335,21 +329,6 @@ class RolloutGroup:
                 if serves != self.version:
                     raise WorkerLost(f"{worker.name} did not take the weights")
             worker.handle = handle
-            if self.turns.shared:
-                self.turns.of_engines()
-                self._every_engine("wake")
-
-
-@contextmanager
-def worker_losses(what: str, timeout_s: float) -> Iterator[None]:
-    """Raises WorkerLost if the worker that the body waits for died, hangs, or lost its engine."""
-    try:
-        yield
-    except TimeoutError:
-        raise WorkerLost(f"{what}: no answer within {timeout_s:.0f} s") from None
-    except ray.exceptions.RayActorError as error:
-        raise WorkerLost(first_line(error)) from error
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InfrastructureError):
-            raise WorkerLost(f"{what.split()[0]}: {error.cause}") from error
-        raise (error.cause if error.cause is not None else error) from error
+            if self.sharing.shared:
+                self.sharing.for_engines()
+                self._engines().wake()

@@ -20,7 +20,8 @@ from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.config.rollout import EngineConfig, Transfer
 from elpo_ray.config.run import ClusterConfig
 from elpo_ray.types import FinishReason, InfrastructureError, Sampling, Turn
-from elpo_ray.weights.host import Inbox, WireTensor, checkpoint_shapes
+from elpo_ray.weights.host import Inbox, checkpoint_shapes
+from elpo_ray.weights.protocol import WireTensor
 
 CPU_BATCHED_TOKENS = 4096
 """Least token budget of one engine step on CPU."""

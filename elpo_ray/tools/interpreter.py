@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from elpo_ray.chat.calls import checked_call
 from elpo_ray.config.rollout import LastLine, SandboxConfig
-from elpo_ray.tools.code_interpreter import NAME, printing_last_line
+from elpo_ray.tools.code_interpreter import NAME, SCHEMA, printing_last_line
 from elpo_ray.tools.sandbox_host import Opened
 from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult, ToolsLost
 from sandbox.results import CallResult, Keep, Kind, ReplayDiverged, SandboxFailure, SessionState
@@ -46,18 +47,6 @@ def observation(result: CallResult) -> str:
         said[-1] = f"[{result.kind.value}: {result.traceback}; {undone}]"
     text = "\n".join(part.rstrip("\n") for part in said if part.strip("\n"))
     return text or "[no output]"
-
-
-def _malformed(call: ToolCall) -> str | None:
-    """What is wrong with a call, in words for the policy; None if nothing is."""
-    if call.name != NAME:
-        return f"Unknown tool {call.name!r}. The only tool is {NAME!r}."
-    if "code" not in call.arguments:
-        return f'Missing argument. Use {NAME} with {{"code": "..."}}.'
-    if not isinstance(call.arguments["code"], str):
-        kind = type(call.arguments["code"]).__name__
-        return f"The argument 'code' must be a string of Python code, not {kind}."
-    return None
 
 
 @dataclass(eq=False)
@@ -179,9 +168,9 @@ class PooledSession:
         """
         if self._closed:
             raise ValueError("the session is closed: open a new one, at its state if need be")
-        wrong = _malformed(call)
-        if wrong is not None:
-            return ToolResult(ToolKind.MALFORMED, wrong)
+        checked = checked_call(call.name, call.arguments, {NAME: SCHEMA["function"]})
+        if isinstance(checked, str):
+            return ToolResult(ToolKind.MALFORMED, f"Malformed tool call: {checked}")
         code: str = call.arguments["code"]
         if self._tools.config.last_line is LastLine.printed:
             code = printing_last_line(code)

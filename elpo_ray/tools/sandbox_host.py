@@ -1,7 +1,5 @@
-"""One host of code interpreters: a sandbox's sessions by name, as an actor of a cluster has them.
-
-Knows no Ray. What comes back is plain data, so that it travels.
-"""
+"""One host of code interpreters: a sandbox's sessions by name. It knows no Ray, but what it takes
+and gives back can be pickled, so that an actor can be made of it (`cluster.sandboxes`)."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from sandbox.results import CallResult, Keep, SandboxFailure, SessionState
 from sandbox.supervisor import PRELOADS, Sandbox, Session
 
 _MEMORY_SHARE = 4
-"""Kept states may take one part in so many of a host's memory."""
+"""Kept states may take 1 / _MEMORY_SHARE of a host's memory."""
 
 
 def limits_of(config: SandboxConfig) -> Limits:
@@ -96,11 +94,6 @@ class SandboxHost:
     async def release(self, tree: str) -> None:
         """See `Sandbox.release`."""
         await self._sandbox.release(tree)
-
-    async def shutdown(self) -> None:
-        """End everything."""
-        self._sessions.clear()
-        await self._sandbox.close()
 
     def metrics(self) -> dict[str, float]:
         """See `sandbox.supervisor.Sandbox.snapshot`."""

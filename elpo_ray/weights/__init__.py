@@ -1,1 +1,1 @@
-"""How new weights travel from the learner to the engines."""
+"""How new weights come from the learner to the engines: one protocol, two transports."""

@@ -3,7 +3,7 @@
 * NCCL: rank 0 of the learner and all workers of all engines form one group, rank 0 first, then the
   workers engine by engine.
 * IPC, where engine and rank share a GPU: every rank gathers a bucket and lends it to the engine on
-  its GPU, which maps the memory; rank 0 collects the handles and tells the engines.
+  its GPU, which maps the memory; rank 0 collects the handles and sends them to the engines.
 
 Written against vLLM 0.32; it has not run yet, for want of GPUs.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import pickle
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from elpo_ray.weights.host import Buckets, EngineHandles
+from elpo_ray.weights.protocol import Buckets, EngineHandles
 
 
 class BucketSource(WeightSource):
@@ -69,9 +70,12 @@ class GpuPublisher:
         return cls(info, source, HandlesClient(engines, workers))
 
     @classmethod
-    def ipc(cls, rank: int, engines: EngineHandles, source: WeightSource) -> GpuPublisher:
-        """`source` must give every rank the tensors, not rank 0 alone."""
-        return cls(IPCTrainerInitInfo(rank=rank, packed=True), source, HandlesClient(engines, []))
+    def ipc(
+        cls, rank: int, engines: EngineHandles, source: WeightSource, workers: Sequence[int]
+    ) -> GpuPublisher:
+        """`source` must give every rank the tensors, not rank 0 alone; `workers` as in `nccl`."""
+        info = IPCTrainerInitInfo(rank=rank, packed=True)
+        return cls(info, source, HandlesClient(engines, workers))
 
     def publish(self, version: int) -> None:
         """See `Publisher`. A failure leaves the group unusable: restart learner and engines."""
@@ -86,23 +90,21 @@ class HandlesClient:
     """
 
     def __init__(self, engines: EngineHandles, workers: Sequence[int]) -> None:
-        """`workers`: see `GpuPublisher.nccl`; empty without ranks to give out."""
+        """`workers`: see `GpuPublisher.nccl`."""
         self._engines = engines
         self._workers = workers
         self.version = 0
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        if "rank_offset" not in init_info:
-            self._engines.call("join_transfer", init_info)
-            return
-        offset, each = init_info["rank_offset"], []
-        for count in self._workers:
-            each.append({**init_info, "rank_offset": offset})
-            offset += count
-        self._engines.call_each("join_transfer", each)
+        each = [dict(init_info) for _ in self._workers]
+        if "rank_offset" in init_info:
+            offsets = accumulate(self._workers, initial=init_info["rank_offset"])
+            for info, offset in zip(each, offsets, strict=False):
+                info["rank_offset"] = offset
+        self._engines.join_transfer(each)
 
     def start_weight_update(self) -> None:
-        self._engines.call("begin_update")
+        self._engines.begin_update()
 
     def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
         """An IPC handle is no plain value: it crosses vLLM's processes as a pickle of our own."""
@@ -111,7 +113,7 @@ class HandlesClient:
         if handles is not None:
             text = base64.b64encode(pickle.dumps(handles)).decode()
             update_info = {**update_info, "ipc_handles": None, "ipc_handles_pickled": text}
-        self._engines.call("receive", update_info)
+        self._engines.receive(update_info)()
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._engines.call("finish_update", self.version)
+        self._engines.finish_update(self.version)

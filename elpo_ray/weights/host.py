@@ -1,22 +1,16 @@
-"""How new weights travel from the learner to the engines.
+"""New weights through host memory, the transport on CPU: full tensors in bounded buckets.
 
-One protocol, two transports. On every rank of the learner a publisher is called in lockstep; rank 0
-drives the engines (`Engine.begin_update`, receive, `Engine.finish_update`), the others only take
-part in the learner's gathers.
-
-* Host memory (CPU): full tensors in bounded buckets. Invariant: an engine's weights change in one
-  piece or not at all; everything is verified and complete before the first byte is loaded.
-* NCCL or IPC (GPU): `gpu_transfer`.
+Invariant: an engine's weights change in one piece or not at all; everything is verified and
+complete before the first byte is loaded.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -24,39 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-Buckets = Callable[[int], Iterator[dict[str, torch.Tensor]]]
-"""The learner's `weight_buckets`: full tensors under Hugging Face names, at most so many bytes at
-a time; a collective, so every rank iterates it to its end (all but rank 0 get empty dicts)."""
-
-
-class WeightSyncError(RuntimeError):
-    """Weights did not arrive as sent, or are not this model's. The engine keeps its old ones."""
-
-
-class EngineHandles(Protocol):
-    """All engines, as the learner reaches them."""
-
-    def send(self, method: str, *args: Any) -> Callable[[], None]:
-        """Begin `Engine.method(*args)` on every engine. The arguments may change on return; what is
-        returned waits for the answers and raises what any of them raised."""
-        ...
-
-    def call(self, method: str, *args: Any) -> None:
-        """Call `Engine.method(*args)` on every engine and wait; raises what any of them raised."""
-        ...
-
-    def call_each(self, method: str, args: Sequence[Any]) -> None:
-        """Call `Engine.method(args[i])` on engine i and wait."""
-        ...
-
-
-class Publisher(Protocol):
-    """Hands the learner's weights to every engine."""
-
-    def publish(self, version: int) -> None:
-        """Every engine serves `version` on return. Called on all learner ranks in lockstep."""
-        ...
-
+from elpo_ray.weights.protocol import Buckets, EngineHandles, WeightSyncError, WireTensor
 
 SAFETENSORS_DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
@@ -65,19 +27,6 @@ SAFETENSORS_DTYPES = {
 """Torch's names and those of the file format."""
 
 # --- the wire -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class WireTensor:
-    """A tensor as bytes, so that it passes an object store without a copy, bfloat16 included."""
-
-    name: str
-    dtype: str
-    """Torch's name, such as `bfloat16`."""
-    shape: tuple[int, ...]
-    data: NDArray[np.uint8]
-    digest: str
-    """XXH3 of name, dtype, shape and data: finds damage at memory speed, is no seal."""
 
 
 def pack(tensors: Mapping[str, torch.Tensor]) -> list[WireTensor]:
@@ -217,23 +166,18 @@ class HostPublisher:
             for _ in self._buckets(self._max_bytes):
                 pass
             return
-        failure: Exception | None = None
         buckets = self._buckets(self._max_bytes)
+        arrived: Callable[[], None] = lambda: None  # noqa: E731
         try:
-            self._engines.call("begin_update")
-            arrived: Callable[[], None] | None = None
+            self._engines.begin_update()
             for bucket in buckets:
-                before, arrived = arrived, self._engines.send("receive", pack(bucket))
-                if before is not None:
-                    before()
-            if arrived is not None:
-                arrived()
-            self._engines.call("finish_update", version)
-        except Exception as error:
+                before, arrived = arrived, self._engines.receive(pack(bucket))
+                before()
+            arrived()
+            self._engines.finish_update(version)
+        except Exception:
             # The other ranks are inside the gathers: go through the rest with them.
-            failure = error
             for _ in buckets:
                 pass
-        if failure is not None:
-            self._engines.call("abandon_update")
-            raise failure
+            self._engines.abandon_update()
+            raise

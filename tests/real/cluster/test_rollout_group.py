@@ -20,7 +20,7 @@ import ray
 from fakes import FakeTask, bel, make_config, make_worker, planted
 from processes import ended, eventually
 
-from elpo_ray.cluster.actors import RolloutActor
+from elpo_ray.cluster.rollout_actor import RolloutActor
 from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.config import Config
 from elpo_ray.growth.budget import Totals

@@ -12,7 +12,6 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.real.test_weight_sync import GREEDY, PREFIX, Handles
 from transformers import AutoModelForCausalLM
 
 from elpo_ray.config.algorithm import LossConfig
@@ -37,6 +36,7 @@ from tests.real.ranks import (
     updated,
     weights,
 )
+from tests.real.weights.test_weight_sync import GREEDY, PREFIX, Handles
 
 pytestmark = pytest.mark.real
 

@@ -14,7 +14,7 @@ import pytest
 import ray
 from fakes import FakeChat, FakeTask, ScriptedPolicy, bel, make_config, planted
 
-from elpo_ray.cluster.actors import RemoteHost, SandboxActor
+from elpo_ray.cluster.sandboxes import RemoteHost, SandboxActor
 from elpo_ray.config import Config
 from elpo_ray.dump import dump_tree
 from elpo_ray.rollout.worker import RolloutWorker

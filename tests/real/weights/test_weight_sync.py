@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from transformers import Qwen2ForCausalLM
 
 from elpo_ray.rollout.engine import Engine
 from elpo_ray.types import Sampling
-from elpo_ray.weights.host import HostPublisher, WeightSyncError, pack
+from elpo_ray.weights.host import HostPublisher, pack
+from elpo_ray.weights.protocol import Part, WeightSyncError
 from tests.real.conftest import Running, build_qwen2, exact
 
 pytestmark = pytest.mark.real
@@ -32,16 +33,24 @@ class Handles:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
 
-    def send(self, method: str, *args: Any) -> Callable[[], None]:
-        coroutine = getattr(self._engine, method)(*args)
+    def join_transfer(self, init_infos: Sequence[dict[str, Any]]) -> None:
+        self._begin(self._engine.join_transfer(init_infos[0]))()
+
+    def begin_update(self) -> None:
+        self._begin(self._engine.begin_update())()
+
+    def receive(self, part: Part) -> Callable[[], None]:
+        return self._begin(self._engine.receive(part))
+
+    def finish_update(self, version: int) -> None:
+        self._begin(self._engine.finish_update(version))()
+
+    def abandon_update(self) -> None:
+        self._begin(self._engine.abandon_update())()
+
+    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], None]:
         sent = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return lambda: sent.result(60)
-
-    def call(self, method: str, *args: Any) -> None:
-        self.send(method, *args)()
-
-    def call_each(self, method: str, args: Sequence[Any]) -> None:
-        self.call(method, args[0])
 
 
 def buckets(model: Qwen2ForCausalLM, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -150,21 +159,44 @@ async def check_sleep(engine: Engine, model: Qwen2ForCausalLM) -> None:
     await assert_serves(engine, model, 5)
 
 
+class Recording:
+    """Engine handles that write down what they are asked for."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.joined: list[dict[str, Any]] = []
+
+    def join_transfer(self, init_infos: Sequence[dict[str, Any]]) -> None:
+        self.joined += init_infos
+
+    def begin_update(self) -> None:
+        self.seen.append("begin_update")
+
+    def receive(self, part: Part) -> Callable[[], None]:
+        assert not isinstance(part, dict)
+        name = part[0].name
+        self.seen.append(f"send {name}")
+        return lambda: self.seen.append(f"took {name}")
+
+    def finish_update(self, version: int) -> None:
+        self.seen.append(f"finish_update {version}")
+
+    def abandon_update(self) -> None:
+        self.seen.append("abandon_update")
+
+
 def test_a_failed_publish_still_leaves_the_collective() -> None:
     """Rank 0 goes through the remaining gathers with the other ranks before it raises."""
-    gathered, called = [], []
+    gathered = []
 
-    class Refusing:
-        def send(self, method: str, *args: Any) -> Callable[[], None]:
+    class Refusing(Recording):
+        def receive(self, part: Part) -> Callable[[], None]:
             def refuse() -> None:
                 raise WeightSyncError("no")
 
             return refuse
 
-        def call(self, method: str, *args: Any) -> None:
-            called.append(method)
-
-        def call_each(self, method: str, args: Sequence[Any]) -> None: ...
+    engines = Refusing()
 
     def gather(max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
         for i in range(4):
@@ -172,53 +204,26 @@ def test_a_failed_publish_still_leaves_the_collective() -> None:
             yield {"w": torch.zeros(2)}
 
     with pytest.raises(WeightSyncError):
-        HostPublisher(0, Refusing(), gather, 1).publish(1)
+        HostPublisher(0, engines, gather, 1).publish(1)
     assert gathered == [0, 1, 2, 3]
-    assert called == ["begin_update", "abandon_update"]
+    assert engines.seen == ["begin_update", "abandon_update"]
 
 
 def test_a_bucket_is_gathered_while_the_one_before_arrives() -> None:
     """Only one is sent ahead: no more than two are in memory at once."""
-    seen: list[str] = []
-
-    class Recording:
-        def send(self, method: str, *args: Any) -> Callable[[], None]:
-            (bucket,) = args
-            seen.append(f"send {bucket[0].name}")
-            return lambda: seen.append(f"took {bucket[0].name}")
-
-        def call(self, method: str, *args: Any) -> None:
-            seen.append(method)
-
-        def call_each(self, method: str, args: Sequence[Any]) -> None: ...
-
-    parts = [{name: torch.zeros(2)} for name in "abc"]
-    HostPublisher(0, Recording(), lambda size: iter(parts), 1).publish(7)
-    assert seen == [
-        "begin_update", "send a", "send b", "took a", "send c", "took b", "took c", "finish_update",
-    ]  # fmt: skip
+    engines, parts = Recording(), [{name: torch.zeros(2)} for name in "abc"]
+    HostPublisher(0, engines, lambda size: iter(parts), 1).publish(7)
+    sent = ["send a", "send b", "took a", "send c", "took b", "took c"]
+    assert engines.seen == ["begin_update", *sent, "finish_update 7"]
 
 
 def test_nccl_ranks_are_given_out_engine_by_engine() -> None:
     from elpo_ray.weights.gpu import HandlesClient
 
-    class Recording:
-        def send(self, method: str, *args: Any) -> Callable[[], None]:
-            return lambda: None
-
-        def call(self, method: str, *args: Any) -> None:
-            self.last = (method, args)
-
-        def call_each(self, method: str, args: Sequence[Any]) -> None:
-            self.each = (method, list(args))
-
     engines = Recording()
     client = HandlesClient(engines, [2, 1, 4])
     client.init_weight_transfer_engine({"rank_offset": 1, "world_size": 8})
-    assert engines.each == (
-        "join_transfer",
-        [{"rank_offset": offset, "world_size": 8} for offset in (1, 3, 4)],
-    )
+    assert engines.joined == [{"rank_offset": offset, "world_size": 8} for offset in (1, 3, 4)]
     client.version = 7
     client.finish_weight_update()
-    assert engines.last == ("finish_update", (7,))
+    assert engines.seen == ["finish_update 7"]

@@ -55,10 +55,10 @@ async def test_a_call_becomes_an_observation(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (ToolCall("search", {"query": "x"}), "Unknown tool 'search'"),
-        (ToolCall("code_interpreter", {}), "Missing argument"),
-        (ToolCall("code_interpreter", {"code": 3}), "must be a string of Python code, not int"),
-        (ToolCall("code_interpreter", {"code": None}), "not NoneType"),
+        (ToolCall("search", {"query": "x"}), "unknown tool search; use code_interpreter"),
+        (ToolCall("code_interpreter", {}), "argument code is missing"),
+        (ToolCall("code_interpreter", {"code": 3}), "argument code is missing or no string"),
+        (ToolCall("code_interpreter", {"code": None}), "argument code is missing or no string"),
     ],
 )
 async def test_malformed_calls_never_reach_the_sandbox(
@@ -73,7 +73,7 @@ async def test_malformed_calls_never_reach_the_sandbox(
     await session.close()
 
 
-async def test_states_branch_and_travel(sandbox: Sandbox) -> None:
+async def test_states_branch_and_can_be_pickled(sandbox: Sandbox) -> None:
     tools = local_tools(sandbox, CONFIG)
     session = await tools.open(setup="left = [1, 2, 3]")
     await session.call(run("left.pop()"))
@@ -124,7 +124,7 @@ async def test_sessions_are_spread_pinned_and_move_when_their_host_dies() -> Non
     assert [result.text for result in results] == ["10", "11", "12", "13"]
     assert [host.metrics()["live_sessions"] for host in hosts] == [2, 2]
 
-    await hosts[0].shutdown()
+    await sandboxes[0].close()
     results = await asyncio.gather(*(session.call(run("x += 1\nx")) for session in sessions))
     assert [(result.kind, result.text) for result in results] == [
         (ToolKind.OK, text) for text in ("11", "12", "13", "14")
@@ -135,11 +135,12 @@ async def test_sessions_are_spread_pinned_and_move_when_their_host_dies() -> Non
     for session in sessions:
         await session.close()
     assert hosts[1].metrics()["live_sessions"] == 0
-    await hosts[1].shutdown()
+    await sandboxes[1].close()
 
 
 async def test_a_tree_stays_with_its_snapshots_until_it_is_released() -> None:
-    hosts = [SandboxHost(Sandbox(limits_of(CONFIG))) for _ in range(2)]
+    sandboxes = [Sandbox(limits_of(CONFIG)) for _ in range(2)]
+    hosts = [SandboxHost(made) for made in sandboxes]
     tools = PooledTools(hosts, CONFIG)
     trunk = await tools.open(tree="t")
     await trunk.call(run("x = [1]"))
@@ -161,8 +162,8 @@ async def test_a_tree_stays_with_its_snapshots_until_it_is_released() -> None:
     late = await tools.open(at=state, tree="t")
     result = await late.call(run("x"))
     assert (result.text, result.restored_by) == ("[1]", "replay")
-    for host in hosts:
-        await host.shutdown()
+    for sandbox in sandboxes:
+        await sandbox.close()
 
 
 async def test_stateless_calls_all_start_from_the_setup(sandbox: Sandbox) -> None:

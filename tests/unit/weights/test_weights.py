@@ -9,14 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from elpo_ray.weights.host import (
-    Inbox,
-    WeightSyncError,
-    checkpoint_shapes,
-    pack,
-    verify,
-    write_file,
-)
+from elpo_ray.weights.host import Inbox, checkpoint_shapes, pack, verify, write_file
+from elpo_ray.weights.protocol import WeightSyncError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -1,48 +1,35 @@
-"""The driver's side of the learner, and how it waits: a deadline on every remote call."""
+"""The driver's end of its conversation with the learner's ranks (`learner_actor`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
-from elpo_ray.cluster.turns import Turns
+from elpo_ray.cluster.rollouts import RolloutGroup
+from elpo_ray.cluster.sharing import DeviceSharing
+from elpo_ray.cluster.waits import LearnerLost, learner_losses, wait_for
 from elpo_ray.config.learner import OptimizerConfig
 from elpo_ray.forest import TrainForest
-from elpo_ray.types import Fault, Values
-
-if TYPE_CHECKING:
-    from elpo_ray.cluster.rollouts import RolloutGroup
-
-
-class LearnerLost(Fault):
-    """A rank of the learner died or hangs: its weights since the newest checkpoint are gone."""
-
-
-def wait_for(refs: Any, timeout_s: float, what: str) -> Any:
-    """`ray.get` with a deadline; the actor's own exception comes out, not Ray's wrapping of it."""
-    try:
-        return ray.get(refs, timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError:
-        raise TimeoutError(f"{what}: no answer within {timeout_s:.0f} s") from None
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if error.cause is not None else error) from error
+from elpo_ray.types import Values
 
 
 class LearnerGroup:
     """The learner's ranks as one: every call goes to all of them at once."""
 
-    def __init__(self, ranks: list[ActorHandle[Any]], timeout_s: float, turns: Turns) -> None:
+    def __init__(
+        self, ranks: list[ActorHandle[Any]], timeout_s: float, sharing: DeviceSharing
+    ) -> None:
         self.ranks = ranks
         self._timeout_s = timeout_s
-        self._turns = turns
+        self._sharing = sharing
         self._rollouts: RolloutGroup | None = None
-        turns.learner.enter = lambda: self._all([r.onload.remote() for r in ranks], "onload")
-        turns.learner.leave = lambda: self._all([r.offload.remote() for r in ranks], "offload")
+        sharing.learner.onload = lambda: self._all([r.onload.remote() for r in ranks], "onload")
+        sharing.learner.offload = lambda: self._all([r.offload.remote() for r in ranks], "offload")
 
     def update(
         self,
@@ -54,10 +41,12 @@ class LearnerGroup:
         """Optimizer steps over `forest`; statistics over all ranks (`learner.UpdateStats`).
         `advance` hears at times how many packs are done, and how many there are."""
         shared = ray.put(forest)
-        calls: list[Any] = [r.update.options(num_returns="streaming") for r in self.ranks]
         stats: Values = {}
-        with self._turns.of_learner():
-            streams = [call.remote(shared, supervised) for call in calls]
+        with self._sharing.for_learner():
+            streams: list[Any] = [
+                rank.update_reporting.options(num_returns="streaming").remote(shared, supervised)
+                for rank in self.ranks
+            ]
             for report in self._reports(streams, "update"):
                 if isinstance(report, tuple):
                     advance(*report)
@@ -73,12 +62,10 @@ class LearnerGroup:
         with self.moving():
             self._all([r.connect.remote(rollouts.members) for r in self.ranks], "connect")
 
-    @contextmanager
-    def moving(self) -> Iterator[None]:
+    def moving(self) -> AbstractContextManager[object]:
         """Around whatever changes the weights and its `publish`: a worker that is restarted in
         between waits, and then gets the new ones."""
-        with self._turns.weights_move:
-            yield
+        return self._sharing.weights_lock
 
     def publish(self, version: int) -> None:
         """Every engine serves the learner's weights as `version` when this returns; one that is
@@ -90,15 +77,19 @@ class LearnerGroup:
             self._rollouts.version = version
 
     def _send(self, version: int, workers: list[ActorHandle[Any]]) -> None:
-        self._in_turn("publish", version, workers)
+        with self._sharing.for_learner():
+            self._all([r.publish.remote(version, workers) for r in self.ranks], "publish")
 
     def reset_optimizer(self, config: OptimizerConfig, total_steps: int, reference: Path) -> None:
-        self._in_turn("reset_optimizer", config, total_steps, str(reference))
+        with self._sharing.for_learner():
+            calls = [r.reset_optimizer.remote(config, total_steps, reference) for r in self.ranks]
+            self._all(calls, "reset_optimizer")
 
     def save(self, path: Path, *, background: bool = False) -> None:
         """Raises OSError if the disk refuses; then nothing of the checkpoint is left. `background`:
         `finish_save` must follow."""
-        self._in_turn("save", str(path), background)
+        with self._sharing.for_learner():
+            self._all([r.save.remote(path, background=background) for r in self.ranks], "save")
 
     def finish_save(self) -> None:
         """Wait for what `save` left to the background. Raises OSError if the disk refused."""
@@ -106,16 +97,13 @@ class LearnerGroup:
 
     def load(self, path: Path) -> None:
         """Raises ValueError on a checkpoint of another model."""
-        self._in_turn("load", str(path))
+        with self._sharing.for_learner():
+            self._all([rank.load.remote(path) for rank in self.ranks], "load")
 
     def export(self, path: Path) -> None:
         """Write a plain Hugging Face folder."""
-        self._in_turn("export", str(path))
-
-    def _in_turn(self, method: str, *args: Any) -> None:
-        """Call `method` of every rank while the learner has the devices."""
-        with self._turns.of_learner():
-            self._all([getattr(rank, method).remote(*args) for rank in self.ranks], method)
+        with self._sharing.for_learner():
+            self._all([rank.export.remote(path) for rank in self.ranks], "export")
 
     def _reports(self, streams: list[Any], phase: str) -> Iterator[Any]:
         """What the ranks yield, as it comes. Raises as `_all`; the deadline is for each report."""
@@ -130,24 +118,7 @@ class LearnerGroup:
                 else:
                     yield self._all(report, phase)
 
-    def _all(self, refs: list[Any], phase: str) -> Any:
+    def _all(self, refs: Any, phase: str) -> Any:
         """Raises LearnerLost, naming the phase, when a rank dies or does not answer in time."""
         with learner_losses(phase):
             return wait_for(refs, self._timeout_s, f"{phase} of the learner")
-
-
-@contextmanager
-def learner_losses(phase: str) -> Iterator[None]:
-    """A rank that dies in the body, or does not answer, is a LearnerLost."""
-    try:
-        yield
-    except ray.exceptions.RayActorError as error:
-        raise LearnerLost(f"a learner rank died in {phase}: {first_line(error)}") from error
-    except TimeoutError as error:
-        raise LearnerLost(str(error)) from error
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, without Ray's page of advice."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

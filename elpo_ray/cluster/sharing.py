@@ -1,4 +1,4 @@
-"""Whose turn it is on devices that engines and learner share (`cluster.colocated`).
+"""Devices that engines and learner share (`cluster.colocated`): one of the two uses them at a time.
 
 Before engines sample, the learner's states go to host memory; before the learner does anything,
 engines finish the turns in flight and sleep. Both sides call here before they begin; nobody has to
@@ -17,50 +17,50 @@ from dataclasses import dataclass, field
 class Side:
     """One of the two; as long as it has not been started there is nothing to do."""
 
-    enter: Callable[[], None] = lambda: None
-    leave: Callable[[], None] = lambda: None
+    onload: Callable[[], None] = lambda: None
+    offload: Callable[[], None] = lambda: None
 
     def is_gone(self) -> None:
         """Its processes have ended."""
-        self.enter = self.leave = lambda: None
+        self.onload = self.offload = lambda: None
 
 
 @dataclass
-class Turns:
+class DeviceSharing:
     """Engines and learner, of whom at most one is on the devices."""
 
     shared: bool
-    weights_move: threading.RLock = field(default_factory=threading.RLock)
+    weights_lock: threading.RLock = field(default_factory=threading.RLock)
     """Held while weights change or the sides change places; see `LearnerGroup.moving`."""
     engines: Side = field(default_factory=Side)
     learner: Side = field(default_factory=Side)
-    _inside: Side | None = None
+    _on_devices: Side | None = None
 
     @contextmanager
-    def of_learner(self) -> Iterator[None]:
+    def for_learner(self) -> Iterator[None]:
         """The body may use the learner; engines come no earlier than its end."""
         if not self.shared:
             yield
             return
-        with self.weights_move:
+        with self.weights_lock:
             self._change(self.engines, self.learner)
             yield
 
     @contextmanager
-    def of_new_engine(self) -> Iterator[None]:
+    def for_new_engine(self) -> Iterator[None]:
         """The body may start an engine; the learner comes no earlier than its end."""
-        with self.weights_move if self.shared else nullcontext():
-            self.of_engines()
+        with self.weights_lock if self.shared else nullcontext():
+            self.for_engines()
             yield
 
-    def of_engines(self) -> None:
-        """Engines may sample from now on, until the learner's turn."""
+    def for_engines(self) -> None:
+        """Engines may sample from now on, until the learner needs the devices."""
         if self.shared:
-            with self.weights_move:
+            with self.weights_lock:
                 self._change(self.learner, self.engines)
 
     def _change(self, old: Side, new: Side) -> None:
-        if self._inside is not new:
-            old.leave()
-            new.enter()
-            self._inside = new
+        if self._on_devices is not new:
+            old.offload()
+            new.onload()
+            self._on_devices = new
