@@ -106,7 +106,7 @@ class Bench:
                 )
 
     def _template_hash(self) -> str | None:
-        """Of the model's chat template; None behind a server."""
+        """Reads the model's chat template; None behind a server."""
         if self.source.folder is None:
             return None
         from transformers import AutoTokenizer

@@ -71,7 +71,8 @@ class RolloutWorker:
         """
         rollout = TreeRollout(self, problem, step, budget, journal, tell)
         try:
-            await growth.grow(rollout, self.config.algorithm.growth)
+            settings = self.config.algorithm.growth
+            await growth.RULES[settings.rule](rollout, settings)
         finally:
             await rollout.close()
         tree, ledger = rollout.tree, rollout.ledger
