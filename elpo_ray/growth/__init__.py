@@ -14,7 +14,7 @@ from elpo_ray.config.growth import GrowthConfig, GrowthRule
 from elpo_ray.growth import bel, entropy_branch, independent, random_branch
 from elpo_ray.interfaces import Rollout
 
-RULES: dict[GrowthRule, Callable[[Rollout, GrowthConfig], Awaitable[None]]] = {
+GROWTH: dict[GrowthRule, Callable[[Rollout, GrowthConfig], Awaitable[None]]] = {
     GrowthRule.bel: bel.grow,
     GrowthRule.independent: independent.grow,
     GrowthRule.entropy_branch: entropy_branch.grow,
