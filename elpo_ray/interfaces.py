@@ -138,7 +138,7 @@ class Rollout(Protocol):
     @property
     def enough(self) -> bool:
         """Whether the rule may end before the budget is spent because more would teach nothing;
-        never where every input has a budget of its own (`growth.shared`)."""
+        never where every input has a budget of its own (`scheduling.shared_budget`)."""
         ...
 
     @property

@@ -22,6 +22,7 @@ from elpo_ray.config.growth import BelConfig, GrowthConfig
 from elpo_ray.config.rollout import SandboxConfig
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
+from elpo_ray.rollout.settings import RolloutSettings
 from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.tools import code_interpreter
 from elpo_ray.tools.interpreter import PooledTools
@@ -277,9 +278,8 @@ def make_worker(
 ) -> RolloutWorker:
     """A worker over the fakes."""
     policy = ScriptedPolicy(plan, Faults(policy_faults), first)
-    return RolloutWorker(
-        policy, tools or FakeTools(), FakeChat(), FakeTask(), config or make_config()
-    )
+    settings = RolloutSettings.of(config or make_config())
+    return RolloutWorker(policy, tools or FakeTools(), FakeChat(), FakeTask(), settings)
 
 
 def tool_call(code: str = "1", id: str = "c1", arguments: str | None = None) -> dict[str, Any]:

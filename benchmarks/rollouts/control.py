@@ -20,8 +20,9 @@ from elpo_ray.cluster import rollouts as group_module
 from elpo_ray.cluster.garbage import freeze_gc
 from elpo_ray.cluster.rollout_actor import RolloutActor
 from elpo_ray.config import Config
+from elpo_ray.rollout.settings import RolloutSettings
 from elpo_ray.rollout.worker import RolloutWorker
-from elpo_ray.scheduling import JobRunner
+from elpo_ray.scheduling.runner import JobRunner
 from elpo_ray.types import (
     FinishReason,
     Parsed,
@@ -86,7 +87,8 @@ class ScriptedActor(RolloutActor):
 
     async def start(self, config: Config, folder: str, sandboxes: list[Any]) -> None:
         scripted: Any = Scripted()
-        worker = RolloutWorker(scripted, scripted, scripted, scripted, config)
+        settings = RolloutSettings.of(config)
+        worker = RolloutWorker(scripted, scripted, scripted, scripted, settings)
         self.engine, self.runner = None, JobRunner(worker, 512, lambda: None)
         freeze_gc()
 

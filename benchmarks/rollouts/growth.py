@@ -55,9 +55,8 @@ class MeasuredActor(RolloutActor):
 
     async def seconds(self) -> tuple[float, float]:
         """Seconds so far with work to do, and those of them with an idle engine."""
-        load = self._running._worker.load
-        load.settle()
-        return load.busy_s, load.idle_s
+        values = self._running.worker.counters.values()
+        return values["busy_s"], values["idle_s"]
 
 
 def turns(trees: list[RolloutTree]) -> list[tuple[list[int], int]]:

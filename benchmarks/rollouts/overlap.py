@@ -18,7 +18,7 @@ from benchmarks.rollouts.setup import Values, quickstart, with_model
 from elpo_ray.cluster import Cluster
 from elpo_ray.credit import assign
 from elpo_ray.forest import pack
-from elpo_ray.scheduling.dynamic_sampling import Batch, collect
+from elpo_ray.scheduling.dynamic_sampling import StepBatch, collect
 from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
 
@@ -44,7 +44,7 @@ def measure(args: argparse.Namespace) -> Values:
             for pid in ray.get([actor.__ray_call__.remote(getpid) for actor in actors]):
                 pin(pid, core)
 
-        def grow(step: int, first: int) -> Batch:
+        def grow(step: int, first: int) -> StepBatch:
             def some(skipped: int, count: int) -> list[Any]:
                 begin = first + skipped
                 wanted = [task.train_problem(i) for i in range(begin, begin + count)]
@@ -55,14 +55,14 @@ def measure(args: argparse.Namespace) -> Values:
         def run(staleness: int, steps: int) -> Values:
             nonlocal version, cursor
             last = version + steps + 1
-            schedule = Pipeline(grow, staleness=staleness, steps=last)
+            pipeline = Pipeline(grow, staleness=staleness, steps=last)
             waited = updated = 0.0
             began = time.perf_counter()
             for number in range(steps + 1):
                 if number == 1:  # the first batch has nothing to overlap with
                     began, waited, updated = time.perf_counter(), 0.0, 0.0
                 mark = time.perf_counter()
-                batch = schedule.batch(version, cursor, lambda: None)
+                batch = pipeline.batch(version, cursor, lambda: None)
                 waited += time.perf_counter() - mark
                 forest = pack(
                     batch.trained, assign(batch.trained, config.algorithm), config.loss,

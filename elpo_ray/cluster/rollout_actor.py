@@ -16,7 +16,8 @@ from elpo_ray.cluster.gauges import Gauges
 from elpo_ray.cluster.sandboxes import RemoteHost
 from elpo_ray.config import Config
 from elpo_ray.models.folder import local_folder
-from elpo_ray.scheduling import Job, JobRunner, Report
+from elpo_ray.scheduling.jobs import Job, Report
+from elpo_ray.scheduling.runner import JobRunner
 from elpo_ray.tools.interpreter import PooledTools
 from elpo_ray.types import InfrastructureError
 from elpo_ray.weights.protocol import Part
@@ -53,25 +54,27 @@ class RolloutActor:
         """Work on `config.task` from now on, with the same model."""
         from elpo_ray.chat.template import Chat
         from elpo_ray.rollout.endpoint import Endpoint
+        from elpo_ray.rollout.settings import RolloutSettings
         from elpo_ray.rollout.worker import RolloutWorker
         from elpo_ray.tasks import make_task
 
         task = make_task(config.task, config.trainer.seed)
+        settings = RolloutSettings.of(config)
         if self.engine is not None:
             chat = Chat.from_folder(str(local_folder(self.folder)), task.tools)
-            self.worker = RolloutWorker(self.engine, self.tools, chat, task, config)
+            worker = RolloutWorker(self.engine, self.tools, chat, task, settings)
         else:
             url, model = config.engine.endpoint, config.engine.served_model
             assert url is not None and model is not None
             endpoint = Endpoint(url, model, task.tools)
-            self.worker = RolloutWorker(endpoint, self.tools, endpoint, task, config)
+            worker = RolloutWorker(endpoint, self.tools, endpoint, task, settings)
         if self.runner is None:
             # An endpoint is somebody else's: never more requests than were asked for.
             room = (OVERCOMMIT if self.engine is not None else 1) * config.engine.max_num_seqs
-            self.runner = JobRunner(self.worker, room, self.tools.check)
-        self.runner.use(self.worker)
+            self.runner = JobRunner(worker, room, self.tools.check)
+        self.runner.worker = worker
 
-    async def exchange(self, jobs: list[Job], patience_s: float) -> Report:
+    async def exchange(self, jobs: dict[int, Job[Any]], patience_s: float) -> Report:
         """Begin jobs, take the news (`scheduling.JobRunner`). Raises InfrastructureError once the
         engine is lost: this process is then of no use."""
         report = await self._running.exchange(jobs, patience_s)
@@ -79,7 +82,7 @@ class RolloutActor:
             self.engine.check()
         self.gauges = self.gauges or Gauges("elpo_worker_")
         report.version = await self.engine_version()
-        self.gauges.set(report.load | {"weight_version": report.version})
+        self.gauges.set(report.counters | {"weight_version": report.version})
         return report
 
     async def wake(self) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -26,13 +26,15 @@ from elpo_ray.cluster.waits import LearnerLost, WorkerLost, wait_for, worker_los
 from elpo_ray.config import Config
 from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.rollout.sample import Sample
-from elpo_ray.rollout.worker import RolloutWorker
-from elpo_ray.scheduling import Batch, InputQueue, Job, SetAside, TreeBatch, WorkerUnusable
+from elpo_ray.scheduling.batches import Batch, GrowBatch, JobBatch
+from elpo_ray.scheduling.jobs import EvaluateJob, GrowJob, Job, SetAside, WorkerUnusable
+from elpo_ray.scheduling.queue import InputQueue
 from elpo_ray.scheduling.shared_budget import SharedBudget
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault, InfrastructureError, Problem, Values
 from sandbox.metrics import merged
 
+R = TypeVar("R")
 Advance = Callable[[int], None]
 Spawn = Callable[[int, int], ActorHandle[Any]]
 """(number, life) -> a new actor for worker `number`, not yet started."""
@@ -82,7 +84,7 @@ class RolloutGroup:
         """Sends the weights that are now served, as that version, to restarted workers."""
         self.restarts = 0
         self.queue = InputQueue()
-        self._growing: Batch = TreeBatch([])
+        self._growing = GrowBatch([])
         self._config = config
         self._folder = folder
         self._spawn = spawn
@@ -103,19 +105,12 @@ class RolloutGroup:
         _, n_total, most = self._config.allowance
         width = growth.width(self._config.algorithm.growth)
         jobs = [
-            Job(
-                run=RolloutWorker.grow,
-                problem=problem,
-                args=(step, n_total),
-                width=width,
-                grows=True,
-            )
-            for problem in inputs
+            GrowJob(problem=problem, width=width, step=step, budget=n_total) for problem in inputs
         ]
         shared = None
         if self._config.budget.scope is BudgetScope.batch:
-            shared = SharedBudget(n_total, most, len(inputs))
-        self._growing = TreeBatch(jobs, shared)
+            shared = SharedBudget(n_total, most)
+        self._growing = GrowBatch(jobs, shared)
         return self._all(self._growing, lambda done: None)
 
     @property
@@ -127,21 +122,23 @@ class RolloutGroup:
         """`samples` independent trajectories of each problem in turn, at temperature 1, their
         seeds fixed. Those that the infrastructure lost again and again are left out."""
         jobs = [
-            Job(run=RolloutWorker.evaluate, problem=problem, args=(i, None))
-            for problem in problems
-            for i in range(samples)
+            EvaluateJob(problem=problem, index=i) for problem in problems for i in range(samples)
         ]
-        drawn = [r for r in self._all(Batch(jobs), advance) if not isinstance(r, SetAside)]
+        drawn = [r for r in self._all(JobBatch(jobs), advance) if not isinstance(r, SetAside)]
         if not drawn:
             raise Fault(f"evaluation: all {len(jobs)} trajectories were lost to the infrastructure")
         return drawn
 
-    def stream(self, jobs: Sequence[Job], advance: Advance) -> Iterator[Any]:
+    def stream(
+        self, jobs: Sequence[Job[R]], advance: Advance
+    ) -> Iterator[tuple[int, R | InfrastructureError]]:
         """(place in `jobs`, result) as they finish; an InfrastructureError in the place of a
         result that it cost. Other errors are raised."""
-        for index, result in self._run(Batch(jobs), advance):
-            lost = isinstance(result, SetAside)
-            yield index, InfrastructureError(result.why) if lost else result
+        for index, result in self._run(JobBatch(jobs), advance):
+            if isinstance(result, SetAside):
+                yield index, InfrastructureError(result.why)
+            else:
+                yield index, result
 
     def use(self, config: Config) -> None:
         """Work on `config.task` from now on, with the same model. ValueError as at the start."""
@@ -195,13 +192,13 @@ class RolloutGroup:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(timeout=10)
 
-    def _all(self, batch: Batch, advance: Advance) -> list[Any]:
-        results = dict(self._run(batch, advance))
-        return [results[index] for index in range(len(batch.jobs))]
+    def _all(self, batch: Batch[R], advance: Advance) -> list[R | SetAside]:
+        results = {index: result for index, result in self._run(batch, advance)}
+        return [results[index] for index in range(len(batch.entries))]
 
-    def _run(self, batch: Batch, advance: Advance) -> Iterator[Any]:
+    def _run(self, batch: Batch[R], advance: Advance) -> Iterator[tuple[int, R | SetAside]]:
         self.sharing.for_engines()
-        self.queue.submit(batch, first=not isinstance(batch, TreeBatch))
+        self.queue.submit(batch, first=not isinstance(batch, GrowBatch))
         self._loop.call_soon_threadsafe(self._wake)
         try:
             yield from batch.results(advance)
@@ -251,7 +248,7 @@ class RolloutGroup:
             if report.version < min(served, self.version):
                 raise WorkerLost(f"{worker.name} missed version {served} of the weights")
             self.queue.take(number, report)
-            room, worker.load = report.room, report.load
+            room, worker.load = report.room, report.counters
             worker.phase = report.phase
             now = time.monotonic()
             if report.progress or not self.queue.pending().get(number):

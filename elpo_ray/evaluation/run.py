@@ -21,10 +21,9 @@ from elpo_ray.evaluation.bench import Bench, ResultFolder
 from elpo_ray.evaluation.report import show, write_report
 from elpo_ray.evaluation.summary import per_problem, summarize
 from elpo_ray.rollout.sample import Sample
-from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.runs.metrics import progress_bar
-from elpo_ray.scheduling import Job
+from elpo_ray.scheduling.jobs import EvaluateJob
 from elpo_ray.types import Fault, InfrastructureError, Problem
 
 MAX_LOST = 20
@@ -126,7 +125,7 @@ def _sample_task(
     records = folder.records(part.name)
     config = bench.config
     jobs = [
-        Job(run=RolloutWorker.evaluate, problem=problem, args=(i, config.sampling))
+        EvaluateJob(problem=problem, index=i, sampling=config.sampling)
         for problem, i in part.wanted
     ]
     lost = in_a_row = 0

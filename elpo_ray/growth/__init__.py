@@ -2,7 +2,8 @@
 
 A rule only ever samples completions through `interfaces.Rollout`; it returns when the budget is
 spent, and leaves what it found in `rollout.tree.localizations`. What it asks for depends on nothing
-but the outcomes of what it asked for before and on `rollout.random`: `journal` takes up from there.
+but the outcomes of what it asked for before and on `rollout.random`, so that a tree can be taken up
+again (`rollout.journal`).
 """
 
 from __future__ import annotations
@@ -35,9 +36,3 @@ def width(config: GrowthConfig) -> int:
         GrowthRule.random_branch: config.random.trees * config.random.chains,
     }
     return min(widths[config.rule], config.n_total)
-
-
-async def grow(rollout: Rollout, config: GrowthConfig) -> None:
-    """Spend `rollout`'s whole budget by `config.rule`. Raises InfrastructureError."""
-    await GROWTH[config.rule](rollout, config)
-    assert rollout.remaining == 0 or rollout.enough, f"{rollout.remaining} rollouts were not spent"

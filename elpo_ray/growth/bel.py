@@ -27,17 +27,17 @@ from elpo_ray.types import Step
 
 async def grow(rollout: Rollout, config: GrowthConfig) -> None:
     """Algorithm 1. Concurrent sampling is equivalent to the sequential loop: only what that loop
-    samples in any case is sampled early. B_max - |B| trajectories can fill the buffer at most; and
-    what the dearest course of a search leaves of a fixed budget pays for trajectories of the next
-    buffer, which are sampled while the search goes on."""
+    samples in any case is sampled early. B_max - |B| trajectories can fill the buffer at most.
+    While a search goes on, trajectories of the next buffer are sampled too, where the budget is
+    fixed: as many as it can pay for even if the search costs `max_search_cost`."""
     bel, tree = config.bel, rollout.tree
     early: list[int] = []
     while (rollout.remaining > 0 or early) and not rollout.enough:
-        failures = [leaf for leaf in early if _outcome(tree, leaf) is False]
+        failures = [leaf for leaf in early if outcome(tree, leaf) is False]
         early = []
         while len(failures) < bel.b_max and rollout.remaining > 0 and not rollout.enough:
             leaves = await sample(rollout, min(bel.b_max - len(failures), rollout.remaining))
-            failures += [leaf for leaf in leaves if _outcome(tree, leaf) is False]
+            failures += [leaf for leaf in leaves if outcome(tree, leaf) is False]
         searchable = [leaf for leaf in failures if num_tool_steps(tree.steps(leaf)) > 0]
         if searchable and rollout.remaining > 0:
             # max keeps the first of equals; failures are in sampling order
@@ -66,7 +66,7 @@ async def search(rollout: Rollout, leaf: int, bel: BelConfig) -> Localization:
         wanted = probe_size(steps, m, bel)
         granted = min(wanted, rollout.remaining)
         leaves = await sample(rollout, granted, at=path[m - 1], anchor=m)
-        verdicts = [_outcome(rollout.tree, child) for child in leaves]
+        verdicts = [outcome(rollout.tree, child) for child in leaves]
         failures, successes = verdicts.count(False), verdicts.count(True)
         probes.append(Probe(anchor=m, attempts=failures + successes, successes=successes))
         if successes:
@@ -96,7 +96,8 @@ def middle(lo: int, crit: int, bel: BelConfig) -> int:
 
 
 def max_search_cost(steps: Sequence[Step], bel: BelConfig) -> int:
-    """The most completions that a search of a trajectory with these steps can ask for."""
+    """The most completions that a search of a trajectory with these steps can ask for: the sum of
+    its probe sizes, maximized over what the probes may find."""
 
     def cost(lo: int, crit: int) -> int:
         if lo >= crit:
@@ -135,7 +136,7 @@ def num_tool_steps(steps: Sequence[Step]) -> int:
     return sum(step.result is not None for step in steps)
 
 
-def _outcome(tree: RolloutTree, leaf: int) -> bool | None:
+def outcome(tree: RolloutTree, leaf: int) -> bool | None:
     """Whether a completed trajectory succeeded; None without a verdict."""
     score = tree.nodes[leaf].score
     assert score is not None, f"node {leaf} is not a completed trajectory"

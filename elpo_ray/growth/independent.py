@@ -19,7 +19,7 @@ async def sample(
     rollout: Rollout, count: int, at: int = 0, *, anchor: int | None = None
 ) -> list[int]:
     """`count` completions below node `at` at once; their leaf ids in the order asked for."""
-    return await sample_each(rollout, [(at, anchor)] * count)
+    return await together(*(rollout.complete(at, anchor=anchor) for _ in range(count)))
 
 
 async def sample_each(rollout: Rollout, starts: Sequence[tuple[int, int | None]]) -> list[int]:

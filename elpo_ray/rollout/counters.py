@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-NUMBERS = ("episodes", "turns", "tokens", "completed", "busy_s", "idle_s")
-"""Fields of `RolloutCounters` that are told."""
-
 
 @dataclass(slots=True)
 class RolloutCounters:
@@ -21,15 +18,15 @@ class RolloutCounters:
     episodes: int = 0
     """Trajectories under way."""
     turns: int = 0
-    """Of them with the engine."""
+    """Trajectories that wait for the engine."""
     tokens: int = 0
-    """Generated; a turn counts when it is complete."""
+    """Generated tokens of completed trajectories."""
     completed: int = 0
-    """Trajectories."""
+    """Completed trajectories."""
     busy_s: float = 0.0
     """Seconds with an episode under way."""
     idle_s: float = 0.0
-    """Of them without a turn."""
+    """Seconds with an episode under way and none of them in a turn."""
     clock: Callable[[], float] = time.monotonic
     _since: float = field(default=0.0)
 
@@ -54,10 +51,11 @@ class RolloutCounters:
                 self.idle_s += now - self._since
         self._since = now
 
-    def numbers(self) -> dict[str, float]:
-        """All counts and sums, by name, as of now."""
+    def values(self) -> dict[str, float]:
+        """All counts and sums by name, as of now."""
         self.settle()
-        return {name: getattr(self, name) for name in NUMBERS}
+        names = ("episodes", "turns", "tokens", "completed", "busy_s", "idle_s")
+        return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
         return f"{self.turns} trajectories in the engine, {self.episodes - self.turns} with tools"

@@ -32,17 +32,17 @@ PAD = 0
 SEEDS = 1 << 31
 """Servers take seeds of 31 bits."""
 RETRIES = 6
-"""Of a request that met a busy or failing server, with growing pauses."""
+"""Further attempts at a request that met a busy or failing server, with growing pauses."""
 REQUEST_S = 1800.0
 """Seconds that one turn may take."""
-PROBE_S = 20.0
+LISTING_S = 20.0
 """Seconds that a server has to say which models it serves."""
 
 
 def served_model(url: str, name: str | None) -> str:
     """The model to ask for: `name`, or the only one that the server lists. ValueError if the server
     does not answer or does not have it."""
-    client = openai.OpenAI(base_url=url, api_key=_key(), max_retries=1, timeout=PROBE_S)
+    client = openai.OpenAI(base_url=url, api_key=_key(), max_retries=1, timeout=LISTING_S)
     try:
         served = [model.id for model in client.models.list()]
     except openai.OpenAIError as error:
@@ -144,7 +144,7 @@ class Endpoint:
 
     def _conversation(self, prefix: Sequence[int]) -> list[Message]:
         """The messages of a prefix. A tool's response answers every call of the turn before it; one
-        to a turn in which the server saw no call is told by the user."""
+        to a turn in which the server saw no call becomes a message of the user."""
         conversation: list[Message] = []
         calls: list[dict[str, Any]] = []
         for message in (self._messages[i] for i in prefix if i != PAD):

@@ -40,7 +40,7 @@ class Agent:
     max_turns: int
     """Assistant turns, those of the prefix and the answer included."""
     max_observation_chars: int
-    load: RolloutCounters = field(default_factory=RolloutCounters)
+    counters: RolloutCounters = field(default_factory=RolloutCounters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Start:
     steps: Sequence[Step] = ()
     """The prefix; its last step has an observation."""
     tree: str | None = None
-    """Of the tool states that the episode continues from, or leaves to others."""
+    """Names the tree whose tool states the episode continues from, or adds to."""
     branches: bool = False
     """Whether other episodes may continue from its tool states."""
 
@@ -114,11 +114,11 @@ async def _step(
     last: bool,
 ) -> tuple[Step, EndReason | None]:
     """One turn and, unless it ends the episode, its observation. The last turn may not call."""
-    agent.load.turn(1)
+    agent.counters.turn(1)
     try:
         turn = await agent.policy.generate(context, sampling)
     finally:
-        agent.load.turn(-1)
+        agent.counters.turn(-1)
     cost.tokens += len(turn.token_ids)
     parsed = agent.chat.parse(turn.token_ids)
     step = Step(turn, action_text=parsed.text, call=parsed.call)

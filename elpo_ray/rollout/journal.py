@@ -24,16 +24,17 @@ class Completion:
     """One completed trajectory of an input."""
 
     number: int
-    """In the order in which the rule asked for it, from 0."""
+    """Its place in the order in which the rule asked for completions, from 0."""
     at: int
     """The node that it continues; 0 = the prompt."""
     anchor: int | None
+    """Steps of the prefix that it continues; None from the prompt."""
     steps: Sequence[Step]
     score: Score
     end: EndReason | None
     cost: Cost
     lost: Sequence[Cost] = ()
-    """Attempts at it that the infrastructure destroyed."""
+    """Costs of the attempts at it that the infrastructure destroyed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class TreeEnd:
     prompt_ids: tuple[int, ...]
     localizations: list[Localization]
     groups: dict[int, int]
-    """Leaf -> which of several trees it belongs to."""
+    """By leaf: which of the input's several trees it belongs to."""
 
     @classmethod
     def of(cls, tree: RolloutTree) -> TreeEnd:

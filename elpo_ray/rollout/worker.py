@@ -1,11 +1,10 @@
 """One rollout worker: many trees at once over an engine and tools.
 
 A plain class on one event loop; callers await many `grow` at once. Invariants: a tree holds only
-completed trajectories; each is one spend of its ledger; an attempt that the infrastructure
+completed trajectories; each of them is one spend of its ledger; an attempt that the infrastructure
 destroyed is repeated with the same seed and never shows in the tree; a trajectory whose sandbox
-failed for good is kept without a verdict; what is complete is told at once, and a tree can be taken
-up again from it (`growth.journal`). `localization_accuracy`
-compares what the searches found with the task's oracle.
+failed for good is kept without a verdict; the caller gets every completed trajectory at once, and a
+tree can be taken up again from them (`rollout.journal`).
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ from dataclasses import replace
 from random import Random
 
 from elpo_ray import growth
-from elpo_ray.config import Config
 from elpo_ray.config.rollout import SamplingConfig
-from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.growth.budget import Cost, Ledger, can_teach
 from elpo_ray.interfaces import Chat, Policy, Task, Tools
 from elpo_ray.rollout.episode import Agent, Episode, Start, derive_seed, run_episode
 from elpo_ray.rollout.journal import Completion, replay
 from elpo_ray.rollout.sample import Sample
+from elpo_ray.rollout.settings import RolloutSettings
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import (
     UNGRADED,
@@ -41,19 +39,19 @@ class RolloutWorker:
     """Grows trees and evaluates, on one policy and its tools."""
 
     def __init__(
-        self, policy: Policy, tools: Tools, chat: Chat, task: Task, config: Config
+        self, policy: Policy, tools: Tools, chat: Chat, task: Task, settings: RolloutSettings
     ) -> None:
         self.agent = Agent(
             policy=policy,
             tools=tools,
             chat=chat,
-            max_context=config.model.max_context,
-            max_turns=config.task.max_turns,
-            max_observation_chars=config.task.max_observation_chars,
+            max_context=settings.max_context,
+            max_turns=settings.max_turns,
+            max_observation_chars=settings.max_observation_chars,
         )
         self.task = task
-        self.config = config
-        self.load = self.agent.load
+        self.settings = settings
+        self.counters = self.agent.counters
 
     async def grow(
         self,
@@ -61,17 +59,17 @@ class RolloutWorker:
         step: int,
         budget: int | None = None,
         journal: Sequence[Completion] = (),
-        tell: Callable[[Completion], None] = lambda done: None,
+        on_complete: Callable[[Completion], None] = lambda done: None,
     ) -> RolloutTree:
         """Spend one input's budget, the configured n_total without it, by the configured rule.
 
         `step` is the training step, part of every seed. `journal`: what an earlier attempt has
-        completed, in order; `tell` hears of every further completion. Raises InfrastructureError
+        completed, in order; `on_complete` gets every further completion. Raises InfrastructureError
         once one was lost `sandbox.retries` + 1 times, ValueError if the prompt does not fit.
         """
-        rollout = TreeRollout(self, problem, step, budget, journal, tell)
+        rollout = TreeRollout(self, problem, step, budget, journal, on_complete)
         try:
-            await growth.grow(rollout, self.config.algorithm.growth)
+            await growth.GROWTH[self.settings.growth.rule](rollout, self.settings.growth)
         finally:
             await rollout.close()
         tree, ledger = rollout.tree, rollout.ledger
@@ -95,8 +93,8 @@ class RolloutWorker:
         return Sampling(
             temperature=config.temperature,
             top_p=config.top_p,
-            max_tokens=self.config.task.max_turn_tokens,
-            seed=derive_seed(self.config.trainer.seed, *key),
+            max_tokens=self.settings.max_turn_tokens,
+            seed=derive_seed(self.settings.seed, *key),
         )
 
     async def attempt(
@@ -107,12 +105,12 @@ class RolloutWorker:
         start: Start,
         on_lost: Callable[[Cost], None] = lambda cost: None,
     ) -> tuple[Episode, Score, Cost]:
-        """Run and score one episode. Attempts lost to the infrastructure are told to `on_lost` and
-        repeated; raises InfrastructureError when the last one is lost."""
-        attempts_left = self.config.sandbox.retries + 1
+        """Run and score one episode. An attempt that the infrastructure destroyed is repeated, its
+        cost given to `on_lost`; raises InfrastructureError when the last one is lost."""
+        attempts_left = self.settings.retries + 1
         while True:
             cost = Cost()
-            self.load.episode(1)
+            self.counters.episode(1)
             try:
                 episode = await run_episode(agent, problem, sampling, start, cost)
                 score = UNGRADED
@@ -126,11 +124,11 @@ class RolloutWorker:
                 if attempts_left == 0:
                     raise
             else:
-                self.load.completed += 1
-                self.load.tokens += cost.tokens
+                self.counters.completed += 1
+                self.counters.tokens += cost.tokens
                 return episode, score, cost
             finally:
-                self.load.episode(-1)
+                self.counters.episode(-1)
 
 
 class TreeRollout:
@@ -143,29 +141,30 @@ class TreeRollout:
         step: int,
         budget: int | None = None,
         journal: Sequence[Completion] = (),
-        tell: Callable[[Completion], None] = lambda done: None,
+        on_complete: Callable[[Completion], None] = lambda done: None,
     ) -> None:
         """See `RolloutWorker.grow`."""
-        fewest, n_total, _ = worker.config.allowance
-        budget = budget or n_total
+        settings = worker.settings
+        budget = budget or settings.growth.n_total
         prompt_ids = tuple(worker.agent.chat.prompt_ids(problem.messages))
         self.tree = RolloutTree(problem.id, budget, prompt_ids, problem.messages)
         self.ledger = Ledger(budget)
-        self.random = Random(derive_seed(worker.config.trainer.seed, "branch", problem.id, step))
-        self._agent = replace(worker.agent, max_turns=worker.config.train_turns(step))
+        self.random = Random(derive_seed(settings.seed, "branch", problem.id, step))
+        turns = settings.train_turns[min(step, len(settings.train_turns) - 1)]
+        self._agent = replace(worker.agent, max_turns=turns)
         self._worker = worker
         self._problem = problem
         self._step = step
-        self._tell = tell
-        self.fixed = worker.config.budget.scope is BudgetScope.input
-        self._fewest = budget if self.fixed else fewest
+        self._on_complete = on_complete
+        self.fixed = settings.fixed_budget
+        self._fewest = budget if self.fixed else settings.min_rollouts
         self._known = replay(self.tree, self.ledger, journal)
-        """Leaves of completions that the rule has yet to ask for, or had before, by number."""
+        """The leaf of every completion of the journal, by the completion's number."""
         self._asked: list[int] = []
-        """Leaves that the rule knows."""
+        """Leaves that the rule has been given."""
         self._numbers = 0
         self._states = uuid.uuid4().hex
-        """Names the tool states of this tree."""
+        """The name under which the tools keep this tree's states."""
 
     @property
     def remaining(self) -> int:
@@ -187,13 +186,14 @@ class TreeRollout:
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """See `interfaces.Rollout`. Completions are numbered, hence seeded, in calling order."""
         worker, problem, number = self._worker, self._problem, self._numbers
+        settings = worker.settings
         self._numbers += 1
         if number in self._known:
             leaf = self._known[number]
             self._asked.append(leaf)
             return leaf
-        drawn = worker.sampling(worker.config.sampling, "grow", problem.id, self._step, number)
-        branches = anchor is None and growth.branches(worker.config.algorithm.growth)
+        drawn = worker.sampling(settings.sampling, "grow", problem.id, self._step, number)
+        branches = anchor is None and growth.branches(settings.growth)
         start = Start(self.tree.prefix_ids(at), self.tree.steps(at), self._states, branches)
         lost: list[Cost] = []
         with self.ledger.reserve(anchor) as reservation:
@@ -205,7 +205,9 @@ class TreeRollout:
             leaf = self.tree.add_trajectory(at, episode.steps, score, episode.end)
             reservation.leaf, reservation.cost = leaf, cost
         self._asked.append(leaf)
-        self._tell(Completion(number, at, anchor, episode.steps, score, episode.end, cost, lost))
+        self._on_complete(
+            Completion(number, at, anchor, episode.steps, score, episode.end, cost, lost)
+        )
         return leaf
 
     async def close(self) -> None:

@@ -21,7 +21,7 @@ from elpo_ray.config.growth import BelConfig, GrowthConfig
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
 from elpo_ray.runs.trackers import Sink, sample_trees, trackers
-from elpo_ray.scheduling.dynamic_sampling import Batch, has_contrast
+from elpo_ray.scheduling.dynamic_sampling import StepBatch, has_contrast
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Score, Values
 
@@ -114,7 +114,7 @@ def rollout_metrics(trees: Sequence[RolloutTree], n_total: int, version: int) ->
     }
 
 
-def step_metrics(batch: Batch, growth: GrowthConfig, step: int) -> Values:
+def step_metrics(batch: StepBatch, growth: GrowthConfig, step: int) -> Values:
     """Numbers of everything that the `step`-th step grew, also what was not trained on; `step`
     counts from 1."""
     trees = batch.trees

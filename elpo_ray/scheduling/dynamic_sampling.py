@@ -19,16 +19,16 @@ Grown = tuple[Problem, RolloutTree]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class StepBatch:
     """What one step has grown and what it trains on."""
 
     grown: list[Grown]
     trained: list[RolloutTree]
-    """In the order grown; at most as many as wanted."""
+    """The trees to train on, in the order grown; at most as many as wanted."""
     taken: int
-    """Inputs of the training stream that it used up, those that were set aside included."""
+    """Inputs of the training stream that were used up, those that were set aside included."""
     seconds: float
-    """That it took to grow."""
+    """Seconds that growing took."""
 
     @property
     def inputs(self) -> list[Problem]:
@@ -41,14 +41,14 @@ class Batch:
 
 def collect(
     grow: Callable[[int, int], Sequence[Grown]], wanted: int, config: DynamicSamplingConfig
-) -> Batch:
+) -> StepBatch:
     """`wanted` inputs to train on. `grow(first, count)` grows `count` inputs of the training
     stream from the `first`-th one of this step on; it may return fewer."""
     began = time.monotonic()
     if config.max_batches == 0:
         everything = list(grow(0, wanted))
         trees = [tree for _, tree in everything]
-        return Batch(everything, trees, wanted, time.monotonic() - began)
+        return StepBatch(everything, trees, wanted, time.monotonic() - began)
     grown: list[Grown] = []
     kept: list[RolloutTree] = []
     taken = 0
@@ -59,7 +59,7 @@ def collect(
         kept.extend(tree for _, tree in further if has_contrast(tree))
         if len(kept) >= wanted:
             break
-    return Batch(grown, kept[:wanted], taken, time.monotonic() - began)
+    return StepBatch(grown, kept[:wanted], taken, time.monotonic() - began)
 
 
 def has_contrast(tree: RolloutTree) -> bool:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from threading import Thread
 
-from elpo_ray.scheduling.dynamic_sampling import Batch
+from elpo_ray.scheduling.dynamic_sampling import StepBatch
 
 POLL_S = 0.25
-Grow = Callable[[int, int], Batch]
+Grow = Callable[[int, int], StepBatch]
 """(step, first input of the stream) -> the step's batch."""
 
 
@@ -26,24 +26,24 @@ class Pipeline:
         self._grow = grow
         self._staleness = staleness
         self._steps = steps
-        self._growing: dict[int, Future[Batch]] = {}
+        self._growing: dict[int, Future[StepBatch]] = {}
 
-    def batch(self, step: int, cursor: int, tell: Callable[[], None]) -> Batch:
-        """The batch of `step`, whose inputs begin at `cursor`; `tell` is called while it grows.
+    def batch(self, step: int, cursor: int, on_wait: Callable[[], None]) -> StepBatch:
+        """The batch of `step`, whose inputs begin at `cursor`; `on_wait` is called while it grows.
 
         Steps are asked for one after the other; `cursor` follows the batch before.
         """
         growing = self._growing.pop(step, None) or self._begin(step, cursor)
         while not wait([growing], timeout=POLL_S).done:
-            tell()
+            on_wait()
         batch = growing.result()
         if self._staleness and step + 1 < self._steps:
             self._growing[step + 1] = self._begin(step + 1, cursor + batch.taken)
         return batch
 
-    def _begin(self, step: int, cursor: int) -> Future[Batch]:
+    def _begin(self, step: int, cursor: int) -> Future[StepBatch]:
         """In a daemon: an interrupted run does not wait for what it grew ahead."""
-        future: Future[Batch] = Future()
+        future: Future[StepBatch] = Future()
 
         def run() -> None:
             try:

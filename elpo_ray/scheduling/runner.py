@@ -1,17 +1,17 @@
 """The worker's side of the queue: many jobs on one event loop, one report at a time.
 
-`exchange` brings jobs in and takes the news out. It is asked again and again by one caller; between
-two calls the jobs go on. A caller that gets no answer for long knows that the process hangs.
+`exchange` brings jobs in and takes the news out. One caller calls it again and again; between two
+calls the jobs go on. A caller that gets no answer for long knows that the process hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from elpo_ray.rollout.journal import TreeEnd
+from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.scheduling.jobs import Job, Report, WorkerUnusable
 from elpo_ray.types import InfrastructureError
 
@@ -20,30 +20,26 @@ GAP_S = 0.05
 
 
 class JobRunner:
-    """Runs jobs on a `rollout.RolloutWorker` or something alike."""
+    """Runs jobs on a rollout worker."""
 
-    def __init__(self, worker: Any, capacity: int, check: Callable[[], None]) -> None:
-        """`capacity`: trajectories under way at once. `check` is asked after every job; an
-        InfrastructureError of it means that going on is useless."""
-        self._worker = worker
+    def __init__(self, worker: RolloutWorker, capacity: int, check: Callable[[], None]) -> None:
+        """`capacity`: trajectories under way at once. `check` is called after every job; an
+        InfrastructureError from it means that going on is useless."""
+        self.worker = worker
+        """Runs the jobs to come."""
         self._capacity = capacity
         self._check = check
-        self._running: dict[int, tuple[Job, asyncio.Task[None]]] = {}
+        self._running: dict[int, tuple[Job[Any], asyncio.Task[None]]] = {}
         self._report = Report()
         self._news = asyncio.Event()
         self._news.set()  # the first report says how much room there is
         self._last = 0.0
 
-    def use(self, worker: Any) -> None:
-        """Run the jobs to come on another worker."""
-        self._worker = worker
-
-    async def exchange(self, jobs: Sequence[Job], patience_s: float) -> Report:
-        """Begin `jobs`; returns once there is something finished or failed, or after
-        `patience_s`, or when woken."""
-        for job in jobs:
-            task = asyncio.ensure_future(self._run(job))
-            self._running[job.key] = (job, task)
+    async def exchange(self, jobs: Mapping[int, Job[Any]], patience_s: float) -> Report:
+        """Begin `jobs`, named by their keys; returns once there is something finished or failed, or
+        after `patience_s`, or when woken."""
+        for key, job in jobs.items():
+            self._running[key] = (job, asyncio.ensure_future(self._run(key, job)))
         try:
             await asyncio.wait_for(self._news.wait(), patience_s)
             await asyncio.sleep(max(0.0, self._last + GAP_S - time.monotonic()))
@@ -52,8 +48,8 @@ class JobRunner:
         self._news.clear()
         report, self._report = self._report, Report()
         report.room = self._capacity - sum(job.width for job, _ in self._running.values())
-        load = self._worker.load
-        report.load, report.phase = load.numbers(), str(load)
+        counters = self.worker.counters
+        report.counters, report.phase = counters.values(), str(counters)
         self._last = time.monotonic()
         return report
 
@@ -61,26 +57,17 @@ class JobRunner:
         """Have `exchange` return: the queue has something new."""
         self._news.set()
 
-    async def _run(self, job: Job) -> None:
-        key = job.key
+    async def _run(self, key: int, job: Job[Any]) -> None:
         try:
-            if job.grows:
-                tree = await job.run(
-                    self._worker,
-                    job.problem,
-                    *job.args,
-                    journal=job.journal,
-                    tell=lambda done: self._report.completions.append((key, done)),
-                )
-                result: Any = TreeEnd.of(tree)
-            else:
-                result = await job.run(self._worker, job.problem, *job.args)
+            result = await job.run(
+                self.worker, lambda done: self._report.completions.append((key, done))
+            )
             try:
                 self._check()
             except InfrastructureError as error:
                 raise WorkerUnusable(str(error)) from error
             self._report.finished.append((key, result))
-        except Exception as error:  # travels to whoever asked for the job
+        except Exception as error:  # raised again where somebody waits for the job
             self._report.failed.append((key, error))
         finally:
             self._running.pop(key, None)

@@ -29,39 +29,39 @@ class SharedBudget:
 
     n_total: int
     most: int
-    """Of one input."""
-    inputs: int
+    """The most rollouts that one input may get."""
     left: int = 0
-    """Handed over and not granted again."""
+    """Rollouts that were handed over and not granted again."""
     granted: dict[int, int] = field(default_factory=dict)
     """Rollouts that an input was granted beyond N_total."""
-    _hungry: list[int] = field(default_factory=list)
+    _want_more: list[int] = field(default_factory=list)
+    """Inputs that wait for a grant."""
 
     def total_of(self, index: int) -> int:
         """Rollouts that input `index` may spend now."""
         return self.n_total + self.granted.get(index, 0)
 
-    def settle(self, index: int, spent: int, hungry: bool) -> list[int]:
+    def settle(self, index: int, spent: int, wants_more: bool) -> list[int]:
         """Input `index` has ended; returns the inputs that go on, with a larger `total_of`."""
         unspent = self.total_of(index) - spent
         assert unspent >= 0, f"input {index} spent {spent} of {self.total_of(index)}"
         if unspent:
             self.granted[index] = self.granted.get(index, 0) - unspent
             self.left += unspent
-        elif hungry and self.total_of(index) < self.most:
-            self._hungry.append(index)
+        elif wants_more and self.total_of(index) < self.most:
+            self._want_more.append(index)
         return self._grant()
 
     def _grant(self) -> list[int]:
-        going_on = []
-        self._hungry.sort(key=lambda index: (self.granted.get(index, 0), index))
-        while self.left and self._hungry:
-            index = self._hungry.pop(0)
+        given = []
+        self._want_more.sort(key=lambda index: (self.granted.get(index, 0), index))
+        while self.left and self._want_more:
+            index = self._want_more.pop(0)
             chunk = max(1, self.n_total // CHUNKS)
             chunk = min(chunk, self.left, self.most - self.total_of(index))
             self.left -= chunk
             self.granted[index] = self.granted.get(index, 0) + chunk
-            going_on.append(index)
+            given.append(index)
         total = sum(self.granted.values()) + self.left
         assert total == 0, f"the books are off by {total} rollouts"
-        return going_on
+        return given

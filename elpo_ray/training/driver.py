@@ -33,8 +33,8 @@ from elpo_ray.runs.metrics import (
     step_metrics,
 )
 from elpo_ray.runs.summary import show_summary, summarize
-from elpo_ray.scheduling import SetAside
-from elpo_ray.scheduling.dynamic_sampling import Batch, Grown, collect
+from elpo_ray.scheduling.dynamic_sampling import Grown, StepBatch, collect
+from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
 from elpo_ray.training.checks import check_prompts
@@ -92,11 +92,11 @@ class Trainer(RunLoop):
     pass_at_1_after: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self.schedule = self.new_schedule()
+        self.pipeline = self.new_pipeline()
         self.lost_at, self.losses = -1, 0
         """Most finished steps when a learner was lost, and losses since then."""
 
-    def new_schedule(self) -> Pipeline:
+    def new_pipeline(self) -> Pipeline:
         return Pipeline(self.grow, staleness=self.config.schedule.staleness, steps=self.steps)
 
     def take_steps(self) -> None:
@@ -135,18 +135,18 @@ class Trainer(RunLoop):
             self.checkpoint_if_due()
         self.evaluate_if_due()
 
-    def next_batch(self) -> Batch:
-        """This step's batch, grown now or ahead (`schedule`)."""
+    def next_batch(self) -> StepBatch:
+        """This step's batch, grown now or ahead (`pipeline`)."""
         step = self.state.step
         total = self.config.trainer.inputs_per_step * self.config.algorithm.growth.n_total
         with self.bar(f"step {step + 1}: growing trees", total) as advance:
-            return self.schedule.batch(
+            return self.pipeline.batch(
                 step,
                 self.state.cursor,
                 lambda: advance(self.rollouts.completed, note=self.rollouts.describe()),
             )
 
-    def grow(self, step: int, cursor: int) -> Batch:
+    def grow(self, step: int, cursor: int) -> StepBatch:
         """The inputs of `step`, from the `cursor`-th one of the training stream on, and their
         trees. Inputs that the rollout workers gave up leave a record and are passed over."""
 
@@ -184,7 +184,7 @@ class Trainer(RunLoop):
         text = f"step {self.state.step}: held-out pass@1 {passed:.1%}"
         self.console.print(text, highlight=False)
 
-    def report(self, batch: Batch, stats: Values, seconds: Values) -> None:
+    def report(self, batch: StepBatch, stats: Values, seconds: Values) -> None:
         """Dump the trees, log one object of numbers, add to the run's totals. What this takes is in
         the next step's `seconds`."""
         right, judged = localization_accuracy(self.task, batch.inputs, batch.trees)
@@ -223,7 +223,7 @@ class Trainer(RunLoop):
         self.lost_at, self.unfinished = max(step, self.lost_at), None
         self.console.print(f"step {step + 1}: {lost}; a new learner goes on", highlight=False)
         self.rollouts.abandon()
-        self.schedule = self.new_schedule()
+        self.pipeline = self.new_pipeline()
         self.run.rewind(read_state(kept).step)
         try:
             self.learner = self.new_learner()

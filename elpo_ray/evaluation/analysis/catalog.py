@@ -1,14 +1,15 @@
-"""The analyses by name."""
+"""The analyses by name, and the job that runs one of them on a rollout worker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
 from elpo_ray.evaluation.analysis import localization, ranking, recovery
 from elpo_ray.rollout.worker import RolloutWorker, TreeRollout
-from elpo_ray.types import Problem
+from elpo_ray.scheduling.jobs import Job, OnComplete
 
 Record = dict[str, Any]
 EXAMINE = {
@@ -23,12 +24,18 @@ SUMMARIZE: dict[AnalysisName, Callable[[Sequence[Record]], list[dict[str, Any]]]
 }
 
 
-async def examine(worker: RolloutWorker, problem: Problem, config: AnalyzeConfig) -> list[Record]:
-    """All records of one problem. Raises InfrastructureError."""
-    grows = config.analysis is AnalysisName.ranking
-    budget = config.algorithm.growth.n_total if grows else config.rollouts
-    rollout = TreeRollout(worker, problem, 0, budget)
-    try:
-        return await EXAMINE[config.analysis](rollout, worker.task, problem, config)
-    finally:
-        await rollout.close()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyzeJob(Job[list[Record]]):
+    """Make all records of one problem."""
+
+    config: AnalyzeConfig
+
+    async def run(self, worker: RolloutWorker, on_complete: OnComplete) -> list[Record]:
+        name, config = self.config.analysis, self.config
+        grows = name is AnalysisName.ranking
+        budget = config.algorithm.growth.n_total if grows else config.rollouts
+        rollout = TreeRollout(worker, self.problem, 0, budget)
+        try:
+            return await EXAMINE[name](rollout, worker.task, self.problem, config)
+        finally:
+            await rollout.close()

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from elpo_ray.config.measure import AnalyzeConfig
-from elpo_ray.evaluation.analysis.probes import ExtraBudget, sample_failures
+from elpo_ray.evaluation.analysis.failures import ExtraBudget, sample_failures
 from elpo_ray.evaluation.oracle import first_irrecoverable
 from elpo_ray.growth.bel import num_tool_steps, search
 from elpo_ray.interfaces import Task
@@ -40,8 +40,8 @@ async def examine(
         for x, budget in product(config.xs, budgets):
             bel = replace(config.algorithm.growth.bel, x_min=x, x_max=x)
             for repeat in range(config.repeats):
-                purse = ExtraBudget(rollout, budget or x * (tools + 1))
-                found = await search(purse, leaf, bel)
+                extra = ExtraBudget(rollout, budget or x * (tools + 1))
+                found = await search(extra, leaf, bel)
                 named = None if found.critical is None else tree.path(leaf).index(found.critical)
                 records.append(
                     {
@@ -55,7 +55,7 @@ async def examine(
                         "repeat": repeat,
                         "named": None if named is None else named + 1,
                         "interval": list(found.interval),
-                        "spent": purse.spent,
+                        "spent": extra.spent,
                         "probes": [[p.anchor, p.attempts, p.successes] for p in found.probes],
                     }
                 )
@@ -79,7 +79,7 @@ def summarize(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def consistency(records: Sequence[Record]) -> dict[str, float | None]:
-    """Of searches that ended, how many agree with another one of the same trajectory."""
+    """How many searches named a step, and how often two of one trajectory named the same one."""
     again: defaultdict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
         again[record["problem"], record["trajectory"], record["x"], record["budget"]].append(record)

@@ -14,7 +14,7 @@ from typing import Any
 from elpo_ray import growth
 from elpo_ray.config.measure import AnalyzeConfig
 from elpo_ray.credit import assign
-from elpo_ray.evaluation.analysis.probes import ExtraBudget, verdicts
+from elpo_ray.evaluation.analysis.failures import ExtraBudget, verdicts
 from elpo_ray.growth.independent import sample
 from elpo_ray.interfaces import Task
 from elpo_ray.rollout.worker import TreeRollout
@@ -28,7 +28,8 @@ async def examine(
 ) -> list[Record]:
     """One record a branching node, the prompt included."""
     tree = rollout.tree
-    await growth.grow(rollout, config.algorithm.growth)
+    settings = config.algorithm.growth
+    await growth.GROWTH[settings.rule](rollout, settings)
     [credit] = assign([tree], config.algorithm)
     branchings = [(n.id, list(n.children)) for n in tree.nodes if len(n.children) > 1]
     records = []
@@ -99,7 +100,7 @@ async def _fresh_mean(rollout: TreeRollout, node: int, completions: int) -> floa
     """Mean@n of a node; a finished trajectory's is its own outcome. None if nothing was graded."""
     tree, leaves = rollout.tree, [node]
     if tree.nodes[node].score is None:
-        purse, anchor = ExtraBudget(rollout, completions), len(tree.path(node))
-        leaves = await sample(purse, completions, node, anchor=anchor)
+        extra, anchor = ExtraBudget(rollout, completions), len(tree.path(node))
+        leaves = await sample(extra, completions, node, anchor=anchor)
     outcomes = verdicts(tree, leaves)
     return fmean(outcomes) if outcomes else None

@@ -1,9 +1,9 @@
 """How often a failed trajectory recovers when it goes on from before one of its steps (Figure 1).
 
 To fix a step is to let the policy take it again: completions start from the prefix that ends
-before it. Where the task has an oracle, it is told apart how many of them took a sound step there,
-and how many of these succeeded. The paper has errors marked by a judge; here an error step is one
-whose tool call failed, and every step from the first irrecoverable one on.
+before it. Where the task has an oracle, the completions that took a sound step there are counted
+apart, and how many of these succeeded. The paper has errors marked by a judge; here an error step
+is one whose tool call failed, and every step from the first irrecoverable one on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from elpo_ray.config.measure import AnalyzeConfig
-from elpo_ray.evaluation.analysis.probes import ExtraBudget, sample_failures, verdicts
+from elpo_ray.evaluation.analysis.failures import ExtraBudget, sample_failures, verdicts
 from elpo_ray.evaluation.oracle import first_irrecoverable
 from elpo_ray.growth.bel import num_tool_steps, search
 from elpo_ray.growth.independent import sample
@@ -104,8 +104,8 @@ async def _fix(
     """Completions from the prefix before `step`; those without a verdict do not count."""
     tree = rollout.tree
     at = tree.path(leaf)[step - 2] if step > 1 else 0
-    purse = ExtraBudget(rollout, completions)
-    leaves = await sample(purse, completions, at, anchor=step - 1 or None)
+    extra = ExtraBudget(rollout, completions)
+    leaves = await sample(extra, completions, at, anchor=step - 1 or None)
     outcomes = verdicts(tree, leaves)
     sound = verdicts(
         tree,

@@ -18,13 +18,12 @@ from elpo_ray.cluster import Cluster
 from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.config.values import plain
-from elpo_ray.evaluation.analysis.catalog import SUMMARIZE, examine
+from elpo_ray.evaluation.analysis.catalog import SUMMARIZE, AnalyzeJob
 from elpo_ray.evaluation.analysis.localization import success_by_anchor
 from elpo_ray.evaluation.bench import Bench, ResultFolder
 from elpo_ray.evaluation.report import write_page
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.runs.metrics import progress_bar
-from elpo_ray.scheduling import Job
 from elpo_ray.types import Fault, InfrastructureError
 
 USED = {
@@ -101,7 +100,7 @@ def _examine(bench: Bench, folder: ResultFolder, config: AnalyzeConfig, console:
             rollouts.use(bench.configs[task])
             records = folder.records(task)
             jobs = [
-                Job(run=examine, problem=problem, args=(config,), width=config.rollouts)
+                AnalyzeJob(problem=problem, config=config, width=config.rollouts)
                 for problem in problems
             ]
             with progress_bar(console, task, len(jobs), config.progress) as advance:

@@ -112,13 +112,13 @@ class Findings:
     named: int = 0
     """Searches that named a critical step."""
     right: int = 0
-    """... and it was the first doomed one."""
+    """Searches that named the first doomed step."""
     located: int = 0
     """Inputs with at least one critical step named rightly."""
     probes_sound: int = 0
     """Complete probes of anchors from which success was possible."""
     probes_blamed: int = 0
-    """... none of whose completions succeeded: falsely called irrecoverable."""
+    """Those of them without a success: the anchor was falsely called irrecoverable."""
     turns: int = 0
     turns_flat: int = 0
     """Turns of as many whole trajectories."""
@@ -159,7 +159,7 @@ async def simulate(
     for index in range(inputs):
         chain = chains[index % len(chains)]
         rollout = ChainRollout(chain, config.n_total, random.Random(f"{seed}/{index}"))
-        await growth.grow(rollout, config)
+        await growth.GROWTH[config.rule](rollout, config)
         findings.add(rollout, chain, config.bel)
     return findings
 

@@ -24,7 +24,8 @@ from elpo_ray.cluster.rollout_actor import RolloutActor
 from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.config import Config
 from elpo_ray.growth.budget import Totals
-from elpo_ray.scheduling import JobRunner, SetAside
+from elpo_ray.scheduling.jobs import SetAside
+from elpo_ray.scheduling.runner import JobRunner
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault
 

@@ -17,6 +17,7 @@ from fakes import FakeChat, FakeTask, ScriptedPolicy, bel, make_config, planted
 from elpo_ray.cluster.sandboxes import RemoteHost, SandboxActor
 from elpo_ray.config import Config
 from elpo_ray.dump import dump_tree
+from elpo_ray.rollout.settings import RolloutSettings
 from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.tools.interpreter import PooledTools
 from elpo_ray.tree import RolloutTree
@@ -81,7 +82,7 @@ def worker_over(handles: list[Any], config: Config) -> RolloutWorker:
     hosts = [RemoteHost(actor, config) for actor in handles]
     tools = PooledTools(hosts, config.sandbox, faults=faults)
     policy = ScriptedPolicy(planted(TOOL_STEPS, CRITICAL))
-    return RolloutWorker(policy, tools, CodingChat(), CodingTask(), config)
+    return RolloutWorker(policy, tools, CodingChat(), CodingTask(), RolloutSettings.of(config))
 
 
 def restored(tree: RolloutTree) -> list[str]:
@@ -124,7 +125,7 @@ def test_a_killed_actor_costs_neither_budget_nor_branches(cluster: None, count: 
     async def step() -> list[RolloutTree]:
         problems = [worker.task.train_problem(index) for index in range(3)]
         growing = [asyncio.ensure_future(worker.grow(problem, 0)) for problem in problems]
-        while worker.load.completed < 6:  # trees are under way, and have snapshots
+        while worker.counters.completed < 6:  # trees are under way, and have snapshots
             await asyncio.sleep(0.02)
         victim = await handles[0].__ray_call__.remote(lambda _: os.getpid())
         os.kill(victim, signal.SIGKILL)

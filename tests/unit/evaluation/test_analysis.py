@@ -11,8 +11,9 @@ from fakes import FakeTask, Word, bel, make_config, make_worker, planted
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
 from elpo_ray.evaluation.analysis import localization, ranking, recovery
-from elpo_ray.evaluation.analysis.catalog import examine
+from elpo_ray.evaluation.analysis.catalog import AnalyzeJob, Record
 from elpo_ray.interfaces import Tools
+from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.types import Problem, Score, Step
 
 TOOL_STEPS = 4
@@ -22,11 +23,16 @@ def settings(name: AnalysisName, **changes: Any) -> AnalyzeConfig:
     return AnalyzeConfig(model="m", tasks=["t"], analysis=name, **changes)
 
 
+async def examine(worker: RolloutWorker, config: AnalyzeConfig) -> list[Record]:
+    job = AnalyzeJob(problem=worker.task.train_problem(0), config=config)
+    return await job.run(worker, lambda done: None)
+
+
 @pytest.mark.parametrize("critical", range(1, TOOL_STEPS + 2))
 async def test_sure_probes_always_agree_and_are_right(critical: int) -> None:
     worker = make_worker(planted(TOOL_STEPS, critical))
     config = settings(AnalysisName.localization, rollouts=2, failures=1, xs=[1, 3], repeats=2)
-    records = await examine(worker, worker.task.train_problem(0), config)
+    records = await examine(worker, config)
     assert [(r["x"], r["repeat"]) for r in records] == [(1, 0), (1, 1), (3, 0), (3, 1)]
     assert {record["named"] for record in records} == {record["truth"] for record in records}
     assert records[0]["truth"] == critical
@@ -42,7 +48,7 @@ async def test_a_budget_caps_what_a_search_may_spend() -> None:
     config = settings(
         AnalysisName.localization, rollouts=1, failures=1, xs=[2], repeats=1, budgets=[1, 3]
     )
-    records = await examine(worker, worker.task.train_problem(0), config)
+    records = await examine(worker, config)
     assert [(r["budget"], r["spent"], r["named"]) for r in records] == [(1, 1, None), (3, 3, 2)]
     cut, enough = (row for row in localization.summarize(records) if row["success rate"] == "all")
     assert (cut["named"], cut["agree"], cut["right"]) == (0.0, None, None)
@@ -78,7 +84,7 @@ def test_consistency_and_accuracy_by_hand() -> None:
 async def test_taking_the_critical_step_again_recovers_and_a_later_one_does_not() -> None:
     worker = make_worker(planted(TOOL_STEPS, 2))
     config = settings(AnalysisName.recovery, rollouts=1, failures=1, completions=3)
-    records = await examine(worker, worker.task.train_problem(0), config)
+    records = await examine(worker, config)
     found = {record["kind"]: record for record in records}
     assert set(found) == set(recovery.KINDS)
     first = found["first irrecoverable"]
@@ -106,7 +112,7 @@ async def test_without_an_oracle_a_search_with_large_probes_finds_the_step() -> 
     worker = make_worker(planted(TOOL_STEPS, 3))
     worker.task = Blind()
     config = settings(AnalysisName.recovery, rollouts=1, failures=1, completions=2, scan=2)
-    records = await examine(worker, worker.task.train_problem(0), config)
+    records = await examine(worker, config)
     steps = {record["kind"]: record["step"] for record in records}
     assert steps["first irrecoverable"] == 3
     assert all(record["sound"] == 0 for record in records)
@@ -121,7 +127,7 @@ async def test_siblings_are_ranked_against_fresh_completions() -> None:
     algorithm = AlgorithmConfig(growth=bel(n_total=6))
     worker = make_worker(plan, make_config(algorithm.growth))
     config = settings(AnalysisName.ranking, algorithm=algorithm, fresh=2)
-    records = await examine(worker, worker.task.train_problem(0), config)
+    records = await examine(worker, config)
     inside = [record for record in records if record["depth"] > 0]
     ordered = [ranking.pairwise(r["scores"], r["means"]) for r in inside]
     assert 1.0 in ordered and set(ordered) <= {1.0, None}

@@ -348,7 +348,7 @@ def test_the_next_buffer_is_sampled_during_a_search() -> None:
     lost=st.lists(st.booleans(), min_size=20, max_size=20),
     verify_final=st.booleans(),
 )
-def test_no_search_costs_more_than_the_dearest(
+def test_no_search_costs_more_than_its_maximum(
     gains: list[float], lost: list[bool], verify_final: bool
 ) -> None:
     config = BelConfig(verify_final=verify_final)

@@ -106,7 +106,7 @@ def test_books_balance_under_infrastructure_failures(
     worker = make_worker(plan, config, policy_faults=policy_faults, tools=tools)
     tree = asyncio.run(worker.grow(PROBLEM, 0))
     totals = Totals.of(tree.ledger)
-    assert totals.rollouts == n_total == len(tree.leaves()) == worker.load.completed
+    assert totals.rollouts == n_total == len(tree.leaves()) == worker.counters.completed
     assert Counter(e["leaf"] for e in tree.ledger if e["charged"]) == Counter(
         leaf.id for leaf in tree.leaves()
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from elpo_ray.rollout.counters import NUMBERS
+from elpo_ray.rollout.counters import RolloutCounters
 from launch.monitoring.dashboard import grafana
 from sandbox.supervisor import Sandbox
 
@@ -66,7 +66,7 @@ def test_what_is_asked_of_actors_is_what_they_report() -> None:
     sandbox = {name.removeprefix("sandbox_") for name in asked() if name.startswith("sandbox_")}
     assert sandbox and sandbox <= set(Sandbox().snapshot())
     worker = {name.removeprefix("worker_") for name in asked() if name.startswith("worker_")}
-    assert worker and worker <= {*NUMBERS, "weight_version"}
+    assert worker and worker <= {*RolloutCounters().values(), "weight_version"}
 
 
 def test_every_alert_says_what_to_do() -> None:

@@ -10,6 +10,7 @@ from fakes import FakeTask, FakeTools, Server, make_config, server_says, tool_ca
 
 from elpo_ray.rollout.endpoint import Endpoint, served_model
 from elpo_ray.rollout.episode import Agent
+from elpo_ray.rollout.settings import RolloutSettings
 from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.tools import code_interpreter
 from elpo_ray.types import FinishReason, InfrastructureError, Sampling, Score
@@ -110,7 +111,7 @@ async def test_a_worker_evaluates_through_it(server: Server, endpoint: Endpoint)
 
     server.script = [server_says(None, tool_call("7"), tokens=4), server_says("=ok", tokens=2)]
     tools = FakeTools(reply=lambda moves: "seven")
-    worker = RolloutWorker(endpoint, tools, endpoint, Boxed(), make_config())
+    worker = RolloutWorker(endpoint, tools, endpoint, Boxed(), RolloutSettings.of(make_config()))
     assert isinstance(worker.agent, Agent)
     tools.open = _interpreter(tools)  # type: ignore[method-assign]
     sample = await worker.evaluate(worker.task.train_problem(0))

@@ -57,7 +57,7 @@ async def test_many_trees_grow_at_once_and_do_not_mix() -> None:
         assert len(tree.leaves()) == tree.budget == 16
     numbers = [completion_of(leaf.step) for tree in trees for leaf in tree.leaves() if leaf.step]
     assert sorted(numbers) == list(range(20 * 16))
-    assert worker.load.completed == 20 * 16 and tools.live == 0
+    assert worker.counters.completed == 20 * 16 and tools.live == 0
 
 
 def test_probes_hang_below_their_anchor_beside_the_searched_trajectory() -> None:
@@ -164,7 +164,7 @@ async def test_evaluations_of_one_problem_differ_in_seed_and_are_scored() -> Non
     assert len(set(worker.agent.policy.seeds)) == 6  # type: ignore[attr-defined]
 
 
-def test_evaluation_samples_at_temperature_one_unless_told_otherwise() -> None:
+def test_evaluation_samples_at_temperature_one_unless_asked_otherwise() -> None:
     config = make_config()
     config.sampling = SamplingConfig(temperature=0.3)
     worker = make_worker(planted(1, 1), config)
@@ -183,7 +183,7 @@ def test_evaluation_samples_at_temperature_one_unless_told_otherwise() -> None:
     assert set(taken[4:]) == {(0.3, 1.0)}
 
 
-def test_prompt_without_room_is_told_before_anything_is_sampled() -> None:
+def test_prompt_without_room_is_refused_before_anything_is_sampled() -> None:
     config = make_config(max_turn_tokens=8)
     config.model.max_context = 16
     worker = make_worker(planted(1, 1), config)

@@ -8,7 +8,7 @@ import pytest
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import LossConfig
 from elpo_ray.config.schedule import ScheduleConfig
-from elpo_ray.scheduling.dynamic_sampling import Batch
+from elpo_ray.scheduling.dynamic_sampling import StepBatch
 from elpo_ray.scheduling.pipeline import Pipeline
 
 
@@ -21,18 +21,18 @@ class Stream:
         self.gate = threading.Event()
         self.gate.set()
 
-    def grow(self, step: int, cursor: int) -> Batch:
+    def grow(self, step: int, cursor: int) -> StepBatch:
         self.begun.append((step, cursor))
         assert self.gate.wait(10)
-        return Batch([], [], self.taken, 0.0)
+        return StepBatch([], [], self.taken, 0.0)
 
 
 def silent() -> None: ...
 
 
-def run(schedule: Pipeline, steps: range, cursor: int = 0) -> int:
+def run(pipeline: Pipeline, steps: range, cursor: int = 0) -> int:
     for step in steps:
-        cursor += schedule.batch(step, cursor, silent).taken
+        cursor += pipeline.batch(step, cursor, silent).taken
     return cursor
 
 
@@ -59,11 +59,11 @@ def test_on_policy_nothing_grows_unasked() -> None:
 
 def test_one_batch_is_grown_ahead_and_none_beyond_the_last_step() -> None:
     stream = Stream()
-    schedule = Pipeline(stream.grow, staleness=1, steps=3)
-    schedule.batch(0, 0, silent)
+    pipeline = Pipeline(stream.grow, staleness=1, steps=3)
+    pipeline.batch(0, 0, silent)
     settled(stream, 2)
     assert stream.begun == [(0, 0), (1, 4)]
-    assert run(schedule, range(1, 3), 4) == 12
+    assert run(pipeline, range(1, 3), 4) == 12
     time.sleep(0.05)
     assert stream.begun == [(0, 0), (1, 4), (2, 8)]
 
@@ -76,28 +76,28 @@ def test_a_resumed_run_grows_again_what_was_only_grown_ahead() -> None:
     assert again.begun[0] == first.begun[3] == (3, 12)
 
 
-def test_while_a_batch_grows_the_caller_is_told() -> None:
-    stream, told = Stream(), []
+def test_while_a_batch_grows_the_caller_is_called() -> None:
+    stream, calls = Stream(), []
     stream.gate.clear()
 
-    def tell() -> None:
-        told.append(1)
+    def on_wait() -> None:
+        calls.append(1)
         stream.gate.set()
 
-    Pipeline(stream.grow, staleness=0, steps=1).batch(0, 0, tell)
-    assert told
+    Pipeline(stream.grow, staleness=0, steps=1).batch(0, 0, on_wait)
+    assert calls
 
 
 def test_what_growth_raises_comes_out_where_the_batch_is_asked_for() -> None:
-    def grow(step: int, cursor: int) -> Batch:
+    def grow(step: int, cursor: int) -> StepBatch:
         if step == 1:
             raise ValueError("prompt")
-        return Batch([], [], 1, 0.0)
+        return StepBatch([], [], 1, 0.0)
 
-    schedule = Pipeline(grow, staleness=1, steps=3)
-    schedule.batch(0, 0, silent)
+    pipeline = Pipeline(grow, staleness=1, steps=3)
+    pipeline.batch(0, 0, silent)
     with pytest.raises(ValueError, match="prompt"):
-        schedule.batch(1, 1, silent)
+        pipeline.batch(1, 1, silent)
 
 
 def test_stale_tokens_are_corrected_and_the_algorithms_own_cap_stays() -> None:

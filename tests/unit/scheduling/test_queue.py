@@ -4,7 +4,7 @@ import asyncio
 import pickle
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -21,16 +21,10 @@ from elpo_ray.forest import pack
 from elpo_ray.growth.budget import Totals, can_teach
 from elpo_ray.rollout.journal import Completion, TreeEnd, assemble
 from elpo_ray.rollout.worker import RolloutWorker
-from elpo_ray.scheduling import (
-    Batch,
-    InputQueue,
-    Job,
-    JobRunner,
-    Report,
-    SetAside,
-    TreeBatch,
-    WorkerUnusable,
-)
+from elpo_ray.scheduling.batches import Batch, GrowBatch, JobBatch
+from elpo_ray.scheduling.jobs import GrowJob, Job, OnComplete, Report, SetAside, WorkerUnusable
+from elpo_ray.scheduling.queue import InputQueue
+from elpo_ray.scheduling.runner import JobRunner
 from elpo_ray.scheduling.shared_budget import SharedBudget
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import InfrastructureError, Problem, Score
@@ -39,17 +33,22 @@ TASK = FakeTask()
 PROBLEM = TASK.train_problem(0)
 
 
-def jobs(count: int, n_total: int = 16, width: int = 3) -> list[Job]:
+def jobs(count: int, budget: int = 16, kind: type[GrowJob] = GrowJob) -> list[GrowJob]:
     return [
-        Job(
-            run=RolloutWorker.grow,
-            problem=TASK.train_problem(i),
-            args=(0, n_total),
-            width=width,
-            grows=True,
-        )
-        for i in range(count)
+        kind(problem=TASK.train_problem(i), width=3, step=0, budget=budget) for i in range(count)
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Echo(Job[str]):
+    """Returns its problem's name, or raises `error`."""
+
+    error: Exception | None = None
+
+    async def run(self, worker: RolloutWorker, on_complete: OnComplete) -> str:
+        if self.error is not None:
+            raise self.error
+        return self.problem.id
 
 
 def by_seed(draw: int) -> Callable[[int, list[str]], Sequence[Word]]:
@@ -67,10 +66,10 @@ def by_seed(draw: int) -> Callable[[int, list[str]], Sequence[Word]]:
 
 
 def recorded(config: Config, plan: Any, budget: int) -> tuple[RolloutTree, list[Completion]]:
-    told: list[Completion] = []
+    journal: list[Completion] = []
     worker = make_worker(plan, config)
-    tree = asyncio.run(worker.grow(PROBLEM, 0, budget, tell=told.append))
-    return tree, told
+    tree = asyncio.run(worker.grow(PROBLEM, 0, budget, on_complete=journal.append))
+    return tree, journal
 
 
 def outline(tree: RolloutTree) -> Any:
@@ -97,13 +96,13 @@ def test_growth_is_taken_up_from_any_prefix_of_its_journal(
     growth: GrowthConfig, draw: int, kept: int
 ) -> None:
     config = make_config(growth)
-    whole, told = recorded(config, by_seed(draw), 16)
-    assert outline(assemble(PROBLEM, 16, told, TreeEnd.of(whole))) == outline(whole)
+    whole, journal = recorded(config, by_seed(draw), 16)
+    assert outline(assemble(PROBLEM, 16, journal, TreeEnd.of(whole))) == outline(whole)
     worker, again = make_worker(by_seed(draw + 1), config, first=100), []
-    tree = asyncio.run(worker.grow(PROBLEM, 0, 16, told[:kept], again.append))
+    tree = asyncio.run(worker.grow(PROBLEM, 0, 16, journal[:kept], again.append))
     assert len(tree.leaves()) == tree.budget == 16 == Totals.of(tree.ledger).rollouts
-    assert worker.load.completed == 16 - kept == len(again)
-    numbers = [done.number for done in [*told[:kept], *again]]
+    assert worker.counters.completed == 16 - kept == len(again)
+    numbers = [done.number for done in [*journal[:kept], *again]]
     assert sorted(numbers) == list(range(16))
     if kept == 16:
         assert outline(tree) == outline(whole)
@@ -114,11 +113,11 @@ def test_growth_is_taken_up_from_any_prefix_of_its_journal(
 def test_a_larger_budget_goes_on_where_the_smaller_one_ended(draw: int, less: int) -> None:
     shared = BudgetConfig(scope=BudgetScope.batch, min=16)
     config = replace(make_config(bel(16)), budget=shared)
-    small, told = recorded(config, by_seed(draw), less)
+    small, journal = recorded(config, by_seed(draw), less)
     assert small.budget == less
     worker = make_worker(by_seed(draw), config, first=100)
-    tree = asyncio.run(worker.grow(PROBLEM, 0, 16, told))
-    assert worker.load.completed == 16 - less and len(tree.leaves()) == 16
+    tree = asyncio.run(worker.grow(PROBLEM, 0, 16, journal))
+    assert worker.counters.completed == 16 - less and len(tree.leaves()) == 16
     assert [n.parent for n in tree.nodes[: len(small.nodes)]] == [n.parent for n in small.nodes]
     # a probe cut short that succeeded is now sampled to its end: the verdict stays
     named = {(found.leaf, found.critical) for found in small.localizations if found.confirmed}
@@ -127,8 +126,8 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_ended(draw: int, less: in
 
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_completions_travel_whole(protocol: int) -> None:
-    _, told = recorded(make_config(bel(16)), planted(4, 2), 16)
-    assert pickle.loads(pickle.dumps(told, protocol)) == told
+    _, journal = recorded(make_config(bel(16)), planted(4, 2), 16)
+    assert pickle.loads(pickle.dumps(journal, protocol)) == journal
 
 
 # --- a queue and its workers ---
@@ -155,7 +154,7 @@ class Site:
 
     async def round(self, number: int) -> Report:
         taken = self.queue.give(number, self.room[number])
-        self.given.setdefault(number, []).extend(job.problem.id for job in taken)
+        self.given.setdefault(number, []).extend(job.problem.id for job in taken.values())
         report = await self.runners[number].exchange(taken, 0.001)
         self.room[number] = report.room
         self.queue.take(number, report)
@@ -168,7 +167,7 @@ class Site:
         self.queue.lost(number, why)
 
 
-async def finish(site: Site, batch: Batch) -> dict[int, Any]:
+async def finish(site: Site, batch: Batch[Any]) -> dict[int, Any]:
     waiting = asyncio.ensure_future(asyncio.to_thread(lambda: dict(batch.results())))
     while not waiting.done():
         for number in list(site.runners):
@@ -178,7 +177,7 @@ async def finish(site: Site, batch: Batch) -> dict[int, Any]:
 
 async def test_workers_share_the_inputs_and_every_tree_comes_back_whole() -> None:
     queue = InputQueue()
-    site, batch = Site(queue, make_config(), 2, capacity=12), TreeBatch(jobs(20))
+    site, batch = Site(queue, make_config(), 2, capacity=12), GrowBatch(jobs(20))
     queue.submit(batch)
     trees = await finish(site, batch)
     assert [trees[i].task_id for i in range(20)] == [f"p{i}" for i in range(20)]
@@ -194,7 +193,7 @@ async def test_a_worker_takes_no_more_than_fits_and_no_more_than_its_share() -> 
     queue = InputQueue()
     for number in (0, 1):
         queue.join(number)
-    queue.submit(TreeBatch(jobs(8)))
+    queue.submit(GrowBatch(jobs(8)))
     assert len(queue.give(0, 7)) == 2
     assert len(queue.give(0, 100)) == 2
     assert len(queue.give(1, 0)) == 1  # at least one, whatever its width
@@ -206,7 +205,7 @@ async def test_a_worker_takes_no_more_than_fits_and_no_more_than_its_share() -> 
 def test_deaths_repeat_only_what_was_unfinished(seed: int, kills: int) -> None:
     async def run() -> tuple[dict[int, Any], Site]:
         draw, queue = random.Random(seed), InputQueue()
-        site, batch = Site(queue, make_config(), 2), TreeBatch(jobs(5))
+        site, batch = Site(queue, make_config(), 2), GrowBatch(jobs(5))
         queue.submit(batch)
         for _ in range(kills):
             for _ in range(draw.randint(2, 8)):
@@ -218,25 +217,26 @@ def test_deaths_repeat_only_what_was_unfinished(seed: int, kills: int) -> None:
 
     trees, site = asyncio.run(run())
     for tree in trees.values():
-        if isinstance(tree, SetAside):  # killed again and again while alone: not to be told apart
+        if isinstance(tree, SetAside):  # its worker was killed twice while it ran alone
             continue
         assert len(tree.leaves()) == tree.budget == 16 == Totals.of(tree.ledger).rollouts
         numbers = [completion_of(leaf.step) for leaf in tree.leaves() if leaf.step]
         assert len(numbers) == 16
     if not kills:
-        assert sum(worker.load.completed for worker in site.workers) == 5 * 16
+        assert sum(worker.counters.completed for worker in site.workers) == 5 * 16
 
 
 async def test_an_input_that_kills_its_worker_is_set_aside_and_the_others_are_not() -> None:
     queue, deaths, begun = InputQueue(), 0, asyncio.Event()
 
-    async def grow(worker: RolloutWorker, problem: Problem, *args: Any, **kwargs: Any) -> Any:
-        if problem.id == "p3":
-            begun.set()
-            await asyncio.sleep(60)
-        return await worker.grow(problem, *args, **kwargs)
+    class Poisoned(GrowJob):
+        async def run(self, worker: RolloutWorker, on_complete: OnComplete) -> TreeEnd:
+            if self.problem.id == "p3":
+                begun.set()
+                await asyncio.sleep(60)
+            return await GrowJob.run(self, worker, on_complete)
 
-    batch = TreeBatch([replace(job, run=grow) for job in jobs(6)])
+    batch = GrowBatch(jobs(6, kind=Poisoned))
     site = Site(queue, make_config(), 1)
     queue.submit(batch)
     waiting = asyncio.ensure_future(asyncio.to_thread(lambda: dict(batch.results())))
@@ -255,9 +255,9 @@ async def test_an_input_that_kills_its_worker_is_set_aside_and_the_others_are_no
     assert queue.set_aside == 1
 
 
-async def test_three_deaths_by_chance_convict_nobody() -> None:
-    """Two among others and one alone may be chance; what is then left in peace is completed."""
-    queue, batch = InputQueue(), TreeBatch(jobs(3))
+async def test_three_deaths_by_chance_set_nothing_aside() -> None:
+    """Two among others and one alone may be chance: without a further death all is completed."""
+    queue, batch = InputQueue(), GrowBatch(jobs(3))
     site = Site(queue, make_config(), 1)
     queue.submit(batch)
     for _ in range(3):
@@ -269,74 +269,67 @@ async def test_three_deaths_by_chance_convict_nobody() -> None:
 
 
 async def test_progress_between_two_deaths_clears_an_input() -> None:
-    queue = InputQueue()
-    site, batch = Site(queue, make_config(), 1), TreeBatch(jobs(1))
+    queue, budget = InputQueue(), 160  # so many that each life leaves some to the next one
+    site = Site(queue, make_config(bel(budget)), 1)
+    batch = GrowBatch(jobs(1, budget))
     queue.submit(batch)
     for _ in range(3):
         while not (await site.round(0)).completions:
             pass
         site.kill(0)
         site.begin(0)
-    assert (await finish(site, batch))[0].budget == 16
+    assert (await finish(site, batch))[0].budget == budget
 
 
 async def test_an_input_lost_to_the_infrastructure_twice_is_set_aside() -> None:
-    async def lose(worker: Any, problem: Problem) -> None:
-        raise InfrastructureError("no sandbox")
-
-    queue = InputQueue()
-    site, batch = Site(queue, make_config(), 1), Batch([Job(run=lose, problem=PROBLEM)])
+    queue, lost = InputQueue(), InfrastructureError("no sandbox")
+    site, batch = Site(queue, make_config(), 1), JobBatch([Echo(problem=PROBLEM, error=lost)])
     queue.submit(batch)
     assert "no sandbox" in (await finish(site, batch))[0].why
 
 
 async def test_a_bug_is_raised_where_the_batch_is_waited_for() -> None:
-    async def fail(worker: Any, problem: Problem) -> None:
-        raise KeyError("bug")
-
-    queue = InputQueue()
-    site, batch = Site(queue, make_config(), 1), Batch([Job(run=fail, problem=PROBLEM)])
+    queue, bug = InputQueue(), KeyError("bug")
+    site, batch = Site(queue, make_config(), 1), JobBatch([Echo(problem=PROBLEM, error=bug)])
     queue.submit(batch)
     with pytest.raises(KeyError, match="bug"):
         await finish(site, batch)
 
 
 def test_after_the_end_no_batch_is_waited_for() -> None:
-    queue, batch = InputQueue(), TreeBatch(jobs(2))
+    queue, batch = InputQueue(), GrowBatch(jobs(2))
     queue.stop(RuntimeError("all workers are gone"))
     queue.submit(batch)
     with pytest.raises(RuntimeError, match="gone"):
         dict(batch.results())
 
 
-async def test_a_worker_that_loses_too_much_is_hopeless() -> None:
+async def test_a_worker_that_loses_too_much_is_unusable() -> None:
     def check() -> None:
         raise InfrastructureError("all calls are lost")
 
     runner = JobRunner(make_worker(planted(1, 1)), 8, check)
-    await runner.exchange([], 1.0)
-    report = await runner.exchange([jobs(1)[0]], 5.0)
+    await runner.exchange({}, 1.0)
+    report = await runner.exchange({0: jobs(1)[0]}, 5.0)
     assert isinstance(report.failed[0][1], WorkerUnusable)
 
 
 async def test_evaluations_go_before_trees_that_wait() -> None:
-    async def nothing(worker: Any, problem: Problem) -> str:
-        return problem.id
-
     queue = InputQueue()
     queue.join(0)
-    queue.submit(TreeBatch(jobs(2)))
-    queue.submit(Batch([Job(run=nothing, problem=TASK.train_problem(9))]), first=True)
-    assert queue.give(0, 1)[0].problem.id == "p9"
+    queue.submit(GrowBatch(jobs(2)))
+    queue.submit(JobBatch([Echo(problem=TASK.train_problem(9))]), first=True)
+    (job,) = queue.give(0, 1).values()
+    assert job.problem.id == "p9"
 
 
 async def test_a_withdrawn_batch_is_forgotten() -> None:
     queue = InputQueue()
-    site, batch = Site(queue, make_config(), 1), TreeBatch(jobs(3))
+    site, batch = Site(queue, make_config(), 1), GrowBatch(jobs(3))
     queue.submit(batch)
     await site.round(0)
     queue.withdraw(batch)
-    other = TreeBatch(jobs(1))
+    other = GrowBatch(jobs(1))
     queue.submit(other)
     assert len(await finish(site, other)) == 1 and queue.pending() == {0: 0}
 
@@ -360,13 +353,13 @@ def test_who_can_still_teach() -> None:
     ends=st.lists(st.tuples(st.integers(2, 40), st.booleans()), min_size=1, max_size=20),
 )
 def test_a_shared_budget_is_never_exceeded(n_total: int, ends: list[tuple[int, bool]]) -> None:
-    shared = SharedBudget(n_total, 2 * n_total, len(ends))
+    shared = SharedBudget(n_total, 2 * n_total)
     spent, todo = {}, list(range(len(ends)))
     while todo:
         index = todo.pop()
-        wants, hungry = ends[index]
+        wants, wants_more = ends[index]
         spent[index] = min(max(wants, spent.get(index, 0)), shared.total_of(index))
-        todo += shared.settle(index, spent[index], hungry)
+        todo += shared.settle(index, spent[index], wants_more)
         assert shared.total_of(index) <= 2 * n_total
     assert sum(spent.values()) + shared.left == n_total * len(ends)
 
@@ -386,13 +379,9 @@ async def test_a_batch_hands_rollouts_from_solved_inputs_to_open_ones() -> None:
             worker = easy if int(problem.id[1:]) % 2 else hard
             return await worker.grow(problem, *args, **kwargs)
 
-    both = Both(easy.agent.policy, FakeTools(), easy.agent.chat, TASK, config)
-    site.runners[0].use(both)
-    made = [
-        Job(run=Both.grow, problem=TASK.train_problem(i), args=(0, 8), width=3, grows=True)
-        for i in range(6)
-    ]
-    batch = TreeBatch(made, SharedBudget(8, 16, len(made)))
+    both = Both(easy.agent.policy, FakeTools(), easy.agent.chat, TASK, easy.settings)
+    site.runners[0].worker = both
+    batch = GrowBatch(jobs(6, budget=8), SharedBudget(8, 16))
     queue.submit(batch)
     trees = await finish(site, batch)
     solved = [trees[i].budget for i in (1, 3, 5)]

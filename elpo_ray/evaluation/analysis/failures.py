@@ -1,4 +1,4 @@
-"""What the analyses share: failed trajectories of one input, and a purse for a closer look."""
+"""Failed trajectories of one input, and the further completions that look at them closely."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from elpo_ray.growth.bel import num_tool_steps
+from elpo_ray.growth.bel import num_tool_steps, outcome
 from elpo_ray.growth.independent import sample
 from elpo_ray.rollout.worker import TreeRollout
 from elpo_ray.tree import RolloutTree
@@ -22,10 +22,11 @@ class Failures:
 
 
 async def sample_failures(rollout: TreeRollout, most: int) -> Failures:
-    """Spend the rollout's whole budget on trajectories from the prompt; at most `most` failures."""
+    """Spend the rollout's whole budget on trajectories from the prompt; keep at most `most` of the
+    failed ones."""
     tree = rollout.tree
     leaves = await sample(rollout, rollout.remaining)
-    failed = [leaf for leaf in leaves if verdict(tree, leaf) is False]
+    failed = [leaf for leaf in leaves if outcome(tree, leaf) is False]
     searchable = [leaf for leaf in failed if num_tool_steps(tree.steps(leaf)) > 0]
     known = verdicts(tree, leaves)
     rate = sum(known) / len(known) if known else 0.0
@@ -33,7 +34,7 @@ async def sample_failures(rollout: TreeRollout, most: int) -> Failures:
 
 
 class ExtraBudget:
-    """`interfaces.Rollout` that lends a finished tree `budget` completions more."""
+    """`interfaces.Rollout` that allows a finished tree `budget` further completions."""
 
     def __init__(self, rollout: TreeRollout, budget: int) -> None:
         self.tree: RolloutTree = rollout.tree
@@ -62,13 +63,6 @@ class ExtraBudget:
         return await self._rollout.complete(at, anchor=anchor)
 
 
-def verdict(tree: RolloutTree, leaf: int) -> bool | None:
-    """Whether a completed trajectory succeeded; None if nobody could grade it."""
-    score = tree.nodes[leaf].score
-    assert score is not None, f"node {leaf} is not a completed trajectory"
-    return score.success if score.graded else None
-
-
 def verdicts(tree: RolloutTree, leaves: Sequence[int]) -> list[bool]:
-    """Of those that were graded."""
-    return [known for leaf in leaves if (known := verdict(tree, leaf)) is not None]
+    """Whether they succeeded, of those leaves that were graded."""
+    return [known for leaf in leaves if (known := outcome(tree, leaf)) is not None]
