@@ -110,7 +110,7 @@ class AnalyzeConfig(MeasureConfig):
     completions: PositiveInt = 16
     """recovery: completions after a step was taken back (the paper's 16)."""
     scan: PositiveInt = 16
-    """recovery, without an oracle: completions per probe of the search for the step to blame."""
+    """recovery, without an oracle: completions per probe of the search for the critical step."""
     fresh: PositiveInt = 32
     """ranking: fresh completions of each sibling (the paper's 32)."""
     xs: list[PositiveInt] = field(default_factory=lambda: [1, 2, 4, 8])

@@ -31,14 +31,14 @@ class Key:
 def keys(schema: type[Any] = Config, prefix: str = "", owner: Any = None) -> Iterator[Key]:
     """The keys of a dataclass and of the dataclasses in it, in order. Where `owner`, an object of
     the class, is given, its values are the defaults."""
-    hints, told = get_type_hints(schema, include_extras=True), _explanations(schema)
+    hints, texts = get_type_hints(schema, include_extras=True), _explanations(schema)
     for field in fields(schema):
         kind, name = hints[field.name], prefix + field.name
         default = _default(field) if owner is None else getattr(owner, field.name)
         if is_dataclass(kind) and isinstance(kind, type):
             yield from keys(kind, f"{name}.", default)
         else:
-            text = " ".join(part for part in (told.get(field.name), _options(kind)) if part)
+            text = " ".join(part for part in (texts.get(field.name), _options(kind)) if part)
             yield Key(name, _name(kind), _written(default), text)
 
 
@@ -66,15 +66,15 @@ def _explanations(schema: type[Any]) -> dict[str, str]:
     """The strings below the fields of a class, or the options of a choice, by name."""
     (node,) = ast.parse(inspect.getsource(schema)).body
     assert isinstance(node, ast.ClassDef)
-    told = {}
+    texts = {}
     for field, below in zip(node.body, node.body[1:], strict=False):
         match field, below:
             case (
                 (ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)])),
                 ast.Expr(ast.Constant(value=str(text))),
             ):
-                told[name] = " ".join(text.split())
-    return told
+                texts[name] = " ".join(text.split())
+    return texts
 
 
 def _options(kind: Any) -> str:

@@ -207,8 +207,8 @@ class PooledSession:
         """Run `code`, each retry in a new session at the same state, elsewhere if possible."""
         tools, avoid, why, attempts = self._tools, None, "", 0
         tools.calls += 1
-        hopeless = False
-        while attempts <= tools.config.retries and not hopeless:
+        final = False
+        while attempts <= tools.config.retries and not final:
             attempts += 1
             try:
                 if self._id is None:
@@ -217,10 +217,10 @@ class PooledSession:
                 result = await self._host.handle.call(self._id, code)
                 if result.kind is not Kind.SANDBOX_FAILURE:
                     return result
-                why, hopeless = result.traceback, result.error_type == ReplayDiverged.__name__
+                why, final = result.traceback, result.error_type == ReplayDiverged.__name__
             except tools.faults as fault:
                 why = f"{type(fault).__name__}: {fault}"
-                hopeless = isinstance(fault, ReplayDiverged)  # as it would be on any host
+                final = isinstance(fault, ReplayDiverged)  # as it would be on any host
             tools.failures += 1
             avoid = self._host
             await self._leave()
