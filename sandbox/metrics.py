@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sandbox.results import CallResult, Kind
@@ -62,12 +61,3 @@ class Metrics:
             "queue_p50_s": _percentile(queues, 0.5),
             "queue_p99_s": _percentile(queues, 0.99),
         }
-
-
-def merged(hosts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """`Metrics.snapshot` of several hosts as one: counts add up, of seconds the worst host's."""
-    names = {name: None for host in hosts for name in host}
-    return {
-        name: (max if name.endswith("_s") else sum)(host.get(name, 0.0) for host in hosts)
-        for name in names
-    }

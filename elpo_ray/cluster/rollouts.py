@@ -32,7 +32,6 @@ from elpo_ray.scheduling.queue import InputQueue
 from elpo_ray.scheduling.shared_budget import SharedBudget
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault, InfrastructureError, Problem, Values
-from sandbox.metrics import merged
 
 R = TypeVar("R")
 Advance = Callable[[int], None]
@@ -150,12 +149,6 @@ class RolloutGroup:
     def members(self) -> list[ActorHandle[Any]]:
         """The workers that are up."""
         return [worker.handle for worker in self._workers if worker.handle is not None]
-
-    def sandbox_metrics(self) -> dict[str, float]:
-        """Calls by kind, latencies, live snapshots and their bytes, … of all sandbox actors."""
-        refs = [actor.metrics.remote() for actor in self.sandboxes]
-        timeout_s = self._config.cluster.call_timeout_s
-        return merged(wait_for(refs, timeout_s, "metrics of the sandboxes"))
 
     def describe(self) -> str:
         """The three workers that still hold most inputs, and what they do."""

@@ -1,8 +1,8 @@
 """What a value may be, and the one check of a configuration.
 
-A bound stands in the type of its field, as in `lr: PositiveFloat = 1e-6`; `Section.conflicts` yields
-which values do not go together. `check` walks a section and all sections in it, so that an error
-names the key under which the value stands, whichever class it belongs to.
+A bound stands in the type of its field, as in `lr: PositiveFloat = 1e-6`; `Section.conflicts`
+yields which values do not go together. `check` walks a section and all sections in it, so that an
+error names the key under which the value stands, whichever class it belongs to.
 """
 
 from __future__ import annotations

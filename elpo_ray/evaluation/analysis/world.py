@@ -20,7 +20,7 @@ from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Score, Step, ToolKind, ToolResult, Turn
 
 TURN = Turn((0,), (0.0,), (0.0,), FinishReason.STOP, weight_version=0)
-"""All turns are alike and have the same entropy, so the gate of Eq. 5 asks for the middle probe size."""
+"""All turns have the same entropy, so the gate of Eq. 5 asks for the middle probe size."""
 RESULT = ToolResult(ToolKind.OK, "")
 SOUND, DOOMED = "", "doomed"
 """`Step.state`: what the tool session would know."""
