@@ -17,10 +17,10 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 from processes import ended, family
-from tests.real.test_train import SMALL, metrics, start, wait_for_steps
 
 from elpo_ray.dump import read_tree
 from elpo_ray.growth.budget import Totals
+from tests.real.runs import SMALL, metrics, start, wait_for_steps
 
 pytestmark = [pytest.mark.real, pytest.mark.chaos]
 LEARNER = "ray::LearnerActor"
