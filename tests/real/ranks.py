@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -111,8 +112,14 @@ def free_port() -> int:
         return port
 
 
-IMPORTED = ["deepspeed", "peft", "transformers.models.qwen2.modeling_qwen2", __name__]
-"""By the process that ranks are forked from: what takes each of them half a minute otherwise."""
+IMPORTED = [
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.original_muon",
+    "peft",
+    "transformers.models.qwen2.modeling_qwen2",
+    __name__,
+]
+"""Imported once, by the process that ranks are forked from."""
 
 
 def start_ranks(
@@ -148,6 +155,7 @@ def run_ranks(main: Callable[..., Any], world_size: int, work: Path, *arguments:
 def rank_main(
     main: Callable[..., Any], rank: int, world_size: int, port: int, work: Path, arguments: Any
 ) -> None:
+    gc.freeze()  # DeepSpeed collects garbage for each engine of stage 3: half a second of imports
     torch.set_num_threads(1)
     process = RankProcess(rank=rank, world_size=world_size, master_port=port, timeout_s=120)
     try:

@@ -270,14 +270,15 @@ async def test_three_deaths_by_chance_convict_nobody() -> None:
 
 async def test_progress_between_two_deaths_clears_an_input() -> None:
     queue = InputQueue()
-    site, batch = Site(queue, make_config(), 1), TreeBatch(jobs(1))
+    site, batch = Site(queue, make_config(), 1), TreeBatch(jobs(1, 64))  # not grown in a round
     queue.submit(batch)
     for _ in range(3):
-        while not (await site.round(0)).completions:
+        while not (report := await site.round(0)).completions:
             pass
+        assert not report.finished
         site.kill(0)
         site.begin(0)
-    assert (await finish(site, batch))[0].budget == 16
+    assert (await finish(site, batch))[0].budget == 64
 
 
 async def test_an_input_lost_to_the_infrastructure_twice_is_set_aside() -> None:
