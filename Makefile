@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(TARGET)
 
-.PHONY: help install quickstart test test-unit lint docs clean
+.PHONY: help install quickstart test test-unit test-long lint docs clean
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -26,11 +26,14 @@ endif
 quickstart: install   ## train on two CPU cores, from nothing, and show the result
 	$(BIN)/python -m elpo_ray.main +experiment=quickstart
 
-test: install         ## every test: unit, then real Ray + vLLM + DeepSpeed + sandbox on CPU
+test: install         ## unit tests, then real Ray + vLLM + DeepSpeed + sandbox on CPU
 	$(BIN)/python -m pytest tests
 
 test-unit: install    ## the fast tier only
 	$(BIN)/python -m pytest tests/unit
+
+test-long: install    ## what `test` leaves out: long sieges, every variant, Slurm jobs requeued
+	$(BIN)/python -m pytest tests -m long
 
 lint: install         ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

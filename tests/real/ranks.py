@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import socket
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from elpo_ray.config.algorithm import LossConfig
@@ -119,16 +121,37 @@ def free_port() -> int:
         return port
 
 
-def run_ranks(main: Callable[..., Any], world_size: int, work: Path, *arguments: Any) -> list[Any]:
-    """What `main(process, *arguments)` returns on each of `world_size` ranks, each a process."""
+IMPORTED = [
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.original_muon",
+    "peft",
+    "transformers.models.qwen2.modeling_qwen2",
+    __name__,
+]
+"""Imported once, by the process that ranks are forked from."""
+
+
+def start_ranks(
+    main: Callable[..., Any], world_size: int, work: Path, *arguments: Any
+) -> list[BaseProcess]:
+    """`main(process, *arguments)` on each of `world_size` ranks, each a process."""
     work.mkdir(parents=True, exist_ok=True)
-    context, port = mp.get_context("spawn"), free_port()
-    processes = [
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload(IMPORTED)
+    os.environ["DS_ACCELERATOR"] = "cpu"  # chosen when DeepSpeed is imported
+    processes: list[BaseProcess] = [
         context.Process(target=rank_main, args=(main, rank, world_size, port, work, arguments))
         for rank in range(world_size)
     ]
     for process in processes:
         process.start()
+    del os.environ["DS_ACCELERATOR"]
+    return processes
+
+
+def run_ranks(main: Callable[..., Any], world_size: int, work: Path, *arguments: Any) -> list[Any]:
+    """What `main(process, *arguments)` returns on each of `world_size` ranks, each a process."""
+    processes = start_ranks(main, world_size, work, *arguments)
     for process in processes:
         process.join(timeout=400)
         if process.is_alive():
@@ -141,6 +164,7 @@ def run_ranks(main: Callable[..., Any], world_size: int, work: Path, *arguments:
 def rank_main(
     main: Callable[..., Any], rank: int, world_size: int, port: int, work: Path, arguments: Any
 ) -> None:
+    gc.freeze()  # DeepSpeed collects garbage for each engine of stage 3: half a second of imports
     torch.set_num_threads(1)
     process = RankProcess(rank=rank, world_size=world_size, master_port=port, timeout_s=120)
     try:

@@ -1,10 +1,14 @@
-"""A Ray cluster brought up by hand: a head and a worker, joined by the driver and left standing."""
+"""A Ray cluster brought up by hand: a head and a worker, joined by the driver and left standing.
+
+The run that joins it is one that had ended elsewhere and is asked for more steps.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.real.test_train import ROOT, SMALL
+
+from tests.real.runs import Story, metrics, train
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 RAY = Path(sys.executable).with_name("ray")
@@ -86,15 +91,15 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
                     os.killpg(node.pid, signal.SIGKILL)
 
 
-def test_a_run_joins_a_cluster_and_leaves_it_standing(address: str, tmp_path: Path) -> None:
-    run = [
-        sys.executable, "-m", "elpo_ray.main", *SMALL, "trainer.steps=1",
-        f"cluster.address={address}", f"trainer.run_dir={tmp_path}", "trainer.run_name=joined",
-        f"cold_start.cache={tmp_path}/cache",
-    ]  # fmt: skip
-    done = subprocess.run(run, capture_output=True, text=True, cwd=ROOT, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "joined" / "summary.json").read_text())
+def test_a_finished_run_goes_on_in_a_cluster_and_leaves_it_standing(
+    address: str, story: Story, cache: Path, tmp_path: Path
+) -> None:
+    run, steps = tmp_path / "joined", story.steps + 1
+    shutil.copytree(story.folder, run)
+    more = (f"trainer.resume={run}", f"trainer.steps={steps}", f"cluster.address={address}")
+    train(tmp_path, cache, *more)
+    assert [row["step"] for row in metrics(run)] == list(range(1, steps + 1))
+    assert json.loads((run / "summary.json").read_text())["rollouts"] == 12 * steps
     nodes, actors, fault = look(address)
     assert nodes == 2, f"the driver ended a cluster that is not its own? {fault}"
     assert actors == [], "actors of the run are still there"

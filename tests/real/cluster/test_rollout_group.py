@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,31 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a test asks the shared group's actors for something."""
+    return tmp_path_factory.mktemp("asked")
+
+
+@pytest.fixture(scope="module")
+def shared(cluster: None, asked: Path) -> Iterator[RolloutGroup]:
+    with started(asked) as rollouts:
+        yield rollouts
+
+
 @pytest.fixture
-def group(cluster: None, tmp_path: Path) -> Iterator[RolloutGroup]:
+def group(shared: RolloutGroup) -> RolloutGroup:
+    """Two workers that serve the same version, whatever happened in other tests."""
+    until(lambda: len(shared.members) == 2, "a worker did not come back", 60)
+    publish(shared, 0)
+    return shared
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[RolloutGroup]:
     config = make_config(bel(N_TOTAL))
     config.cluster.stuck_s = 10.0
+    others = starting_threads()
     made: list[Any] = []
     remote: Any = ray.remote(ScriptedActor)
 
@@ -88,8 +110,8 @@ def group(cluster: None, tmp_path: Path) -> Iterator[RolloutGroup]:
         return made[-1]
 
     workers = [spawn(number, 0) for number in range(2)]
-    ray.get([worker.start.remote(config, str(tmp_path), []) for worker in workers], timeout=120)
-    rollouts = RolloutGroup(workers, [], config, str(tmp_path), spawn)
+    ray.get([worker.start.remote(config, str(folder), []) for worker in workers], timeout=120)
+    rollouts = RolloutGroup(workers, [], config, str(folder), spawn)
     rollouts.bring_up_to_date = lambda version, handles: ray.get(
         [handle.serve.remote(version) for handle in handles]
     )
@@ -99,15 +121,15 @@ def group(cluster: None, tmp_path: Path) -> Iterator[RolloutGroup]:
     for actor in made:
         ray.kill(actor)
     asyncio.run(ended(pids, 20))
-    until(lambda: not starting_threads(), "a thread that starts a worker outlived its group")
+    until(lambda: starting_threads() <= others, "a thread that starts a worker outlived its group")
 
 
 def until(reached: Callable[[], bool], otherwise: str, seconds: float = 20) -> None:
     asyncio.run(eventually(reached, otherwise, seconds))
 
 
-def starting_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith("rollout-start")]
+def starting_threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name.startswith("rollout-start")}
 
 
 def pid(handle: Any) -> int:
@@ -131,6 +153,7 @@ def check(tree: Any, index: int) -> None:
 
 def test_workers_pull_and_what_dies_goes_on_from_its_last_completion(group: RolloutGroup) -> None:
     publish(group, 7)
+    restarts = group.restarts
     stop, killed = threading.Event(), []
 
     def strike() -> None:
@@ -154,64 +177,72 @@ def test_workers_pull_and_what_dies_goes_on_from_its_last_completion(group: Roll
         check(tree, index)
     assert group.completed == 48 * N_TOTAL
     until(
-        lambda: len(group.members) == 2 and group.restarts >= len(killed),
+        lambda: len(group.members) == 2 and group.restarts >= restarts + len(killed),
         "a worker did not come back",
         60,
     )
     versions = ray.get([handle.engine_version.remote() for handle in group.members])
     assert versions == [7, 7], "a new worker serves what the others serve"
-    values = group.metrics()
-    assert values["faults/restarts"] == len(killed) and values["faults/inputs_set_aside"] == 0
+    assert group.metrics()["faults/restarts"] == restarts + len(killed)
 
 
-def test_an_input_that_kills_its_worker_is_set_aside(group: RolloutGroup, tmp_path: Path) -> None:
-    (tmp_path / "poison").touch()
+def test_an_input_that_kills_its_worker_is_set_aside(group: RolloutGroup, asked: Path) -> None:
+    before = group.metrics()["faults/inputs_set_aside"]
+    (asked / "poison").touch()
     trees = grow(group, 6)
+    (asked / "poison").unlink()
     assert isinstance(trees[3], SetAside) and "died" in trees[3].why
     for index in (0, 1, 2, 4, 5):
         check(trees[index], index)
-    assert group.metrics()["faults/inputs_set_aside"] == 1
+    assert group.metrics()["faults/inputs_set_aside"] == before + 1
 
 
-def test_a_worker_that_hangs_is_replaced(group: RolloutGroup, tmp_path: Path) -> None:
-    (tmp_path / "hang").touch()
+def test_a_worker_that_hangs_is_replaced(group: RolloutGroup, asked: Path) -> None:
+    restarts = group.restarts
+    (asked / "hang").touch()
     hung = {pid(handle) for handle in group.members}
     for index, tree in enumerate(grow(group, 8)):
         check(tree, index)
-    assert group.restarts == 1
+    assert group.restarts == restarts + 1
     assert len(hung & {p for p in hung if psutil.pid_exists(p)}) == 1
 
 
 def test_a_worker_that_missed_the_weights_is_replaced(group: RolloutGroup) -> None:
+    restarts = group.restarts
     ray.get(group.members[0].serve.remote(3))
     group.version = 3
     for index, tree in enumerate(grow(group, 4)):
         check(tree, index)
-    until(lambda: len(group.members) == 2 and group.restarts > 0, "it was not replaced", 60)
-    assert group.restarts == 1
+    until(lambda: len(group.members) == 2 and group.restarts > restarts, "it was not replaced", 60)
+    assert group.restarts == restarts + 1
     versions = ray.get([handle.engine_version.remote() for handle in group.members])
     assert versions == [3, 3]
 
 
-def test_workers_that_die_again_and_again_end_the_run(group: RolloutGroup, tmp_path: Path) -> None:
-    real = group._spawn
+def test_workers_that_die_again_and_again_end_the_run(cluster: None, tmp_path: Path) -> None:
+    with started(tmp_path) as group:
+        real = group._spawn
 
-    def doomed(number: int, life: int) -> Any:
-        actor = real(number, life)
-        ray.kill(actor)
-        return actor
+        def doomed(number: int, life: int) -> Any:
+            actor = real(number, life)
+            ray.kill(actor)
+            return actor
 
-    group._spawn = doomed
-    for handle in group.members:
-        os.kill(pid(handle), signal.SIGKILL)
-    with pytest.raises(Fault, match="keeps dying"):
-        grow(group, 2)
+        group._spawn = doomed
+        for handle in group.members:
+            os.kill(pid(handle), signal.SIGKILL)
+        with pytest.raises(Fault, match="keeps dying"):
+            grow(group, 2)
 
 
-def test_a_worker_that_starts_when_all_ends_is_not_waited_for(group: RolloutGroup) -> None:
+def test_a_worker_that_starts_when_all_ends_is_not_waited_for(
+    cluster: None, tmp_path: Path
+) -> None:
     """The thread that waits for it would keep the trainer's process from ending."""
-    os.kill(pid(group.members[0]), signal.SIGKILL)
-    until(lambda: bool(starting_threads()), "nobody starts a new worker")
+    with started(tmp_path) as group:
+        before = starting_threads()
+        os.kill(pid(group.members[0]), signal.SIGKILL)
+        until(lambda: bool(starting_threads() - before), "nobody starts a new worker")
 
 
 def test_evaluations_are_drawn_while_trees_wait(group: RolloutGroup) -> None:

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,19 @@ from safetensors.torch import load_file
 
 from elpo_ray.config import Config
 from elpo_ray.config.compose import measured_tasks
-from elpo_ray.config.learner import ColdStartConfig
+from elpo_ray.config.learner import ColdStartConfig, LearnerConfig, OptimizerConfig
 from elpo_ray.config.measure import EvaluateConfig
-from elpo_ray.config.model import ModelConfig, TinyModelConfig
+from elpo_ray.config.model import ModelConfig, Precision, TinyModelConfig
 from elpo_ray.config.task import CountdownConfig, TaskConfig
 from elpo_ray.evaluation.bench import Bench
+from elpo_ray.learner import LearnerRank, LearnerSettings, Objective, RankProcess
+from elpo_ray.learner.export import convert_checkpoint
 from elpo_ray.models.base import base_model
 from elpo_ray.tasks import make_task
+from tests.real.ranks import one_row, run_ranks
+from tests.real.runs import command
 
 pytestmark = pytest.mark.real
-ROOT = Path(__file__).resolve().parents[3]
 PROBLEMS = [("What is 3 + 4?", "7"), ("What is 6 * 7?", "42"), ("What is 10 - 9?", "1")]
 SMALL = ["tasks=[aime24]", "n=4", "ks=[2,4]", "+task.max_turns=3", "+task.max_turn_tokens=24",
          "problems=3", "engine.enforce_eager=true", "sampling.top_p=1.0"]  # fmt: skip
@@ -57,13 +58,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base_model(config, make_task(config.task, 0))
 
 
-def run(command: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"elpo_ray.{command}", *overrides],
-        capture_output=True, text=True, cwd=ROOT, timeout=420,
-    )  # fmt: skip
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -73,7 +67,7 @@ def test_a_folder_is_evaluated_and_an_interrupted_evaluation_completed(
 ) -> None:
     out = tmp_path / "out"
     call = [f"model={model}", f"data_dir={data}", f"out={out}", "max_context=600", *SMALL]
-    done = run("evaluate", *call)
+    done = command("evaluate", *call)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     samples = out / "aime24" / "samples.jsonl"
     first = lines(samples)
@@ -89,14 +83,14 @@ def test_a_folder_is_evaluated_and_an_interrupted_evaluation_completed(
 
     kept = samples.read_text().splitlines(keepends=True)[:7]
     samples.write_text("".join(kept) + '{"problem": "cut o')
-    done = run("evaluate", *call)
+    done = command("evaluate", *call)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     again = lines(samples)
     assert again[:7] == first[:7] and len(again) == 12
     same = {(r["problem"], r["index"]): r["transcript"] for r in first}
     assert all(same[r["problem"], r["index"]] == r["transcript"] for r in again), "fixed seeds"
 
-    done = run("evaluate", *call, "sampling.temperature=0.5")
+    done = command("evaluate", *call, "sampling.temperature=0.5")
     assert done.returncode == 2 and "sampler.temperature=1.0, not 0.5" in done.stderr
 
 
@@ -116,7 +110,7 @@ def test_a_server_is_evaluated_through_the_same_stack(
     ]
     server.script = one * 3
     out = tmp_path / "out"
-    done = run(
+    done = command(
         "evaluate", f"model={server.url}", f"data_dir={data}", f"out={out}", "tasks=[aime24]",
         "problems=3", "n=1", "ks=[]", "engine.max_num_seqs=1",
     )  # fmt: skip
@@ -156,24 +150,28 @@ def test_localization_is_analyzed_on_countdown(model: Path, tmp_path: Path) -> N
         f"model={model}", f"out={out}", "tasks=[countdown]", "max_context=600", "problems=2",
         "rollouts=4", "failures=1", "xs=[1,2]", "repeats=2", "engine.enforce_eager=true",
     ]  # fmt: skip
-    done = run("analyze", "analysis=localization", *call)
+    done = command("analyze", "analysis=localization", *call)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert [row["problem"] for row in lines(out / "countdown" / "samples.jsonl")]
     assert (out / "report.html").exists() and (out / "summary.json").exists()
-    again = run("analyze", "analysis=localization", *call)
+    again = command("analyze", "analysis=localization", *call)
     assert again.returncode == 0, "nothing is missing: no engine starts"
+
+
+def save_and_export(process: RankProcess, model: Path, folder: Path, stage: int) -> None:
+    """One step, which one DeepSpeed rank writes as a checkpoint and as a model."""
+    learner = LearnerConfig(zero_stage=stage, optimizer=OptimizerConfig(lr=1e-2))
+    settings = LearnerSettings(model=ModelConfig(precision=Precision.fp32), learner=learner)
+    rank = LearnerRank(model, settings, process, total_steps=1)
+    list(rank.update(one_row(), Objective.nll))
+    rank.save(folder / "checkpoint")
+    rank.export(folder / "exported")
 
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_checkpoint_becomes_a_model_folder(model: Path, tmp_path: Path, stage: int) -> None:
-    """Written by one DeepSpeed rank, put together without it."""
-    done = subprocess.run(
-        [sys.executable, "-c", SAVE, str(model), str(tmp_path), str(stage)],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    from elpo_ray.learner.export import convert_checkpoint
-
+    """It is put together without DeepSpeed."""
+    run_ranks(save_and_export, 1, tmp_path / "work", model, tmp_path, stage)
     target = tmp_path / "model"
     target.mkdir()
     convert_checkpoint(tmp_path / "checkpoint", model, target)
@@ -184,25 +182,3 @@ def test_a_checkpoint_becomes_a_model_folder(model: Path, tmp_path: Path, stage:
     before = load_file(model / "model.safetensors")
     assert any(not torch.equal(before[name], have[name]) for name in have), "it was trained"
     assert (target / "tokenizer.json").exists() and (target / "chat_template.jinja").exists()
-
-
-SAVE = """
-import sys
-from elpo_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, Precision
-from elpo_ray.forest import demonstrations
-from elpo_ray.learner import LearnerRank, LearnerSettings, Objective, RankProcess
-model, folder, stage = sys.argv[1:]
-settings = LearnerSettings(
-    model=ModelConfig(precision=Precision.fp32),
-    learner=LearnerConfig(zero_stage=int(stage), optimizer=OptimizerConfig(lr=1e-2)),
-)
-import socket
-probe = socket.socket(); probe.bind(("", 0)); port = probe.getsockname()[1]; probe.close()
-process = RankProcess(rank=0, world_size=1, master_address="127.0.0.1", master_port=port)
-rank = LearnerRank(model, settings, process, total_steps=1)
-forest = demonstrations([(list(range(9)), [False] * 4 + [True] * 5)], 1)
-*_, stats = rank.update(forest, Objective.nll)
-rank.save(folder + "/checkpoint")
-rank.export(folder + "/exported")
-rank.close()
-"""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from slurm import Slurm, missing, slurm
-from tests.real.test_train import SMALL
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.real.runs import ROOT, SMALL
+
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.real,

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from elpo_ray.config.learner import LoraConfig
@@ -21,10 +20,9 @@ from tests.real.ranks import (
     TOTAL_STEPS,
     build_forest,
     error_of,
-    free_port,
-    rank_main,
     run_ranks,
     settings,
+    start_ranks,
     timeless,
     updated,
     weights,
@@ -205,14 +203,7 @@ def steps(process: RankProcess, folder: Path, work: Path, first: int, count: int
 def test_a_killed_run_goes_on_bit_by_bit(folder: Path, tmp_path: Path) -> None:
     whole = run_ranks(steps, 2, tmp_path / "whole", folder, tmp_path / "whole", 0, STEPS)[0]
     work, seed = tmp_path / "killed", time.time_ns()
-    work.mkdir()
-    context, port = mp.get_context("spawn"), free_port()
-    ranks = [
-        context.Process(target=rank_main, args=(steps, r, 2, port, work, (folder, work, 0, 1000)))
-        for r in range(2)
-    ]
-    for rank in ranks:
-        rank.start()
+    ranks = start_ranks(steps, 2, work, folder, work, 0, 1000)
     deadline = time.monotonic() + 120
     while not (work / "step_1").exists():
         assert time.monotonic() < deadline and all(rank.is_alive() for rank in ranks)

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
 from elpo_ray.config.algorithm import LossConfig
 from elpo_ray.config.learner import LoraConfig, Packing
@@ -21,8 +21,9 @@ from elpo_ray.learner import LearnerRank, Objective, RankProcess
 from elpo_ray.learner.batching import Pack
 from elpo_ray.learner.export import convert_checkpoint
 from elpo_ray.learner.masters import Masters, state_tensors
+from elpo_ray.rollout.engine import Engine
 from elpo_ray.weights.host import HostPublisher
-from tests.real.conftest import Running, build_qwen2, exact
+from tests.real.engines import GREEDY, PREFIX, Handles, assert_serves, exact
 from tests.real.ranks import (
     OPTIMIZER,
     TOTAL_STEPS,
@@ -36,7 +37,6 @@ from tests.real.ranks import (
     updated,
     weights,
 )
-from tests.real.weights.test_weight_sync import GREEDY, PREFIX, Handles
 
 pytestmark = pytest.mark.real
 
@@ -260,18 +260,16 @@ def test_another_phase_starts_new_adapters_on_the_merged_weights(
     assert result["second_update"]["grad_norm"] > 0
 
 
-async def test_an_engine_serves_the_merged_weights(tmp_path: Path, running: Running) -> None:
-    build_qwen2(tmp_path / "base")
-    target = tmp_path / "merged"
-    parts = run_ranks(publish_parts, 2, tmp_path / "work", tmp_path / "base", target)
+@pytest.mark.asyncio(loop_scope="session")
+async def test_an_engine_serves_the_merged_weights(
+    tmp_path: Path, engine: Engine, qwen2: tuple[Path, Qwen2ForCausalLM]
+) -> None:
+    target, version = tmp_path / "merged", engine.version + 1
+    parts = run_ranks(publish_parts, 2, tmp_path / "work", qwen2[0], target)
     model = AutoModelForCausalLM.from_pretrained(target)
-    async with running(tmp_path / "base") as engine:
-        before = await engine.generate(PREFIX, GREEDY)
-        publisher = HostPublisher(0, Handles(engine), lambda _: iter(parts[0]), 1)
-        await asyncio.to_thread(publisher.publish, 1)
-        turn = await engine.generate(PREFIX, GREEDY)
-        logprobs, entropies = exact(model, PREFIX, turn.token_ids, 1.0)
-        assert turn.logprobs == pytest.approx(logprobs, abs=1e-4)
-        assert turn.entropies == pytest.approx(entropies, abs=1e-4)
-        moved, _ = exact(model, PREFIX, before.token_ids, 1.0)
-        assert max(abs(a - b) for a, b in zip(before.logprobs, moved, strict=True)) > 0.05
+    before = await engine.generate(PREFIX, GREEDY)
+    publisher = HostPublisher(0, Handles(engine), lambda _: iter(parts[0]), 1)
+    await asyncio.to_thread(publisher.publish, version)
+    await assert_serves(engine, model, version)
+    moved, _ = exact(model, PREFIX, before.token_ids, 1.0)
+    assert max(abs(a - b) for a, b in zip(before.logprobs, moved, strict=True)) > 0.05

@@ -6,12 +6,13 @@ import asyncio
 import math
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from transformers import Qwen2ForCausalLM
 
-from elpo_ray.types import FinishReason, InfrastructureError, Sampling
-from tests.real.conftest import END_OF_TURN, MAX_CONTEXT, Running, build_qwen2, exact
+from elpo_ray.rollout.engine import Engine
+from elpo_ray.types import FinishReason, Sampling
+from tests.real.engines import END_OF_TURN, MAX_CONTEXT, exact
 
 pytestmark = pytest.mark.real
 
@@ -20,32 +21,14 @@ def prefixes(count: int) -> list[list[int]]:
     return [[2 + (7 * i + 11 * j) % 290 for j in range(5 + i)] for i in range(count)]
 
 
-async def test_turns_match_the_model(tmp_path: Path, running: Running) -> None:
-    model = build_qwen2(tmp_path)
-    async with running(tmp_path) as engine:
-        await check_distribution(engine, model)
-        await check_ends(engine)
-        await check_seeds(engine)
-        pids = [process.pid for process in psutil.Process().children(recursive=True)]
-        in_flight = asyncio.create_task(
-            engine.generate(prefixes(1)[0], Sampling(max_tokens=400, temperature=2.0, seed=0))
-        )
-        await asyncio.sleep(0.1)
-    with pytest.raises(InfrastructureError):
-        await in_flight
-    with pytest.raises(InfrastructureError):
-        await engine.generate([5], Sampling(max_tokens=4))
-    assert not [pid for pid in pids if "EngineCore" in name_of(pid)]
+@pytest.mark.asyncio(loop_scope="session")
+async def test_turns_match_the_model(engine: Engine, qwen2: tuple[Path, Qwen2ForCausalLM]) -> None:
+    await check_distribution(engine, qwen2[1])
+    await check_ends(engine)
+    await check_seeds(engine)
 
 
-def name_of(pid: int) -> str:
-    try:
-        return " ".join(psutil.Process(pid).cmdline())
-    except psutil.NoSuchProcess:
-        return ""
-
-
-async def check_distribution(engine, model) -> None:
+async def check_distribution(engine: Engine, model: Qwen2ForCausalLM) -> None:
     """Log-probs and full-vocabulary entropies are those of the sampling distribution."""
     jobs = [
         (prefix, Sampling(temperature=temperature, max_tokens=12, seed=i))
@@ -56,7 +39,7 @@ async def check_distribution(engine, model) -> None:
     assert len({turn.token_ids for turn in turns}) > 8
     for (prefix, sampling), turn in zip(jobs, turns, strict=True):
         assert len(turn.token_ids) == len(turn.logprobs) == len(turn.entropies)
-        assert turn.weight_version == 0
+        assert turn.weight_version == engine.version
         logprobs, entropies = exact(model, prefix, turn.token_ids, sampling.temperature)
         assert turn.logprobs == pytest.approx(logprobs, abs=1e-4)
         assert turn.entropies == pytest.approx(entropies, abs=1e-4)
@@ -68,7 +51,7 @@ async def check_distribution(engine, model) -> None:
     assert greedy.entropies == pytest.approx(entropies, abs=1e-4)
 
 
-async def check_ends(engine) -> None:
+async def check_ends(engine: Engine) -> None:
     """The end-of-turn token is the last id; token limit and context cut a turn short."""
     many = await asyncio.gather(
         *(
@@ -89,7 +72,7 @@ async def check_ends(engine) -> None:
         await engine.generate([5] * MAX_CONTEXT, Sampling(max_tokens=1))
 
 
-async def check_seeds(engine) -> None:
+async def check_seeds(engine: Engine) -> None:
     """A seeded turn is the same alone and in a crowd, prompts larger than a step included."""
     long = [2 + j % 290 for j in range(400)]
     alone = await engine.generate(long, Sampling(max_tokens=20, seed=7))

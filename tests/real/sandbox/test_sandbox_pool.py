@@ -99,7 +99,7 @@ def check_observations(tree: RolloutTree) -> None:
                 assert step.observation_text == " ".join(moves)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_branches_are_forked_where_their_tree_is(cluster: None, count: int) -> None:
     config = configured()
     handles = actors(config, count)
@@ -116,7 +116,7 @@ def test_branches_are_forked_where_their_tree_is(cluster: None, count: int) -> N
         ray.kill(actor)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_actor_costs_neither_budget_nor_branches(cluster: None, count: int) -> None:
     config = configured()
     handles = actors(config, count, SlowlyBack)

@@ -17,10 +17,10 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 from processes import ended, family
-from tests.real.test_train import SMALL, metrics, start, wait_for_steps
 
 from elpo_ray.dump import read_tree
 from elpo_ray.growth.budget import Totals
+from tests.real.runs import SMALL, metrics, start, wait_for_steps
 
 pytestmark = [pytest.mark.real, pytest.mark.chaos]
 LEARNER = "ray::LearnerActor"
@@ -120,7 +120,13 @@ def siege(
     return victims, metrics(folder / name)[-1]["faults/restarts"]
 
 
-@pytest.mark.parametrize("mode", ["cluster.colocated=false", "cluster.colocated=true"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("cluster.colocated=false", marks=pytest.mark.long),
+        "cluster.colocated=true",
+    ],
+)
 def test_whatever_dies_every_step_is_made(tmp_path: Path, cache: Path, mode: str) -> None:
     kills = list(KINDS)
     victims, restarts = siege(tmp_path, cache, 12, kills, mode, calm=0.0)
@@ -133,7 +139,7 @@ def test_a_learner_that_dies_before_any_checkpoint_ends_the_run_clearly(
     tmp_path: Path, cache: Path
 ) -> None:
     overrides = ("trainer.run_name=cut", "trainer.steps=200", "trainer.checkpoint_every=0")
-    run = start(tmp_path, cache, *overrides)
+    run = start(tmp_path, cache, *overrides, "algorithm=grpo")
     wait_for_steps(tmp_path / "cut", 1, run)
     seen = family(run.pid)
     kill(run, LEARNER)

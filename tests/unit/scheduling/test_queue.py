@@ -274,8 +274,9 @@ async def test_progress_between_two_deaths_clears_an_input() -> None:
     batch = GrowBatch(jobs(1, budget))
     queue.submit(batch)
     for _ in range(3):
-        while not (await site.round(0)).completions:
+        while not (report := await site.round(0)).completions:
             pass
+        assert not report.finished
         site.kill(0)
         site.begin(0)
     assert (await finish(site, batch))[0].budget == budget
