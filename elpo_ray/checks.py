@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from elpo_ray.collector import importing
 from elpo_ray.config import Config, Precision, TaskName, TinyModelConfig, require
 from elpo_ray.interfaces import Task
 from elpo_ray.model_folder import check_context, check_model_path, local_folder
@@ -65,7 +66,8 @@ def _check_files(config: Config) -> None:
 def check_prompts(config: Config, task: Task, folder: Path) -> None:
     """Raise ValueError unless there are as many held-out problems as asked for, and chat template
     and context window fit the model and the task's prompts."""
-    from elpo_ray.chat import Chat  # transformers takes seconds to import; check() must not
+    with importing():
+        from elpo_ray.chat import Chat  # transformers takes seconds; check() must not
 
     room = config.model.max_context
     check_context(local_folder(folder), "model.max_context", room)

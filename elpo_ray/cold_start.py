@@ -19,14 +19,12 @@ from typing import Any
 
 from rich.console import Console
 
-from elpo_ray.chat import Chat
 from elpo_ray.cluster import Cluster, LearnerGroup
 from elpo_ray.config import Config
 from elpo_ray.forest import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
 from elpo_ray.metrics import progress_bar
 from elpo_ray.model_folder import local_folder
-from elpo_ray.tiny import build_tiny
 from elpo_ray.types import Message
 
 TOKENIZER_TEXTS = 2000
@@ -85,6 +83,8 @@ def base_model(config: Config, task: Task) -> Path:
         return Path(config.model.path)
     folder = Path(config.cold_start.cache) / f"tiny-{digest(_base_key(config))}"
     if not folder.exists():
+        from elpo_ray.tiny import build_tiny  # torch and transformers take seconds to import
+
         texts = list(islice(_conversations(task), TOKENIZER_TEXTS))
         shape, context = config.model.tiny, config.model.max_context
         seed = config.trainer.seed
@@ -143,6 +143,8 @@ def _cold_start_key(config: Config) -> dict[str, Any]:
 def lessons(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
     """The demonstrations of every epoch, shuffled, as one mini-batch an optimizer step; targets are
     the assistant's tokens. ValueError if the task has none that fits."""
+    from elpo_ray.chat import Chat  # transformers takes seconds to import
+
     settings = config.cold_start
     chat = Chat.from_folder(str(local_folder(base)), task.tools)
     encoded = [chat.conversation_ids(messages) for messages in _conversations(task)]

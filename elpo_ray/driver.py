@@ -8,9 +8,11 @@ same ones, whatever had been grown ahead; Ctrl-C never cuts an update in two.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,12 @@ from elpo_ray.interrupts import Interrupts
 from elpo_ray.metrics import (
     Metrics,
     Stopwatch,
+    announce,
     comparison_axes,
     progress_bar,
     rollout_metrics,
     tree_metrics,
+    waiting,
 )
 from elpo_ray.model_folder import local_folder
 from elpo_ray.report import show_summary, summarize
@@ -62,16 +66,19 @@ def train(config: Config) -> Outcome:
     console, watch = Console(), Stopwatch()
     run = RunFolder.of(config)
     task = make_task(config.task, config.trainer.seed)
-    base = base_model(config, task)
-    check_prompts(config, task, base)
-    with watch.phase("start"):
+    with watch.phase("start"), waiting(console, "starting Ray"), ThreadPoolExecutor(1) as beside:
+        # Its imports take as long as Ray; if it fails, Ray goes again.
+        checked = beside.submit(_checked_base, config, task)
         cluster = Cluster(config)
     with cluster:
+        base = checked.result()
         run.begin(config)
         with watch.phase("cold_start"):
             start = starting_model(config, task, base, cluster, console)
         with watch.phase("start"):
-            learner, rollouts = cluster.both(start.folder, config.optimizer_steps, start.learner)
+            learner, rollouts = cluster.both(
+                start.folder, config.optimizer_steps, start.learner, partial(waiting, console)
+            )
             run.keep_tokenizer(local_folder(start.folder))
             learner.connect(rollouts)
             relax()
@@ -90,6 +97,13 @@ def train(config: Config) -> Outcome:
             ).train()
         finally:
             metrics.close()
+
+
+def _checked_base(config: Config, task: Task) -> Path:
+    """The folder of the model, once the task's prompts fit it. ValueError if they do not."""
+    base = base_model(config, task)
+    check_prompts(config, task, base)
+    return base
 
 
 @dataclass(kw_only=True)
@@ -127,6 +141,7 @@ class Trainer:
         try:
             with signals:
                 if self.state.pass_at_1_before is None:
+                    announce(self.console, "evaluating")
                     self.state.pass_at_1_before = self.evaluate()
                     self.tell_pass_at_1(self.state.pass_at_1_before)
                 while self.state.step < self.config.trainer.steps:

@@ -15,17 +15,17 @@ import ray
 from ray.actor import ActorHandle
 
 from elpo_ray.cluster.gauges import Gauges
-from elpo_ray.collector import relax
+from elpo_ray.collector import importing, relax
 from elpo_ray.config import Config, OptimizerConfig, Transfer
 from elpo_ray.dispatch import Job, JobRunner, Report
 from elpo_ray.forest import TrainForest
 from elpo_ray.model_folder import local_folder
 from elpo_ray.trackers import Values
 from elpo_ray.types import InfrastructureError
-from elpo_ray.weights import HostPublisher, Publisher
 
 if TYPE_CHECKING:
     from elpo_ray.engine import Engine
+    from elpo_ray.weights import Publisher
 
 BUCKET_BYTES = 256 * 2**20
 """Most bytes of weights that are gathered at once; as many may still be on their way."""
@@ -52,7 +52,8 @@ class LearnerActor:
     def start(
         self, config: Config, folder: str, rank: int, master: tuple[str, int], total_steps: int
     ) -> None:
-        from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
+        with importing():
+            from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
 
         settings = LearnerSettings(
             model=config.model,
@@ -107,6 +108,8 @@ class LearnerActor:
     def _publisher(self, engines: int) -> Publisher:
         rank, buckets, transfer = self.index, self.rank.weight_buckets, self.config.transfer
         if transfer is Transfer.host:
+            from elpo_ray.weights import HostPublisher
+
             return HostPublisher(rank, self._engines, buckets, BUCKET_BYTES)
         from elpo_ray.gpu_transfer import BucketSource, GpuPublisher
 
@@ -279,9 +282,9 @@ class RolloutActor:
         self.tools = PooledTools(hosts, config.sandbox, faults=faults)
         self.engine = None if config.engine.endpoint else make_engine(config, folder)
         self.folder = folder
-        await self.use(config)
         if self.engine is not None:
             await self.engine.start()
+        await self.use(config)
         relax()
 
     async def use(self, config: Config) -> None:

@@ -21,6 +21,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from elpo_ray.collector import importing
 from elpo_ray.config import LearnerConfig, ModelConfig, OptimizerConfig, Precision
 from elpo_ray.learner import lora
 from elpo_ray.learner.attention import choose_backend
@@ -68,7 +69,8 @@ def join_group(process: RankProcess) -> torch.device:
         world_size=process.world_size,
         timeout=timedelta(seconds=process.timeout_s),
     )
-    import deepspeed
+    with importing():
+        import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]

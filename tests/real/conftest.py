@@ -61,6 +61,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("work")
 
 
+def engine_on(folder: Path) -> Engine:
+    """Not yet started."""
+    model = ModelConfig(path=str(folder), max_context=MAX_CONTEXT, precision=Precision.fp32)
+    config = EngineConfig(max_num_seqs=64, enforce_eager=True, transfer=Transfer.host)
+    return Engine(folder, model, config, ClusterConfig(gpus=False, engine_threads=2), 0)
+
+
 Running = Callable[[Path], AbstractAsyncContextManager[Engine]]
 
 
@@ -70,9 +77,7 @@ def running() -> Running:
 
     @asynccontextmanager
     async def run(folder: Path) -> AsyncIterator[Engine]:
-        model = ModelConfig(path=str(folder), max_context=MAX_CONTEXT, precision=Precision.fp32)
-        config = EngineConfig(max_num_seqs=64, enforce_eager=True, transfer=Transfer.host)
-        engine = Engine(folder, model, config, ClusterConfig(gpus=False, engine_threads=2), 0)
+        engine = engine_on(folder)
         await engine.start()
         try:
             yield engine

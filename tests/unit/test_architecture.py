@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "elpo_ray").rglob("*.py")) + sorted((ROOT / "sandbox").rg
 
 EDGES = {
     "ray": {"cluster/"},
-    "vllm": {"engine.py", "vllm_plugin.py", "gpu_transfer.py"},
+    "vllm": {"engine.py", "vllm_core.py", "vllm_plugin.py", "gpu_transfer.py"},
     "deepspeed": {"learner/"},
     "peft": {"learner/lora.py"},
     "hydra": {"command.py", "config/errors.py"},
@@ -35,6 +35,7 @@ LAYERS = [
     {
         "engine",
         "endpoint",
+        "vllm_core",
         "vllm_plugin",
         "gpu_transfer",
         "learner",
@@ -112,8 +113,10 @@ def test_the_sandbox_knows_nothing_of_the_trainer() -> None:
         ("elpo_ray.credit", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
         ("elpo_ray.growth", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
         ("elpo_ray.config", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
-        ("elpo_ray.driver", {"vllm", "deepspeed"}),
-        ("elpo_ray.main", {"vllm", "deepspeed", "ray", "torch"}),
+        ("elpo_ray.driver", {"vllm", "deepspeed", "torch", "transformers", "wandb"}),
+        ("elpo_ray.main", {"vllm", "deepspeed", "ray", "torch", "transformers"}),
+        ("elpo_ray.cli", {"vllm", "deepspeed", "ray", "torch", "transformers"}),
+        ("elpo_ray.cluster.actors", {"vllm", "deepspeed", "torch", "transformers"}),
         ("elpo_ray.view.__main__", {"torch", "ray", "vllm", "deepspeed", "hydra", "wandb"}),
         ("elpo_ray.simulate", {"torch", "ray", "vllm", "deepspeed", "hydra", "numpy"}),
         ("sandbox", {"torch", "ray", "numpy"}),
