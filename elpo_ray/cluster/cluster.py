@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from elpo_ray.cluster.learner import LearnerGroup
+from elpo_ray.cluster.learner import LearnerActor, LearnerGroup
 from elpo_ray.cluster.rollout_actor import RolloutActor
 from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
 from elpo_ray.cluster.sandboxes import SandboxActor
@@ -22,6 +24,8 @@ from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.rules import require
 
+Waiting = Callable[[str], AbstractContextManager[None]]
+"""What a wait is for -> around the wait."""
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """On CPU engine and learner share the cores: idle threads must sleep, not spin."""
 
@@ -44,12 +48,15 @@ class Cluster:
         self._learners = 0
         """Groups of learner ranks so far."""
         cluster = config.cluster
+        joins, variables = cluster.address is not None, {} if cluster.gpus else PATIENT_THREADS
+        if not joins:  # a new Ray inherits them, and the workers that it starts beforehand serve us
+            os.environ.update(variables)
         ray.init(
             address=cluster.address or "local",  # None would join what RAY_ADDRESS names
-            include_dashboard=cluster.dashboard if cluster.address is None else None,
+            include_dashboard=None if joins else cluster.dashboard,
             logging_level=logging.ERROR,
             log_to_driver=False,
-            runtime_env=None if cluster.gpus else {"env_vars": PATIENT_THREADS},
+            runtime_env={"env_vars": variables} if joins and variables else None,
         )
         try:
             self._check_gpus(learner, engines)
@@ -88,8 +95,6 @@ class Cluster:
     def learner(self, folder: Path, total_steps: int) -> LearnerGroup:
         """All learner ranks, with the weights of `folder`; earlier ones are ended. Raises
         LearnerLost if one dies."""
-        from elpo_ray.cluster.learner_actor import LearnerActor  # brings transformers
-
         config, count = self.config, self.config.cluster.learner_ranks
         for rank in self._ranks:
             ray.kill(rank)
@@ -113,25 +118,28 @@ class Cluster:
             return self._start_rollouts(folder)()
 
     def both(
-        self, folder: Path, total_steps: int, learner: LearnerGroup | None
+        self, folder: Path, total_steps: int, learner: LearnerGroup | None, waiting: Waiting
     ) -> tuple[LearnerGroup, RolloutGroup]:
         """`learner` and `rollouts`, unless there is such a learner already: side by side, one after
-        the other where they share devices."""
-        if self._sharing.shared:
-            return learner or self.learner(folder, total_steps), self.rollouts(folder)
-        ready = self._start_rollouts(folder)
-        return learner or self.learner(folder, total_steps), ready()
+        the other where they share devices. Each wait is inside `waiting(what for)`."""
+        ready = None if self._sharing.shared else self._start_rollouts(folder)
+        with waiting("starting the learner"):
+            learner = learner or self.learner(folder, total_steps)
+        with waiting("starting the engines"):
+            return learner, ready() if ready else self.rollouts(folder)
 
     def _start_rollouts(self, folder: Path) -> Callable[[], RolloutGroup]:
         """Have the workers start; what is returned waits for them."""
         config, cluster = self.config, self.config.cluster
         sandboxes = self._sandboxes()
+        sandbox_starts = [actor.start.remote() for actor in sandboxes]
         tensor = float(config.engine.tensor_parallel_size)
         spawn = self._spawner("rollout", RolloutActor, cluster.rollout_workers, tensor, 1000)
         workers = [spawn(number, 0) for number in range(cluster.rollout_workers)]
         starts = [actor.start.remote(config, str(folder), sandboxes) for actor in workers]
 
         def ready() -> RolloutGroup:
+            self._get(sandbox_starts, "start", "a sandbox")
             self._get(starts, "start", "a rollout worker")
             self._rollouts = RolloutGroup(
                 workers, sandboxes, config, str(folder), spawn, self._sharing
@@ -149,7 +157,6 @@ class Cluster:
             for i in range(self.config.cluster.sandbox_actors)
         ]
         self._actors += actors
-        self._get([actor.start.remote() for actor in actors], "start", "a sandbox")
         return actors
 
     def _spawner(self, title: str, kind: type, count: int, gpus: float, concurrency: int) -> Spawn:

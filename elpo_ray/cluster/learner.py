@@ -1,21 +1,137 @@
-"""The driver's end of its conversation with the learner's ranks (`learner_actor`)."""
+"""The conversation with the learner: a rank's process, and the driver's view of all ranks."""
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
 
+from elpo_ray.cluster.garbage import importing
+from elpo_ray.cluster.gauges import Gauges
+from elpo_ray.cluster.rollout_actor import RemoteEngines
 from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.cluster.sharing import DeviceSharing
 from elpo_ray.cluster.waits import LearnerLost, learner_losses, wait_for
+from elpo_ray.config import Config
 from elpo_ray.config.learner import OptimizerConfig
+from elpo_ray.config.rollout import Transfer
 from elpo_ray.forest import TrainForest
+from elpo_ray.models.folder import local_folder
 from elpo_ray.types import Values
+from elpo_ray.weights.protocol import Publisher
+
+if TYPE_CHECKING:  # with torch and transformers, which only a rank's process needs
+    from elpo_ray.learner import LearnerRank
+
+    Act = Callable[[LearnerRank], None]
+
+Progress = tuple[int, int]
+"""(packs done, packs in all) of an update."""
+BUCKET_BYTES = 256 * 2**20
+"""Most bytes of weights that are gathered at once; as many may still be on their way."""
+PROGRESS_S = 0.2
+"""Least time between two reports of an update."""
+
+
+class LearnerActor:
+    """A learner rank's process: the rank, and the publisher of its weights."""
+
+    def endpoint(self) -> tuple[str, int]:
+        """Address and a free port of this node, for the ranks' rendezvous."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return str(ray.util.get_node_ip_address()), free.getsockname()[1]
+
+    def start(
+        self, config: Config, folder: str, rank: int, master: tuple[str, int], total_steps: int
+    ) -> None:
+        """Make the rank and join the others. The process is there before, as all ranks need the
+        address of rank 0."""
+        with importing():
+            from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
+
+            settings = LearnerSettings(
+                model=config.model,
+                learner=config.learner,
+                clip=config.algorithm.clip,
+                loss=config.loss,
+                temperature=config.sampling.temperature,
+            )
+            process = RankProcess(
+                rank=rank,
+                world_size=config.cluster.learner_ranks,
+                master_address=master[0],
+                master_port=master[1],
+                gpu=config.cluster.gpus,
+                threads=config.cluster.learner_threads,
+                timeout_s=config.cluster.call_timeout_s,
+            )
+            seed = config.trainer.seed
+            self.config, self.number = config, rank
+            self.gauges = Gauges("elpo_learner_")
+            self.rank = LearnerRank(
+                local_folder(folder), settings, process, total_steps=total_steps, seed=seed
+            )
+
+    def on_rank(self, act: Act) -> None:
+        """Have the rank do it."""
+        act(self.rank)
+
+    def update(self, forest: TrainForest, supervised: bool) -> Iterator[Progress | Values]:
+        """`LearnerRank.update`: rank 0's progress at times, and last of all every rank's
+        statistics."""
+        from elpo_ray.learner import Objective, UpdateStats
+
+        objective = Objective.nll if supervised else Objective.surrogate
+        reported = time.monotonic()
+        for report in self.rank.update(forest, objective):
+            if isinstance(report, UpdateStats):
+                stats = asdict(report)
+            elif self.number == 0 and time.monotonic() - reported >= PROGRESS_S:
+                reported = time.monotonic()
+                yield report
+        if self.number == 0:
+            self.gauges.set({"update_seconds": stats["seconds"], "loss": stats["loss"]})
+        yield stats
+
+    def connect(self, workers: list[ActorHandle[Any]]) -> None:
+        """Prepare to publish weights to these rollout workers' engines. On GPUs both sides agree
+        on it, again whenever the workers are others."""
+        self._receivers = RemoteEngines(workers, self.config.cluster.call_timeout_s)
+        self._connected = workers
+        self.publisher = self._publisher(len(workers))
+
+    def _publisher(self, engines: int) -> Publisher:
+        rank, buckets, transfer = self.number, self.rank.weight_buckets, self.config.transfer
+        if transfer is Transfer.host:
+            from elpo_ray.weights.host import HostPublisher
+
+            return HostPublisher(rank, self._receivers, buckets, BUCKET_BYTES)
+        from elpo_ray.weights.gpu import BucketSource, GpuPublisher
+
+        workers = [self.config.engine.tensor_parallel_size] * engines
+        if transfer is Transfer.ipc:
+            everywhere = BucketSource(partial(buckets, everywhere=True), BUCKET_BYTES)
+            return GpuPublisher.ipc(rank, self._receivers, everywhere, workers)
+        source = BucketSource(buckets, BUCKET_BYTES)
+        return GpuPublisher.nccl(rank, self._receivers, source, workers, self.endpoint())
+
+    def publish(self, version: int, workers: list[ActorHandle[Any]]) -> None:
+        """Send the weights to `workers`; one that dies meanwhile is passed over."""
+        if workers != self._connected or self._receivers.lost:
+            self.connect(workers)
+        began = time.monotonic()
+        self.publisher.publish(version)
+        if self.number == 0:
+            self.gauges.set({"sync_seconds": time.monotonic() - began, "weight_version": version})
 
 
 class LearnerGroup:
@@ -28,8 +144,8 @@ class LearnerGroup:
         self._timeout_s = timeout_s
         self._sharing = sharing
         self._rollouts: RolloutGroup | None = None
-        sharing.learner.onload = lambda: self._all([r.onload.remote() for r in ranks], "onload")
-        sharing.learner.offload = lambda: self._all([r.offload.remote() for r in ranks], "offload")
+        sharing.learner.onload = lambda: self._on_ranks("onload", lambda rank: rank.onload())
+        sharing.learner.offload = lambda: self._on_ranks("offload", lambda rank: rank.offload())
 
     def update(
         self,
@@ -44,7 +160,7 @@ class LearnerGroup:
         stats: Values = {}
         with self._sharing.for_learner():
             streams: list[Any] = [
-                rank.update_reporting.options(num_returns="streaming").remote(shared, supervised)
+                rank.update.options(num_returns="streaming").remote(shared, supervised)
                 for rank in self.ranks
             ]
             for report in self._reports(streams, "update"):
@@ -82,28 +198,34 @@ class LearnerGroup:
 
     def reset_optimizer(self, config: OptimizerConfig, total_steps: int, reference: Path) -> None:
         with self._sharing.for_learner():
-            calls = [r.reset_optimizer.remote(config, total_steps, reference) for r in self.ranks]
-            self._all(calls, "reset_optimizer")
+            self._on_ranks(
+                "reset_optimizer",
+                lambda rank: rank.reset_optimizer(config, total_steps, reference),
+            )
 
     def save(self, path: Path, *, background: bool = False) -> None:
         """Raises OSError if the disk refuses; then nothing of the checkpoint is left. `background`:
         `finish_save` must follow."""
         with self._sharing.for_learner():
-            self._all([r.save.remote(path, background=background) for r in self.ranks], "save")
+            self._on_ranks("save", lambda rank: rank.save(path, background=background))
 
     def finish_save(self) -> None:
         """Wait for what `save` left to the background. Raises OSError if the disk refused."""
-        self._all([rank.finish_save.remote() for rank in self.ranks], "finish_save")
+        self._on_ranks("finish_save", lambda rank: rank.finish_save())
 
     def load(self, path: Path) -> None:
         """Raises ValueError on a checkpoint of another model."""
         with self._sharing.for_learner():
-            self._all([rank.load.remote(path) for rank in self.ranks], "load")
+            self._on_ranks("load", lambda rank: rank.load(path))
 
     def export(self, path: Path) -> None:
         """Write a plain Hugging Face folder."""
         with self._sharing.for_learner():
-            self._all([rank.export.remote(path) for rank in self.ranks], "export")
+            self._on_ranks("export", lambda rank: rank.export(path))
+
+    def _on_ranks(self, phase: str, act: Act) -> None:
+        """Have every rank do it, and wait."""
+        self._all([actor.on_rank.remote(act) for actor in self.ranks], phase)
 
     def _reports(self, streams: list[Any], phase: str) -> Iterator[Any]:
         """What the ranks yield, as it comes. Raises as `_all`; the deadline is for each report."""

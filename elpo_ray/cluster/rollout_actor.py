@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
-from elpo_ray.cluster.garbage import freeze_gc
+from elpo_ray.cluster.garbage import freeze_gc, importing
 from elpo_ray.cluster.gauges import Gauges
 from elpo_ray.cluster.sandboxes import RemoteHost
 from elpo_ray.config import Config
@@ -45,9 +45,10 @@ class RolloutActor:
         self.tools = PooledTools(hosts, config.sandbox, faults=faults)
         self.engine = None if config.engine.endpoint else make_engine(config, folder)
         self.folder = folder
-        await self.use(config)
         if self.engine is not None:
-            await self.engine.start()
+            with importing():
+                await self.engine.start()
+        await self.use(config)
         freeze_gc()
 
     async def use(self, config: Config) -> None:

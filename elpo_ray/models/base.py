@@ -12,7 +12,6 @@ from typing import Any
 
 from elpo_ray.config import Config
 from elpo_ray.interfaces import Task
-from elpo_ray.models.tiny import build_tiny
 from elpo_ray.runs.atomic import new_folder
 from elpo_ray.types import Message
 
@@ -29,6 +28,8 @@ def base_model(config: Config, task: Task) -> Path:
         return Path(config.model.path)
     folder = Path(config.cold_start.cache) / f"tiny-{digest(base_key(config))}"
     if not folder.exists():
+        from elpo_ray.models.tiny import build_tiny  # torch takes seconds to import
+
         texts = list(islice(conversations(task), TOKENIZER_TEXTS))
         shape, context = config.model.tiny, config.model.max_context
         seed = config.trainer.seed

@@ -11,8 +11,11 @@ import asyncio
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ class Engine:
         self._sleeps = cluster.gpus and cluster.colocated
         self._host_transfer = config.transfer is Transfer.host
         self._threads = cluster.engine_threads
-        self._stop_ids = end_of_turn_ids(self._path)
+        self._stop_ids: list[int] = []
         self._llm: Any = None
         self._inbox: Inbox | None = None
         self._collecting = False
@@ -67,11 +70,12 @@ class Engine:
     async def start(self) -> None:
         """Load the model and start vLLM's process; returns when it can serve.
 
-        Raises ValueError for settings vLLM rejects, InfrastructureError if its process dies.
+        Raises ValueError for a folder that names no end-of-turn token and for settings vLLM
+        rejects, InfrastructureError if its process dies.
         """
         try:
             self._llm = await asyncio.to_thread(self._launch)
-        except RuntimeError as error:
+        except (RuntimeError, EOFError, ConnectionError) as error:
             raise InfrastructureError(f"vLLM did not start on {self._path}: {error}") from error
         await self._llm.update_weight_version(str(self.version))
 
@@ -90,10 +94,12 @@ class Engine:
 
     def _launch(self) -> Any:
         with _environment(self._variables()):
+            _import_vllm(fork=not self._gpus)
             from vllm.config import WeightTransferConfig
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
 
+            self._stop_ids = end_of_turn_ids(self._path)
             config, context = self._config, self._model.max_context
             platform: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
             if not self._gpus:
@@ -130,7 +136,7 @@ class Engine:
     def _variables(self) -> dict[str, str]:
         """Environment of vLLM's processes."""
         variables = {
-            "ELPO_RAY_ENGINE": str(os.getpid()),
+            "ELPO_RAY_ENGINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
             "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -140,6 +146,7 @@ class Engine:
             variables |= {
                 # The worker in the engine's process instead of a third one: 1.7 times as fast.
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # of workers, if tensors are parallel
                 # Threads neither pinned nor spinning: spinning ones run 5 times slower as soon
                 # as other actors share the cores.
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -324,6 +331,22 @@ def _turn(completion: Any, cached_tokens: int) -> Turn:
         weight_version=int(versions.pop()),
         cached_tokens=cached_tokens,
     )
+
+
+def _import_vllm(*, fork: bool) -> None:
+    """Import vLLM. With `fork` its process will be the fork of a server that imports it at the same
+    time and does nothing else: it has the environment of this moment (all engines of this process
+    share it), and neither the threads nor the connections of this process, a Ray actor, of which no
+    fork is safe. Not on GPUs, where vLLM spawns its process: CUDA survives no fork.
+    """
+    if fork:
+        multiprocessing.set_forkserver_preload(["elpo_ray.rollout.vllm_core"])
+        forkserver.ensure_running()
+    from vllm.v1.engine import async_llm, utils  # noqa: F401
+
+    if fork:  # vLLM's own setting knows fork and spawn only
+        context = partial(multiprocessing.get_context, "forkserver")
+        utils.get_mp_context = context  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -14,12 +14,13 @@ They reach into vLLM's internals, hence the check of its version.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from vllm.v1.sample.sampler import Sampler
 
 SUPPORTED_VLLM = "0.32."
 ENGINE_MARK = "ELPO_RAY_ENGINE"
-"""Environment variable with the process id of the `Engine` whose processes apply this plugin."""
+"""Environment variable of the processes that apply this plugin: those of an `Engine`."""
 HOST_BACKEND = "host"
 ENTROPY_ID = -1
 """Token id under which a row's entropy is returned; no vocabulary contains it."""
@@ -44,8 +45,7 @@ ENTROPY_ID = -1
 
 def register() -> None:
     """Apply the plugin once to this process. Raises RuntimeError on another vLLM than ours."""
-    owner = os.environ.get(ENGINE_MARK)
-    if owner is None:
+    if ENGINE_MARK not in os.environ:
         return
     if not vllm.__version__.startswith(SUPPORTED_VLLM):
         raise RuntimeError(
@@ -62,14 +62,14 @@ def register() -> None:
 
         patched_v2 = with_entropy_v2(sampler_v2.compute_topk_scores)  # type: ignore[attr-defined]
         sampler_v2.compute_topk_scores = patched_v2  # type: ignore[attr-defined]
-    if owner != str(os.getpid()):
-        threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    owner = multiprocessing.parent_process()  # the one that asked for this process, if forked too
+    if owner is not None:
+        threading.Thread(target=_die_with, args=(owner,), daemon=True).start()
 
 
-def _die_with(parent: int) -> None:
-    """End this process soon after its parent: vLLM's engine process outlives a killed one."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
+def _die_with(owner: BaseProcess) -> None:
+    """End this process with its owner: vLLM's engine process outlives a killed one."""
+    owner.join()
     os._exit(1)
 
 

@@ -9,7 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,20 @@ class Metrics:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def announce(console: Console, what: str) -> None:
+    """A line about what begins, off a terminal: there a bar or a spinner shows it."""
+    if not console.is_terminal:
+        console.print(f"{what} …", highlight=False)
+
+
+@contextmanager
+def waiting(console: Console, what: str) -> Iterator[None]:
+    """Around a wait that nothing measures: a spinner that vanishes when done, or a line."""
+    announce(console, what)
+    with console.status(f"{what} …") if console.is_terminal else nullcontext():
+        yield
 
 
 @contextmanager

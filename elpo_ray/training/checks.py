@@ -65,7 +65,7 @@ def _check_files(config: Config) -> None:
 def check_prompts(config: Config, task: Task, folder: Path) -> None:
     """Raise ValueError unless there are as many held-out problems as asked for, and chat template
     and context window fit the model and the task's prompts."""
-    from elpo_ray.chat.template import Chat  # seconds to import, which check() must not take
+    from elpo_ray.chat.template import Chat  # seconds to import, which `check` must not take
 
     room = config.model.max_context
     check_context(local_folder(folder), "model.max_context", room)

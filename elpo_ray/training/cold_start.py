@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 from rich.console import Console
 
-from elpo_ray.chat.template import Chat
 from elpo_ray.cluster import Cluster, LearnerGroup
 from elpo_ray.config import Config
 from elpo_ray.forest import TrainForest, TrainTree, demonstrations
@@ -106,6 +105,8 @@ def _cold_start_key(config: Config) -> dict[str, Any]:
 def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
     """The demonstrations of every epoch, shuffled, as one mini-batch an optimizer step; targets are
     the assistant's tokens. ValueError if the task has none that fits."""
+    from elpo_ray.chat.template import Chat  # transformers takes seconds to import
+
     settings = config.cold_start
     chat = Chat.from_folder(str(local_folder(base)), task.tools)
     encoded = [chat.conversation_ids(messages) for messages in conversations(task)]

@@ -8,14 +8,17 @@ same ones, whatever had been grown ahead; Ctrl-C never cuts an update in two.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from elpo_ray.cluster import Cluster, Gauges, LearnerGroup, LearnerLost, RolloutGroup
-from elpo_ray.cluster.garbage import freeze_gc
+from elpo_ray.cluster.garbage import freeze_gc, importing
 from elpo_ray.config import Config
 from elpo_ray.credit import assign
 from elpo_ray.evaluation.oracle import localization_accuracy
@@ -28,9 +31,11 @@ from elpo_ray.runs.folder import RunFolder, read_state
 from elpo_ray.runs.metrics import (
     Metrics,
     Stopwatch,
+    announce,
     comparison_axes,
     progress_bar,
     step_metrics,
+    waiting,
 )
 from elpo_ray.runs.summary import show_summary, summarize
 from elpo_ray.scheduling.dynamic_sampling import Grown, StepBatch, collect
@@ -52,16 +57,19 @@ def train(config: Config) -> Outcome:
     console, watch = Console(), Stopwatch()
     run = RunFolder.of(config)
     task = make_task(config.task, config.trainer.seed)
-    base = base_model(config, task)
-    check_prompts(config, task, base)
-    with watch.phase("start"):
+    with watch.phase("start"), waiting(console, "starting Ray"), ThreadPoolExecutor(1) as beside:
+        # Its imports take as long as Ray; if it fails, Ray goes again.
+        checked = beside.submit(_checked_base, config, task)
         cluster = Cluster(config)
     with cluster:
+        base = checked.result()
         run.begin(config)
         with watch.phase("cold_start"):
             start = starting_model(config, task, base, cluster, console)
         with watch.phase("start"):
-            learner, rollouts = cluster.both(start.folder, config.optimizer_steps, start.learner)
+            learner, rollouts = cluster.both(
+                start.folder, config.optimizer_steps, start.learner, partial(waiting, console)
+            )
             run.keep_tokenizer(local_folder(start.folder))
             learner.connect(rollouts)
             freeze_gc()
@@ -78,6 +86,14 @@ def train(config: Config) -> Outcome:
                 console=console,
                 watch=watch,
             ).train()
+
+
+def _checked_base(config: Config, task: Task) -> Path:
+    """The folder of the model, once the task's prompts fit it. ValueError if they do not."""
+    base = base_model(config, task)
+    with importing():
+        check_prompts(config, task, base)
+    return base
 
 
 @dataclass(kw_only=True)
@@ -102,6 +118,7 @@ class Trainer(RunLoop):
     def take_steps(self) -> None:
         """Evaluate, take the steps that are left, evaluate."""
         if self.state.pass_at_1_before is None:
+            announce(self.console, "evaluating")
             self.state.pass_at_1_before = self.evaluate()
             self.show_pass_at_1(self.state.pass_at_1_before)
         while self.state.step < self.steps:

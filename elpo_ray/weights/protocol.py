@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-Buckets = Callable[[int], Iterator[dict[str, torch.Tensor]]]
+if TYPE_CHECKING:  # actors that hold no tensors import this too
+    from torch import Tensor
+
+Buckets = Callable[[int], Iterator[dict[str, "Tensor"]]]
 """The learner's `weight_buckets`: full tensors under Hugging Face names, at most so many bytes at
 a time; a collective, so every rank iterates it to its end (all but rank 0 get empty dicts)."""
 

@@ -51,12 +51,17 @@ def build_qwen2(folder: Path, *, tied: bool = True, seed: int = 0) -> Qwen2ForCa
     return model
 
 
+def engine_on(folder: Path) -> Engine:
+    """An engine that is not yet started."""
+    model = ModelConfig(path=str(folder), max_context=MAX_CONTEXT, precision=Precision.fp32)
+    config = EngineConfig(max_num_seqs=64, enforce_eager=True, transfer=Transfer.host)
+    return Engine(folder, model, config, ClusterConfig(gpus=False, engine_threads=2), 0)
+
+
 @asynccontextmanager
 async def running(folder: Path) -> AsyncIterator[Engine]:
     """A started engine, stopped afterwards."""
-    model = ModelConfig(path=str(folder), max_context=MAX_CONTEXT, precision=Precision.fp32)
-    config = EngineConfig(max_num_seqs=64, enforce_eager=True, transfer=Transfer.host)
-    engine = Engine(folder, model, config, ClusterConfig(gpus=False, engine_threads=2), 0)
+    engine = engine_on(folder)
     await engine.start()
     try:
         yield engine

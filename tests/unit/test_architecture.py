@@ -14,7 +14,12 @@ FILES = sorted((ROOT / "elpo_ray").rglob("*.py")) + sorted((ROOT / "sandbox").rg
 
 EDGES = {
     "ray": {"cluster/"},
-    "vllm": {"rollout/engine.py", "rollout/vllm_plugin.py", "weights/gpu.py"},
+    "vllm": {
+        "rollout/engine.py",
+        "rollout/vllm_core.py",
+        "rollout/vllm_plugin.py",
+        "weights/gpu.py",
+    },
     "deepspeed": {"learner/"},
     "peft": {"learner/lora.py"},
     "hydra": {"config/compose.py", "config/errors.py"},
@@ -128,8 +133,11 @@ def test_the_sandbox_knows_nothing_of_the_trainer() -> None:
         ("elpo_ray.credit", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
         ("elpo_ray.growth", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
         ("elpo_ray.config", {"torch", "ray", "vllm", "deepspeed", "hydra"}),
-        ("elpo_ray.training.driver", {"vllm", "deepspeed"}),
-        ("elpo_ray.main", {"vllm", "deepspeed", "ray", "torch"}),
+        ("elpo_ray.training.driver", {"vllm", "deepspeed", "torch", "transformers", "wandb"}),
+        ("elpo_ray.main", {"vllm", "deepspeed", "ray", "torch", "transformers"}),
+        ("elpo_ray.cli", {"vllm", "deepspeed", "ray", "torch", "transformers"}),
+        ("elpo_ray.cluster.rollout_actor", {"vllm", "deepspeed", "torch", "transformers"}),
+        ("elpo_ray.cluster.sandboxes", {"vllm", "deepspeed", "torch", "transformers"}),
         ("elpo_ray.view.__main__", {"torch", "ray", "vllm", "deepspeed", "hydra", "wandb"}),
         ("elpo_ray.simulate", {"torch", "ray", "vllm", "deepspeed", "hydra", "numpy"}),
         ("sandbox", {"torch", "ray", "numpy"}),

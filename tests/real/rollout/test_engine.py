@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
+import multiprocessing
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
 from elpo_ray.rollout.engine import Engine
 from elpo_ray.types import FinishReason, Sampling
-from tests.real.engines import END_OF_TURN, MAX_CONTEXT, exact
+from tests.processes import ended
+from tests.real.engines import END_OF_TURN, MAX_CONTEXT, build_qwen2, engine_on, exact
 
 pytestmark = pytest.mark.real
 
@@ -83,6 +87,42 @@ async def check_seeds(engine: Engine) -> None:
     again, *_ = await asyncio.gather(engine.generate(long, Sampling(max_tokens=20, seed=7)), *crowd)
     other = await engine.generate(long, Sampling(max_tokens=20, seed=8))
     assert again.token_ids == alone.token_ids != other.token_ids
+
+
+async def test_vllms_process_is_a_clean_fork_and_ends_with_its_owner(tmp_path: Path) -> None:
+    """The server that it is forked from has one thread, no connection and the environment that is
+    read when a process begins; a killed owner leaves neither of them behind."""
+    build_qwen2(tmp_path)
+    ours, theirs = multiprocessing.Pipe()
+    owner = multiprocessing.get_context("spawn").Process(target=own, args=(tmp_path, theirs))
+    owner.start()
+    assert ours.poll(120), "the engine does not start"
+    turn = ours.recv()
+    assert turn.entropies[0] > 0
+    family = psutil.Process(owner.pid).children(recursive=True)
+    (core,) = [process for process in family if "EngineCore" in " ".join(process.cmdline())]
+    server = core.parent()
+    assert server.pid != owner.pid
+    assert server.num_threads() == 1
+    assert not server.net_connections("inet")
+    environment = server.environ()
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert environment["OMP_NUM_THREADS"] == "2"
+    owner.kill()
+    owner.join()
+    await ended([process.pid for process in family])
+
+
+def own(folder: Path, pipe: Connection) -> None:
+    """Start an engine, send its first turn, and wait for the end."""
+
+    async def run() -> None:
+        engine = engine_on(folder)
+        await engine.start()
+        pipe.send(await engine.generate([5, 6, 7], Sampling(max_tokens=4, seed=0)))
+        await asyncio.sleep(600)
+
+    asyncio.run(run())
 
 
 def test_entropy_of_the_v2_sampler() -> None:

@@ -1,10 +1,13 @@
 """Numbers of a step's trees."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from elpo_ray.config.growth import BelConfig
 from elpo_ray.growth.budget import Cost, Ledger
-from elpo_ray.runs.metrics import Stopwatch, comparison_axes, tree_metrics
+from elpo_ray.runs.metrics import Stopwatch, comparison_axes, tree_metrics, waiting
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import UNGRADED, FinishReason, Score, Step, Turn
 
@@ -64,3 +67,13 @@ def test_axes_of_comparison_are_the_totals_so_far() -> None:
         "total/train_seconds": 6.75,
         "total/wall_seconds": 18.75,
     }
+
+
+def test_a_wait_is_a_line_off_a_terminal_and_a_spinner_on_one() -> None:
+    for terminal, said in ((False, "starting Ray …\n"), (True, "\x1b[?25h")):
+        console = Console(file=io.StringIO(), force_terminal=terminal)
+        with waiting(console, "starting Ray"):
+            pass
+        text = console.file.getvalue()
+        assert said in text
+        assert (text == said) is not terminal
