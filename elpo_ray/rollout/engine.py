@@ -203,7 +203,7 @@ class Engine:
             raise InfrastructureError("vLLM aborted the request")
         return _turn(last.outputs[0], last.num_cached_tokens or 0)
 
-    # --- turns with the learner ---
+    # --- device sharing ---
 
     async def sleep(self) -> None:
         """Let turns in flight finish, hold back new ones, leave the GPU: weights to host memory,
