@@ -26,9 +26,9 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 RAY = Path(sys.executable).with_name("ray")
 START_S = 240.0
 LOOK = """
-import json, sys, ray
+import json, ray
 from ray.util.state import list_actors
-ray.init(address=sys.argv[1], logging_level="ERROR")
+ray.init(logging_level="ERROR")
 nodes = [node for node in ray.nodes() if node["Alive"]]
 actors = [a.class_name for a in list_actors(filters=[("state", "=", "ALIVE")])]
 print(json.dumps([len(nodes), actors]))
@@ -42,8 +42,9 @@ def free_port() -> int:
 
 def look(address: str) -> tuple[int, list[str], str]:
     """Living nodes and actors, as another driver sees them; 0 and why, if it cannot."""
+    there = os.environ | {"RAY_ADDRESS": address}  # other clusters may run on this machine
     done = subprocess.run(
-        [sys.executable, "-c", LOOK, address], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LOOK], env=there, capture_output=True, text=True, timeout=120
     )
     if done.returncode:
         return 0, [], done.stderr[-2000:]
