@@ -84,7 +84,7 @@ def start(root: Path, folder: Path, overrides: list[str]) -> dict[str, float | N
 
 
 def processor_seconds(pid: int) -> float:
-    """Of a process and all its descendants, ended ones included."""
+    """Processor seconds of a process and all its descendants, ended ones included."""
     root = psutil.Process(pid)
     family = [root, *root.children(recursive=True)]
     return sum(sum(member.cpu_times()[:4]) for member in family if member.is_running())

@@ -1,8 +1,7 @@
 """`elpo`: one name for all commands.
 
-Each command is a module of its own, `python -m elpo_ray.NAME`, and `elpo NAME` is the same thing;
-nothing else happens here but the completion of the line in a shell, by Hydra where the command is
-configured by it.
+Each command is a module of its own, and `elpo NAME` does what `python -m elpo_ray.NAME` does. This
+module also completes the line in a shell: by Hydra where Hydra configures the command.
 """
 
 from __future__ import annotations

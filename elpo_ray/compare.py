@@ -49,7 +49,7 @@ SUMMARY = ("pass_at_1_before", "pass_at_1_after", "localization_accuracy", "step
 COMPARABLE = ("task.name", "task.eval_file", "task.eval_problems")
 """Held-out pass@1 means the same only if these agree."""
 IGNORED = ("trainer.run_name", "trainer.run_dir", "trainer.resume", "logging.")
-"""Settings whose difference says nothing of a result."""
+"""Settings whose difference says nothing about a result."""
 Column = list[float | None]
 
 
@@ -237,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(paths: Sequence[Path], out: Path) -> None:
-    """Write the page, print the tables. Raises ValueError for what is no run, or an unusable
-    `out`."""
+    """Write the page, print the tables. Raises ValueError if a path is no run folder or
+    `out` cannot be written."""
     runs = [Run.read(path) for path in paths]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:

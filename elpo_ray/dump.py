@@ -97,7 +97,7 @@ HAS_A_ROOT = {"minItems": 2, "contains": {"properties": {"id": {"const": 0}}}}
 
 class TreeRecord(Struct, Generic[NodeT, EntryT]):
     """One tree. The schema states the types of all fields (`StepRecord`, `EntryRecord`). The reader
-    takes a node's optional fields and ledger entries as they come; whoever uses one checks it."""
+    takes a node's optional fields and ledger entries as they come; code that uses one checks it."""
 
     task_id: str
     budget: Annotated[int, Meta(ge=1), says("N_total, in completed trajectories.")]
@@ -335,7 +335,7 @@ def _check_localization(
 
 
 def _refusal(message: str, record: Any) -> MalformedTreeError:
-    """Tell msgspec's `message` about `record` in the words of `_expect`."""
+    """Return msgspec's `message` about `record` in the form that `_expect` gives."""
     problem, _, path = message.removesuffix("`").partition(" - at `$")
     value = record
     for name, place in re.findall(r"\.(\w+)|\[(\d+)\]", path):

@@ -1,4 +1,4 @@
-"""The seams: who may be replaced by whom. Tests fake exactly these edges, nothing else."""
+"""The protocols whose implementations may be exchanged. Tests replace these and nothing else."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ class Tools(Protocol):
 
         What sessions of one `tree` leave behind is kept until its `release`, so that others of
         the tree continue from there at once; without a tree, only while the session is open.
-        Without `branches` nobody is meant to: calls are cheaper, continuing costs a replay.
+        Without `branches` calls are cheaper, but to continue from the session costs a replay.
         """
         ...
 
     async def release(self, tree: str) -> None:
-        """Nobody will continue from a state of `tree` any longer."""
+        """Declare that no session will continue from a state of `tree` any longer."""
         ...
 
 
@@ -104,7 +104,7 @@ class Task(Protocol):
     async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
         """Reward and success of a finished trajectory; not `graded` if no verdict could be had.
 
-        `tools` runs a submitted program on its tests, in sessions of its own. The tools' words are
+        `tools` runs a submitted program on its tests, in sessions of its own. What tools return is
         untrusted. Raises InfrastructureError, and ValueError if the user's reward function fails.
         """
         ...

@@ -1,6 +1,6 @@
 """`python -m elpo_ray.simulate`: what N_total, X and K take, from success probabilities alone.
 
-No model, no torch, no Ray: the growth rule that trains runs on `analysis.world`. Exit codes: 0
+It needs no model: the growth rule that trains runs on `evaluation.analysis.world`. Exit codes: 0
 done; 2 a mistake in the call, one line on stderr; 130 on Ctrl-C.
 """
 

@@ -196,7 +196,7 @@ class Problem:
 @pickled_by_position
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The end of an episode in two words: the advantage uses `reward`, the search `success`."""
+    """How good an episode was: the advantage uses `reward`, the search `success`."""
 
     reward: float
     success: bool

@@ -1,7 +1,7 @@
 """Sessions over a remote executor of the SandboxFusion form: `POST URL/run_code`, stateless.
 
 State is made by replay: every call sends all cells before it again, and their results must come
-out as at first. Whoever has such a service needs no sandbox of his own; a branch costs its prefix.
+out as at first. With such a service no sandbox of our own is needed; a branch costs its prefix.
 The service is trusted with isolation; what comes back is data, as from any session.
 """
 
@@ -140,7 +140,7 @@ class FusionSandbox:
         self._places.release()
 
     async def run(self, state: SessionState, code: str) -> CallResult:
-        """One cell after all others. Raises SandboxFailure, ReplayDiverged."""
+        """Run one cell after all others. Raises SandboxFailure, ReplayDiverged."""
         if len(code.encode("utf-8", "surrogatepass")) > MAX_CODE_BYTES:
             said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB"
             return CallResult(kind=Kind.ERROR, error_type="ValueError", traceback=said)
@@ -163,7 +163,7 @@ class FusionSandbox:
         return replace(self._read(run, mark, state), queue_s=queue_s)
 
     def _post(self, program: str, cells: int) -> _Run:
-        """Blocking; in a thread."""
+        """Send one request. It blocks, so it runs in a thread."""
         seconds = self.limits.wall_s * cells
         request = {
             "code": program,

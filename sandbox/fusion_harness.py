@@ -1,4 +1,4 @@
-"""Runs on a remote executor, as source text: all cells of a session, of which the last is told.
+"""Runs on a remote executor, as source text: all cells of a session, and reports the last one.
 
 Standard library only. `run_cells` prints one line after whatever the last cell printed: the mark
 and a JSON object with how it ended, and a digest for each cell before it, by which the caller knows
@@ -48,7 +48,7 @@ def cut_text(text: str, keep: int) -> str:
 
 
 def run_cell(code: str, number: int, names: dict[str, Any], keep: int) -> Said:
-    """One cell."""
+    """Run one cell."""
     name = f"<cell {number}>"
     try:
         tree = ast.parse(code, name)
@@ -86,7 +86,7 @@ def run_quietly(code: str, number: int, names: dict[str, Any], keep: int) -> tup
 
 
 def run_cells(setup: str, cells: list[str], mark: str, keep: int, accidental: str) -> None:
-    """Run the setup and all cells; tell of the last one. `keep` bounds each text."""
+    """Run the setup and all cells; report the last one. `keep` bounds each text."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     random.seed(0)
     names: dict[str, Any] = {"__name__": "__main__"}

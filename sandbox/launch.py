@@ -1,4 +1,4 @@
-"""The supervisor's side of the spawner: start it, ask it for processes, hear of their ends."""
+"""The supervisor's side of the spawner: start it, ask it for processes, learn of their ends."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class SpawnerClient:
     async def adopt(self, branch: SessionProcess, first: SessionProcess) -> None:
         """Identify the branch that a process of `first`'s tree forked, by its greeting.
 
-        Raises SandboxFailure, Tampered if whoever greeted cannot be that.
+        Raises SandboxFailure, and Tampered if the process that greeted cannot be that branch.
         """
         pid = await branch.greeter()
         while self._on_message():  # an end that frees a process id, above all

@@ -60,7 +60,7 @@ class Lineage:
     async def fork(self, parent: SessionProcess) -> SessionProcess:
         """A branch that is in the state of `parent`, which must be alone in itself.
 
-        Raises SandboxFailure; the whole family is then gone if somebody tampered with the fork.
+        Raises SandboxFailure; the whole family is then gone if its code tampered with the fork.
         """
         folder = self._folder.take()
         if folder is None:

@@ -147,7 +147,7 @@ def wall_off(packages: list[str], root: str) -> Problem | None:
 
 
 def look_around() -> Problem | None:
-    """Whether the walls that somebody else put around this process leave anything in sight."""
+    """Whether the walls that others put around this process leave anything in sight."""
     try:
         namespaces.look_around()
     except OSError as error:

@@ -2,8 +2,8 @@
 
 Invariants: the process is stopped (SIGSTOP) except while a call runs or a branch is being forked,
 so nothing it left behind runs between calls; every wait has an end; whatever goes wrong ends in
-SIGKILL through a pidfd, which cannot hit another process. Who a process is, the kernel says: the
-spawner for the first of a tree, the credentials on its greeting for a forked one.
+SIGKILL through a pidfd, which cannot hit another process. The kernel identifies a process: by
+the spawner for the first of a tree, by the credentials on its greeting for a forked one.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class SessionProcess:
         self.pid, self.inner_pid, self._pidfd = pid, inner_pid, pidfd
 
     async def greeter(self) -> int:
-        """The process id of who greeted. Raises SandboxFailure if nobody does."""
+        """The id of the process that greeted. Raises SandboxFailure if none does."""
         try:
             async with asyncio.timeout(_FORK_PATIENCE_S):
                 return await self._greeter
@@ -246,7 +246,7 @@ class SessionProcess:
 
     @property
     def ended_itself(self) -> bool:
-        """Whether its end was its own doing: nobody killed it."""
+        """Whether its end was its own doing: it was not killed from outside."""
         if self._closing is not None or not self.end.done():
             return False
         status = self.end.result().status

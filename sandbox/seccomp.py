@@ -8,8 +8,8 @@ permissions, owners or identity, no shared memory with other processes.
 Fork snapshots need one exception: `listen` puts every step fork (`STEP_FORK`, flags that no library
 uses) before the supervisor, who lets exactly those pass that it asked for. The flags travel in a
 register, so what was looked at is what runs. CLONE_PARENT makes the spawner the parent of every
-process, so that nobody else reaps it. No process that may fork sends signals, not even to itself:
-the filter is inherited and cannot know the process id of a child.
+process, so that no other process reaps it. No process that may fork sends signals, not even to
+itself: the filter is inherited and cannot know the process id of a child.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OWN_PID = 0x5EED0BAD
 """Stands for the session's process id until `install` knows it."""
 _NO_PID = 0x7FFFFFFF
 _MAY_FORK = 0x5EEC0F04
-"""Stands for STEP_FORK until `install` knows whether somebody listens."""
+"""Stands for STEP_FORK until `install` knows whether there is a listener."""
 STEP_FORK = 0x00008000 | 17
 """Flags of the only fork there is: CLONE_PARENT and SIGCHLD."""
 _SET_MODE_FILTER, _NEW_LISTENER = 1, 8
@@ -160,7 +160,7 @@ def no_new_privs() -> None:
 
 
 def listen() -> int:
-    """Have every step fork of this process and its descendants decided by whoever holds the
+    """Have every step fork of this process and its descendants decided by the holder of the
     descriptor returned. Needs `no_new_privs`. Raises OSError (Linux 5.5; one listener a process).
     """
     column, _ = _architecture()

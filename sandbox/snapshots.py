@@ -25,7 +25,7 @@ _MINOR_FAULTS, _THREADS = 10 - 3, 20 - 3
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What the kernel tells of a process. Raises OSError where it does not."""
+    """What the kernel says of a process's memory. Raises OSError where it does not."""
 
     anonymous: int
     """Bytes, those shared with its ancestors included."""
@@ -157,13 +157,13 @@ class Shelf:
         self._kept[snapshot] = None
 
     def forget(self, snapshot: Snapshot) -> None:
-        """It is gone; it may have been forgotten before."""
+        """Take out a snapshot that is gone; it may have been taken out before."""
         if snapshot in self._kept:
             del self._kept[snapshot]
             self.bytes -= snapshot.size
 
     def surplus(self) -> list[Snapshot]:
-        """What is to be given up now. Estimates are made exact first, where the kernel tells."""
+        """What is to be given up now. Estimates are made exact first, if the kernel allows it."""
         chosen = list[Snapshot]()
         left, count = self.bytes, len(self._kept)
         for snapshot in self._kept:

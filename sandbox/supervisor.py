@@ -30,7 +30,7 @@ PRELOADS: dict[str, tuple[str, ...]] = {
 }
 """What sessions find imported, by name; what is not installed is left out."""
 _MEMORY_SHARE = 4
-"""Snapshots may take one part in so many of this host's memory, unless told otherwise."""
+"""Without `snapshot_mib`, snapshots may take one part in so many of this host's memory."""
 _DESCRIPTORS_EACH, _DESCRIPTORS_OTHER = 3, 256
 """What a snapshot, and everything else, needs of this process."""
 
@@ -130,13 +130,13 @@ class Sandbox:
         allow_degraded: bool = False,
         bubblewrap: bool = False,
     ) -> None:
-        """`sessions` bounds those open at once: `open` waits for a free place, so who holds a
-        session must not need a second one to go on. `running` bounds the calls that execute at
+        """`sessions` bounds those open at once: `open` waits for a free place, so a holder of
+        one session must not need a second one to go on. `running` bounds the calls that execute at
         the same time (default: processors of this host); others wait, outside their time limit.
         `snapshots` and `snapshot_mib` (default: a quarter of this host's memory) bound the kept
         states; beyond them the least recently used are given up, to be rebuilt by replay. The
         open files that this process may have bound them too. Cells that took less than
-        `replay_below_s` since the last kept state are not kept but repeated if somebody branches
+        `replay_below_s` since the last kept state are not kept but repeated if a branch starts
         after them: much less work for short calls, and only for code that always does the same,
         since a repetition that comes out otherwise is a failure. `preload` names modules that every
         session finds imported, see `PRELOADS`. `isolation` is the least tier to accept, "strong"
@@ -207,7 +207,7 @@ class Sandbox:
         Sessions of one `tree` share its snapshots, and so branch from each other's states without
         a replay; the tree lasts until `release`. Without a name it is that of `at`, if it still
         exists here, or one of its own that ends with its last session. `keep` less than every
-        state where nobody will branch from them: a fork costs more than a short call.
+        state where no branch will start from them: a fork costs more than a short call.
 
         Raises SandboxFailure (also when a replay diverges or the setup fails),
         SandboxUnavailable when this machine cannot isolate, ValueError when closed.
@@ -266,7 +266,7 @@ class Sandbox:
         }
 
     async def leave(self, tree: Tree) -> None:
-        """Close a tree that nobody needs any longer."""
+        """Close a tree that no session needs any longer."""
         if tree.sessions == 0 and not tree.lasting:
             if self._trees.get(tree.key) is tree:
                 del self._trees[tree.key]

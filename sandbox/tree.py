@@ -4,7 +4,7 @@ Invariants: a node names one state, in whatever process; a process stands for at
 state is rebuilt only by calls whose outcome is known, and believed only if all come out the same.
 A process that is not to be forked (it has threads, more descriptors than it was given, a session
 that keeps its newest state only, or a state that is sooner rebuilt) belongs to the first session
-that goes on from it; whoever else wants its state has it rebuilt.
+that goes on from it; another session that wants its state has it rebuilt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The folders of sessions, looked at and removed from outside while hostile code may own them.
 
 A tree has one folder, which its code can neither list nor change, and in it a work folder for each
-of its states, under a name that only the code of that state is told. They are all made beforehand:
+of its states, under a name that only the code of that state knows. They are all made beforehand:
 file rules are laid down once, and name them one by one.
 """
 
@@ -110,5 +110,5 @@ class TreeFolder:
         return renamed
 
     def remove(self) -> None:
-        """Remove everything; nobody works in it any longer."""
+        """Remove everything; no process works in it any longer."""
         remove(self.path)

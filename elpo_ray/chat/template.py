@@ -27,7 +27,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 SENTINEL = "Sentinel"
 """Stands for an argument or a tool response in the dummy conversations."""
 _REMEMBERED = 4096
-"""Observations."""
+"""Observations whose ids are kept."""
 REMEDY = "use a model whose template supports tools in the Hermes format, such as Qwen2.5-Instruct"
 
 

@@ -1,4 +1,4 @@
-"""The only Ray: which actors there are, where they live, and how the driver speaks to them.
+"""The only package that uses Ray: its actors, where they live, and how the driver calls them.
 
 An actor is a plain class with what Ray adds: `SandboxActor` is a sandbox host, `LearnerActor` holds
 a rank and the publisher of its weights, `RolloutActor` an engine and the trees beside it. The

@@ -25,7 +25,7 @@ from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.rules import require
 
 Waiting = Callable[[str], AbstractContextManager[None]]
-"""What a wait is for -> around the wait."""
+"""It takes what is waited for, and returns a context for the time of the wait."""
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 """On CPU engine and learner share the cores: idle threads must sleep, not spin."""
 
@@ -44,7 +44,7 @@ class Cluster:
         self._spawn_rank: Spawn | None = None
         self._sharing = DeviceSharing(shared=config.cluster.colocated)
         self._placed: PlacementGroup | None = None
-        """One place for an engine and a learner rank each, where they share devices."""
+        """Where devices are shared: one place for each pair of an engine and a learner rank."""
         self._learners = 0
         """Groups of learner ranks so far."""
         cluster = config.cluster
@@ -121,7 +121,7 @@ class Cluster:
         self, folder: Path, total_steps: int, learner: LearnerGroup | None, waiting: Waiting
     ) -> tuple[LearnerGroup, RolloutGroup]:
         """`learner` and `rollouts`, unless there is such a learner already: side by side, one after
-        the other where they share devices. Each wait is inside `waiting(what for)`."""
+        the other where they share devices. Each wait is inside `waiting(…)`."""
         ready = None if self._sharing.shared else self._start_rollouts(folder)
         with waiting("starting the learner"):
             learner = learner or self.learner(folder, total_steps)

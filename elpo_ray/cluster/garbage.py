@@ -13,8 +13,8 @@ THRESHOLDS = (50_000, 20, 100)
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Rest the collector around the imports of a large framework: it would walk all modules that
-    are there again and again, which is a quarter of the time of these imports."""
+    """Switch the collector off while a large framework is imported: it would walk all loaded
+    modules again and again, which is a quarter of the time of these imports."""
     gc.disable()
     try:
         yield

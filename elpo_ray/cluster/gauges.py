@@ -16,7 +16,7 @@ from ray.util.metrics import Gauge
 
 
 class Gauges:
-    """Gauges of this process, made as their names come up."""
+    """Gauges of this process; each is made when its name first comes up."""
 
     def __init__(self, prefix: str = "elpo_") -> None:
         self._prefix = prefix

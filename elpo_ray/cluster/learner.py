@@ -51,8 +51,8 @@ class LearnerActor:
     def start(
         self, config: Config, folder: str, rank: int, master: tuple[str, int], total_steps: int
     ) -> None:
-        """Make the rank and join the others. The process is there before, as all ranks need the
-        address of rank 0."""
+        """Make the rank and join the others. The process exists before the rank, since all ranks
+        need the address of rank 0."""
         with importing():
             from elpo_ray.learner.backend import LearnerSettings, RankProcess
             from elpo_ray.learner.rank import LearnerRank
@@ -81,7 +81,7 @@ class LearnerActor:
             )
 
     def on_rank(self, act: Act) -> None:
-        """Have the rank do it."""
+        """Call `act` on the rank."""
         act(self.rank)
 
     def update(self, forest: TrainForest, supervised: bool) -> Iterator[tuple[int, int] | Values]:
@@ -154,7 +154,7 @@ class LearnerGroup:
         advance: Callable[[int, int], None] = lambda done, total: None,
     ) -> Values:
         """Optimizer steps over `forest`; statistics over all ranks (`learner.UpdateStats`).
-        `advance` hears at times how many packs are done, and how many there are."""
+        `advance` is called at times with the number of packs that are done and of all."""
         shared = ray.put(forest)
         stats: Values = {}
         with self._sharing.for_learner():
@@ -178,8 +178,8 @@ class LearnerGroup:
             self._all([r.connect.remote(rollouts.members) for r in self.ranks], "connect")
 
     def moving(self) -> AbstractContextManager[object]:
-        """Around whatever changes the weights and its `publish`: a worker that is restarted in
-        between waits, and then gets the new ones."""
+        """Hold this while the weights change and until they are published: a worker that restarts
+        meanwhile waits, and then gets the new ones."""
         return self._sharing.weights_lock
 
     def publish(self, version: int) -> None:
@@ -223,7 +223,7 @@ class LearnerGroup:
             self._on_ranks("export", lambda rank: rank.export(path))
 
     def _on_ranks(self, phase: str, act: Act) -> None:
-        """Have every rank do it, and wait."""
+        """Call `act` on every rank, and wait."""
         self._all([actor.on_rank.remote(act) for actor in self.ranks], phase)
 
     def _reports(self, streams: list[Any], phase: str) -> Iterator[Any]:

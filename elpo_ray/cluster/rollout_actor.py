@@ -70,7 +70,7 @@ class RolloutActor:
             endpoint = Endpoint(url, model, task.tools)
             worker = RolloutWorker(endpoint, self.tools, endpoint, task, settings)
         if self.runner is None:
-            # An endpoint is somebody else's: never more requests than were asked for.
+            # An endpoint may serve others too: never more requests than were asked for.
             room = (OVERCOMMIT if self.engine is not None else 1) * config.engine.max_num_seqs
             self.runner = JobRunner(worker, room, self.tools.check)
         self.runner.worker = worker
@@ -98,7 +98,7 @@ class RolloutActor:
         return 0 if self.engine is None else self.engine.version
 
     async def on_engine(self, act: Act) -> None:
-        """Have the engine do it. Raises InfrastructureError if the engine is lost."""
+        """Call `act` on the engine. Raises InfrastructureError if the engine is lost."""
         assert self.engine is not None, "an endpoint takes no weights"
         try:
             await act(self.engine)
@@ -160,11 +160,11 @@ class RemoteEngines:
         self._call(lambda engine: engine.wake())
 
     def _call(self, act: Act) -> None:
-        """Have every engine do it, and wait."""
+        """Call `act` on every engine, and wait."""
         self._begin([act] * len(self._workers))()
 
     def _begin(self, acts: Sequence[Act]) -> Callable[[], None]:
-        """Have engine i begin acts[i]; what is returned waits for all of them."""
+        """Begin acts[i] on engine i; what is returned waits for all of them."""
         pairs = zip(self._workers, acts, strict=True)
         asked = [(w, w.on_engine.remote(act)) for w, act in pairs if w not in self.lost]
         return partial(self._wait, asked, time.monotonic() + self._timeout_s)

@@ -61,7 +61,7 @@ class Worker:
 
 
 class RolloutGroup:
-    """The rollout workers as one: whoever has room pulls inputs."""
+    """The rollout workers as one: each pulls inputs when it has room."""
 
     def __init__(
         self,
@@ -174,12 +174,12 @@ class RolloutGroup:
         }
 
     def abandon(self) -> None:
-        """Fail the batches that are under way: nobody waits for them any longer."""
+        """Fail the batches that are under way: their results are no longer wanted."""
         self.queue.fail(Fault("the batch was abandoned"))
 
     def close(self) -> None:
-        """End the conversations; the workers are the cluster's to kill. Batches that somebody still
-        waits for fail."""
+        """End the conversations; the cluster kills the workers. Batches that are still waited for
+        fail."""
         self._closing = True
         self.queue.stop(Fault("the rollout workers were closed"))
         self._loop.call_soon_threadsafe(self._end.set)
@@ -224,7 +224,7 @@ class RolloutGroup:
                 except WorkerLost as lost:
                     if self._closing or not await self._replace(worker, str(lost)):
                         return
-        except Exception as error:  # a bug: whoever waits must hear of it
+        except Exception as error:  # a bug: raised again where batches are waited for
             self.queue.stop(error)
 
     async def _converse(self, worker: Worker) -> None:
@@ -285,7 +285,7 @@ class RolloutGroup:
         while True:
             try:
                 return await self._loop.run_in_executor(self._starting, part, worker, handle)
-            except LearnerLost as lost:  # the driver hears of it, and starts another one
+            except LearnerLost as lost:  # raised again in the driver, which starts another one
                 self.queue.fail(lost)
                 await asyncio.sleep(PATIENCE_S)
 

@@ -18,7 +18,7 @@ from elpo_ray.tools.sandbox_host import Opened, SandboxHost, sandbox_of
 from sandbox.results import CallResult, Keep, SessionState
 
 RESTART_S = 30.0
-"""So long a trajectory waits for a sandbox actor that Ray restarts before it tries another one."""
+"""Seconds that a trajectory waits for a sandbox actor that Ray restarts before it tries another."""
 GAUGES_S = 5.0
 """Seconds between two readings of a sandbox's gauges."""
 T = TypeVar("T")

@@ -1,8 +1,8 @@
 """Devices that engines and learner share (`cluster.colocated`): one of the two uses them at a time.
 
 Before engines sample, the learner's states go to host memory; before the learner does anything,
-engines finish the turns in flight and sleep. Both sides call here before they begin; nobody has to
-remember who was last. Where each side has devices of its own nothing happens here.
+engines finish the turns in flight and sleep. Both sides call `DeviceSharing`
+before they begin; it knows which was last, and does nothing where each side has its own devices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False)
 class Side:
-    """One of the two; as long as it has not been started there is nothing to do."""
+    """Engines or learner; before they are started there is nothing to move."""
 
     onload: Callable[[], None] = lambda: None
     offload: Callable[[], None] = lambda: None
@@ -27,7 +27,7 @@ class Side:
 
 @dataclass
 class DeviceSharing:
-    """Engines and learner, of whom at most one is on the devices."""
+    """Engines and learner, at most one of which is on the devices."""
 
     shared: bool
     weights_lock: threading.RLock = field(default_factory=threading.RLock)

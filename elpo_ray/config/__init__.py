@@ -120,7 +120,7 @@ class Config(Section, key=""):
             yield "task.max_turn_tokens", f"must be below model.max_context={context}"
 
     def _budget_conflicts(self) -> Iterator[tuple[str, str]]:
-        """Who gets how many rollouts."""
+        """How many rollouts an input gets."""
         fewest, n_total, most = self.allowance
         remedy = f"budget.min <= algorithm.growth.n_total={n_total} <= budget.max must hold"
         if fewest > n_total:
@@ -133,7 +133,7 @@ class Config(Section, key=""):
             yield "budget.scope", remedy
 
     def _device_conflicts(self) -> Iterator[tuple[str, str]]:
-        """Who lives on which device, and how weights get from one to the other."""
+        """Which process uses which device, and how weights get from one to another."""
         gpus, colocated = self.cluster.gpus, self.cluster.colocated
         if colocated:
             why = "cluster.colocated=true: one engine a device, in turns"

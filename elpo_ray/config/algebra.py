@@ -155,7 +155,7 @@ def model_states(config: Config) -> ModelStates | None:
     rank += 0 if offload else optimizer / (ranks if stage >= 1 else 1)
     engine = weight_bytes / config.engine.tensor_parallel_size
     host: float = ranks * weight_bytes + offload * optimizer  # each rank loads the whole model once
-    if cluster.colocated:  # whoever is not on the GPU
+    if cluster.colocated:  # the states of the side that is not on the GPU
         host += ranks * max(rank, weight_bytes)
     if not cluster.gpus:
         host = ranks * rank + cluster.rollout_workers * weight_bytes

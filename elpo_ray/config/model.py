@@ -1,4 +1,4 @@
-"""The policy."""
+"""Settings of the policy's model."""
 
 from __future__ import annotations
 

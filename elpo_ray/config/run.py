@@ -1,4 +1,4 @@
-"""The length and the place of a run, and what it writes."""
+"""Settings of a run: its length, its actors, what it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far growth may run ahead of the learner, and who shares the budget of a step."""
+"""How far growth may run ahead of the learner, and whether inputs share the budget of a step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ScheduleConfig(Section, key="schedule"):
 
 
 class BudgetScope(Enum):
-    """Who owns the rollouts of a step."""
+    """What a budget of rollouts belongs to."""
 
     input = "input"
     """Every input has its own N_total (the paper)."""

@@ -1,4 +1,4 @@
-"""What is trained, and how long an episode may be."""
+"""Settings of the task: its problems, its reward, and how long an episode may be."""
 
 from __future__ import annotations
 

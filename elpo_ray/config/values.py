@@ -1,4 +1,4 @@
-"""A configuration as plain values, and a checked dataclass again from values and overrides."""
+"""Conversions between a checked configuration and plain values with overrides."""
 
 from __future__ import annotations
 

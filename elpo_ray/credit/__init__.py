@@ -2,9 +2,9 @@
 
 One interface for every rule: `assign` takes the trees of a whole training batch, because some rules
 compare across inputs. A rule only says how good leaves and nodes are (`parts.Parts`); how that is
-spread over nodes that several leaves share is the same for all. Pure functions of shapes, rewards
-and localizations, for two rules also of token counts or tool responses; float64; no torch.
-`python -m elpo_ray.credit` applies them to dumped trees.
+spread over nodes that several leaves share is the same for all. Rules are pure functions of
+shapes, rewards and localizations (two of them also read token counts or tool responses), in float64
+and without torch. `python -m elpo_ray.credit` applies them to dumped trees.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Error-localized adaptive clipping: which nodes get the looser lower bound (Eq. 11).
 
-Only failed leaves are blamed, and only on confirmed localizations; the root is never in the region.
+Only steps of failed leaves get it, never the root; all scopes but `first_wrong_all` go by confirmed
+localizations.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What rules read of a node's text, whether it was just grown or comes from a dump."""
+"""Token counts and observations of nodes, whether these were just grown or come from a dump."""
 
 from __future__ import annotations
 

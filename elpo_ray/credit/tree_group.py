@@ -1,7 +1,7 @@
 """Tree-GRPO (arXiv 2509.21240): advantages within an input's leaves and within one of its trees.
 
-Several trees of one input hang on one prompt here; `Node.group` of a leaf says which it is of, and
-leaves without are one tree together.
+Several trees of one input hang on one prompt here. `Node.group` of a leaf names its tree; leaves
+without a group form one tree together.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def _whole(results: Sequence[object]) -> list[RolloutTree]:
 
 
 def _forest(trees: list[RolloutTree], config: Config) -> TrainForest:
-    """Every step praised alike: a random model earns no contrast, and the learner must move."""
+    """Give every step advantage 1: a random model has no contrast, and the weights must change."""
     credits = [
         replace(
             credit,

@@ -59,8 +59,8 @@ def failure(name: str, detail: str, remedy: str) -> Finding:
 
 
 def examine(checks: Iterable[Check]) -> Iterator[Finding]:
-    """The findings of all checks. Whatever a check dies of is a finding too: on a broken
-    installation anything may be raised by any import."""
+    """The findings of all checks. An exception of a check is a finding too: on a broken
+    installation any import may raise anything."""
     for check in checks:
         try:
             yield from check.look()

@@ -17,7 +17,7 @@ def own_address() -> str:
     """The address that other nodes would use; no packet is sent to find it."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
         try:
-            sock.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+            sock.connect(("192.0.2.1", 9))  # RFC 5737: no host has it
         except OSError:
             return "127.0.0.1"
         return str(sock.getsockname()[0])

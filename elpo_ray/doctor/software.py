@@ -29,7 +29,7 @@ def interpreter() -> Iterator[Finding]:
 
 
 def packages(gpus: bool) -> Iterator[Finding]:
-    """The core in exactly the versions that were tested together; the rest may differ, loudly."""
+    """The core in exactly the versions that were tested together; others may differ: a warning."""
     extra = "gpu" if gpus else "cpu"
     install = f"make {'TARGET=gpu ' if gpus else ''}install"
     pins = pinned(extra)

@@ -1,7 +1,7 @@
 """A model and the tasks it is measured on, checked before any engine starts, and their folder.
 
 `manifest.json` says everything that determines a sample. Samples are only ever added to a folder
-whose manifest agrees; more tasks and more samples of a problem are welcome later.
+whose manifest agrees; more tasks and more samples of a problem may be added later.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _digest(value: Any) -> str:
 
 
 def _session() -> dict[str, Any]:
-    """When, and with what versions, samples were added."""
+    """The time and the package versions with which samples are added."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

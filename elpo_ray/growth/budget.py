@@ -1,4 +1,4 @@
-"""The budget ledger: who spent what, in rollouts, generated tokens and seconds of tools.
+"""The budget ledger: what each completion took, in rollouts, generated tokens and tool seconds.
 
 Invariants: spent + reserved <= n_total at every moment; every charged entry names the one leaf it
 paid for. A completion reserves its rollout before it samples its first token, so completions that
@@ -44,7 +44,7 @@ class Reservation:
 
 
 class Ledger:
-    """The account of one input."""
+    """The ledger of one input."""
 
     def __init__(self, n_total: int) -> None:
         self.n_total = n_total

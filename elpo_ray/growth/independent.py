@@ -30,8 +30,8 @@ async def sample_each(rollout: Rollout, starts: Sequence[tuple[int, int | None]]
 async def together(*parts: Coroutine[Any, Any, Any]) -> list[Any]:
     """The parts' results, all of them run at once; each begins in its turn.
 
-    If one raises, the others are cancelled and have ended when this returns: nobody goes on
-    spending the budget of a tree that was given up.
+    If one raises, the others are cancelled and have ended when this returns: none of them goes
+    on spending the budget of a tree that was given up.
     """
     tasks = [asyncio.ensure_future(part) for part in parts]
     try:

@@ -44,7 +44,7 @@ class LearnerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RankProcess:
-    """Where this process stands among the learner's."""
+    """The place of this process among those of the learner."""
 
     rank: int = 0
     world_size: int = 1

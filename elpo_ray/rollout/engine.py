@@ -68,7 +68,7 @@ class Engine:
         self.version = 0
         """Version of the weights now served; 0 = those of the folder."""
 
-    # --- life ---
+    # --- start and end ---
 
     async def start(self) -> None:
         """Load the model and start vLLM's process; returns when it can serve.
@@ -240,7 +240,7 @@ class Engine:
 
     async def receive(self, part: Sequence[WireTensor] | dict[str, Any]) -> None:
         """Take a part of the weights: a bucket in host memory, or vLLM's update info, whose tensors
-        arrive by NCCL or IPC. Raises WeightSyncError on a bad bucket; the weights stay the old."""
+        arrive by NCCL or IPC. Raises WeightSyncError on a bad bucket; the old weights stay."""
         if isinstance(part, dict):
             await self._update(part)
         else:
@@ -275,7 +275,7 @@ class Engine:
                 await self._resume()
 
     async def _resume(self) -> None:
-        """After an update; a sleeping engine goes on in `wake`."""
+        """Take up turns again after an update; a sleeping engine does so in `wake`."""
         if not self._asleep:
             await self._llm.resume_generation()
 

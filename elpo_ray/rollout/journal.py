@@ -1,9 +1,9 @@
 """What an input's growth leaves behind as it goes, so that it can be taken up again anywhere.
 
 A growth rule is a deterministic function of the outcomes of its completions: it numbers them in the
-order in which it asks. So the completions alone are enough: whoever has them makes the tree
-again, node ids included (`replay`), and runs the rule from its start with those completions
-answered at once; only what was unfinished is sampled. The same goes for a larger budget, where
+order in which it asks. So the completions alone are enough: the tree is made again from them,
+node ids included (`replay`), and the rule runs from its start, with those completions answered at
+once; only what was unfinished is sampled. The same goes for a larger budget, where
 budgets may grow (not `Rollout.fixed`): a rule that ran out of rollouts asked for the first few of
 what it would have asked for with more.
 """

@@ -281,7 +281,7 @@ def announce(console: Console, what: str) -> None:
 
 @contextmanager
 def waiting(console: Console, what: str) -> Iterator[None]:
-    """Around a wait that nothing measures: a spinner that vanishes when done, or a line."""
+    """Show a wait that nothing measures: by a spinner that vanishes when done, or by a line."""
     announce(console, what)
     with console.status(f"{what} …") if console.is_terminal else nullcontext():
         yield

@@ -30,8 +30,7 @@ class Entry:
     home: int | None = None
     """The worker that holds it, or held it last: its prefixes are cached there."""
     losses: int = 0
-    """Since its last completion: deaths of the worker that held it, and failures of its own that
-    the infrastructure caused."""
+    """How often, since its last completion, its worker died or the infrastructure made it fail."""
     losses_alone: int = 0
     """Those of its `losses` that no other input can have caused."""
     run_alone: bool = False
@@ -55,7 +54,7 @@ class Entry:
 
 
 class Batch(ABC, Generic[R]):
-    """Jobs whose `results` somebody iterates."""
+    """Jobs whose `results` the caller iterates."""
 
     def __init__(self, jobs: Sequence[Job[Any]]) -> None:
         self.entries = [Entry(job, self, index) for index, job in enumerate(jobs)]
@@ -120,7 +119,7 @@ class GrowBatch(Batch[RolloutTree]):
     def __init__(self, jobs: Sequence[GrowJob], shared: SharedBudget | None = None) -> None:
         super().__init__(jobs)
         self._jobs = list(jobs)
-        """Each with the budget that it has now."""
+        """The jobs with the budgets that they have now."""
         self._shared = shared
         self._trees: dict[int, RolloutTree] = {}
         """Finished trees, perhaps to be continued, by place."""

@@ -42,7 +42,7 @@ class Pipeline:
         return batch
 
     def _begin(self, step: int, cursor: int) -> Future[StepBatch]:
-        """In a daemon: an interrupted run does not wait for what it grew ahead."""
+        """Grow in a daemon thread: an interrupted run does not wait for what it grew ahead."""
         future: Future[StepBatch] = Future()
 
         def run() -> None:

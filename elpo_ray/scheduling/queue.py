@@ -85,7 +85,7 @@ class InputQueue:
 
     def give(self, worker: int, room: int) -> dict[int, Job[Any]]:
         """Jobs for a worker with room for `room` more trajectories, by key: no more than its share
-        of all, so that nobody waits for one worker while others are idle."""
+        of all, so that no batch waits for one worker while others are idle."""
         with self._lock:
             given = {}
             for entry in self._choose(worker, room):

@@ -67,7 +67,7 @@ class JobRunner:
             except InfrastructureError as error:
                 raise WorkerUnusable(str(error)) from error
             self._report.finished.append((key, result))
-        except Exception as error:  # raised again where somebody waits for the job
+        except Exception as error:  # raised again where the job's result is waited for
             self._report.failed.append((key, error))
         finally:
             self._running.pop(key, None)

@@ -25,7 +25,7 @@ def could_learn_more(tree: RolloutTree) -> bool:
 
 @dataclass
 class SharedBudget:
-    """The step's ledger."""
+    """The rollouts of a step's inputs."""
 
     n_total: int
     most: int

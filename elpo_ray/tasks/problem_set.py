@@ -26,7 +26,7 @@ Reader = Callable[[Row, str, int], Problem]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """What tells one data set from another. A split without a source needs a file of the user's."""
+    """How one data set differs from others. A split without a source needs a file of the user's."""
 
     read: Reader
     train: Source | None = None

@@ -45,7 +45,7 @@ def outcome(success: bool) -> Score:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What grading came to, before it is worth anything."""
+    """What grading found, from which the reward follows."""
 
     success: bool
     in_form: bool

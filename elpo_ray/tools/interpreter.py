@@ -102,7 +102,7 @@ class PooledTools:
         return PooledSession(self, at or SessionState(setup), tree, keep)
 
     async def release(self, tree: str) -> None:
-        """Nobody will continue from a state of `tree` any longer."""
+        """See `interfaces.Tools.release`."""
         for host in self._homes.pop(tree, []):
             try:
                 await host.handle.release(tree)

@@ -153,7 +153,7 @@ def train_supervised(config: Config) -> Outcome:
 
 
 def _named(config: Config) -> Config:
-    """A new run's folder says what made it."""
+    """Name a new run's folder after the cold start."""
     if config.trainer.run_name is not None or config.trainer.resume is not None:
         return config
     name = f"{config.experiment}-sft-{time.strftime('%Y%m%d-%H%M%S')}"

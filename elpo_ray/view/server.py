@@ -19,7 +19,7 @@ HOSTS = {"127.0.0.1", "localhost"}
 
 
 class Server(ThreadingHTTPServer):
-    """A browser that goes away in the middle of an answer is no error."""
+    """Reports no error when a browser goes away in the middle of an answer."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""Weights from the learner's GPUs to the engines': vLLM's own trainer engines, our handles.
+"""Weights from the learner's GPUs to the engines': vLLM's trainer engines send over our handles.
 
 * NCCL: rank 0 of the learner and all workers of all engines form one group, rank 0 first, then the
   workers engine by engine.

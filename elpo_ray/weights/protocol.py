@@ -35,7 +35,7 @@ class WireTensor:
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
     digest: str
-    """XXH3 of name, dtype, shape and data: finds damage at memory speed, is no seal."""
+    """XXH3 of name, dtype, shape and data: it finds damage at memory speed, no forgery."""
 
 
 Part = Sequence[WireTensor] | dict[str, Any]

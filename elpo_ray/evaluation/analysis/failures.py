@@ -1,4 +1,4 @@
-"""Failed trajectories of one input, and the further completions that look at them closely."""
+"""Failed trajectories of one input, and the extra budget that an analysis of them spends."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ async def examine(
 
 def chosen_steps(rollout: TreeRollout, steps: Sequence[Step], first: int | None) -> dict[str, int]:
     """The step of each kind, from 1, as far as the trajectory has one; `first` = the first
-    irrecoverable one, None if nobody knows it."""
+    irrecoverable one, None if it is not known."""
     failed_calls = {
         m for m, step in enumerate(steps, 1) if step.result and step.result.kind is not ToolKind.OK
     }
