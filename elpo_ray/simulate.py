@@ -178,7 +178,7 @@ def _parser() -> Parser:
     parser.add_argument("--want", type=float, default=0.8, help="share of named steps to be right")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one object a row instead of the table")
-    return parser  # fmt: skip
+    return parser
 
 
 def _floats(text: str) -> list[float]:

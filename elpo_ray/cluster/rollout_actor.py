@@ -16,8 +16,11 @@ from elpo_ray.cluster.gauges import Gauges
 from elpo_ray.cluster.sandboxes import RemoteHost
 from elpo_ray.config import Config
 from elpo_ray.models.folder import local_folder
+from elpo_ray.rollout.settings import RolloutSettings
+from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.scheduling.jobs import Job, Report
 from elpo_ray.scheduling.runner import JobRunner
+from elpo_ray.tasks import make_task
 from elpo_ray.tools.interpreter import PooledTools
 from elpo_ray.types import InfrastructureError
 from elpo_ray.weights.protocol import Part
@@ -53,11 +56,8 @@ class RolloutActor:
 
     async def use(self, config: Config) -> None:
         """Work on `config.task` from now on, with the same model."""
-        from elpo_ray.chat.template import Chat
+        from elpo_ray.chat.template import Chat  # with transformers, which the driver does not need
         from elpo_ray.rollout.endpoint import Endpoint
-        from elpo_ray.rollout.settings import RolloutSettings
-        from elpo_ray.rollout.worker import RolloutWorker
-        from elpo_ray.tasks import make_task
 
         task = make_task(config.task, config.trainer.seed)
         settings = RolloutSettings.of(config)

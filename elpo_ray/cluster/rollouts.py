@@ -52,7 +52,7 @@ class Worker:
     life: int = 0
     deaths: int = 0
     """How often it died since it last completed something."""
-    load: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
     phase: str = "start"
 
     @property
@@ -152,19 +152,19 @@ class RolloutGroup:
 
     def describe(self) -> str:
         """The three workers that still hold most inputs, and what they do."""
-        pending = sorted(self.queue.pending().items(), key=lambda item: -item[1])
+        pending = sorted(self.queue.pending().items(), key=lambda item: -item[1])[:3]
+        held = [(self._workers[number], count) for number, count in pending]
         shown = [
-            f"rollout-{number}: {count} inputs, {worker.load.get('episodes', 0):.0f} trajectories"
-            for number, count in pending[:3]
-            for worker in [self._workers[number]]
+            f"{worker.name}: {count} inputs, {worker.counters.get('episodes', 0):.0f} trajectories"
+            for worker, count in held
         ]
         down = sum(worker.handle is None for worker in self._workers)
         return "; ".join([*shown, f"{down} workers are down"] if down else shown)
 
     def metrics(self) -> Values:
         """Sums since the start: what faults cost, and how long engines had nothing to do."""
-        busy = sum(worker.load.get("busy_s", 0.0) for worker in self._workers)
-        idle = sum(worker.load.get("idle_s", 0.0) for worker in self._workers)
+        busy = sum(worker.counters.get("busy_s", 0.0) for worker in self._workers)
+        idle = sum(worker.counters.get("idle_s", 0.0) for worker in self._workers)
         return {
             "faults/restarts": self.restarts,
             "faults/inputs_requeued": self.queue.requeued,
@@ -241,7 +241,7 @@ class RolloutGroup:
             if report.version < min(served, self.version):
                 raise WorkerLost(f"{worker.name} missed version {served} of the weights")
             self.queue.take(number, report)
-            room, worker.load = report.room, report.counters
+            room, worker.counters = report.room, report.counters
             worker.phase = report.phase
             now = time.monotonic()
             if report.progress or not self.queue.pending().get(number):

@@ -7,7 +7,7 @@ localizations.
 from __future__ import annotations
 
 from elpo_ray.config.algorithm import ClipConfig, ElcScope
-from elpo_ray.credit.parts import recoverable
+from elpo_ray.credit.parts import any_leaf, recoverable
 from elpo_ray.tree import RolloutTree
 
 
@@ -20,7 +20,7 @@ def clip_low(tree: RolloutTree, config: ClipConfig) -> list[float]:
 def elc_region(tree: RolloutTree, scope: ElcScope) -> list[bool]:
     """Whether a node belongs to a critical step or its suffix, by `scope`. Shape: [num_nodes]."""
     inside = [False] * len(tree.nodes)
-    blamed = [
+    confirmed = [
         (found.leaf, found.critical)
         for found in tree.localizations
         if found.confirmed and found.critical is not None
@@ -29,12 +29,12 @@ def elc_region(tree: RolloutTree, scope: ElcScope) -> list[bool]:
         case ElcScope.none:
             pass
         case ElcScope.searched_only:
-            for leaf, critical in blamed:
+            for leaf, critical in confirmed:
                 path = tree.path(leaf)
                 for i in path[path.index(critical) :]:
                     inside[i] = True
         case ElcScope.critical_subtree:
-            critical_nodes = {critical for _, critical in blamed}
+            critical_nodes = {critical for _, critical in confirmed}
             failed = _has_failure(tree)
             for parent, child in tree.edges():
                 inside[child] = failed[child] and (child in critical_nodes or inside[parent])
@@ -46,10 +46,4 @@ def elc_region(tree: RolloutTree, scope: ElcScope) -> list[bool]:
 
 def _has_failure(tree: RolloutTree) -> list[bool]:
     """Whether a failed leaf lies at or below a node. Shape: [num_nodes]."""
-    has = [
-        node.score is not None and node.score.graded and not node.score.success
-        for node in tree.nodes
-    ]
-    for parent, child in reversed(tree.edges()):
-        has[parent] |= has[child]
-    return has
+    return any_leaf(tree, lambda score: score.graded and not score.success)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from elpo_ray.config.algorithm import CreditConfig
 from elpo_ray.credit.group import among, standardize
-from elpo_ray.credit.parts import Parts, rewards
+from elpo_ray.credit.parts import Parts, any_leaf, rewards
 from elpo_ray.tree import RolloutTree
 
 
@@ -61,7 +61,4 @@ def branch_level(tree: RolloutTree, config: CreditConfig) -> list[float]:
 
 def _graded(tree: RolloutTree) -> list[bool]:
     """Whether a leaf with a verdict lies at or below a node. Shape: [num_nodes]."""
-    graded = [node.score is not None and node.score.graded for node in tree.nodes]
-    for parent, child in reversed(tree.edges()):
-        graded[parent] |= graded[child]
-    return graded
+    return any_leaf(tree, lambda score: score.graded)

@@ -6,11 +6,12 @@ tokens are the prompt's, has none either; gain and negative_advantage are >= 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from elpo_ray.config.algorithm import AfterIrrecoverable, Attribution, CreditConfig, Weighting
 from elpo_ray.tree import RolloutTree
+from elpo_ray.types import Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,12 @@ def shares(tree: RolloutTree, weighting: Weighting) -> list[float]:
 
 def recoverable(tree: RolloutTree) -> list[bool]:
     """Whether a successful leaf lies at or below a node. Shape: [num_nodes]."""
-    alive = [node.score is not None and node.score.success for node in tree.nodes]
+    return any_leaf(tree, lambda score: score.success)
+
+
+def any_leaf(tree: RolloutTree, holds: Callable[[Score], bool]) -> list[bool]:
+    """Whether `holds` is true of a leaf at or below a node. Shape: [num_nodes]."""
+    found = [node.score is not None and holds(node.score) for node in tree.nodes]
     for parent, child in reversed(tree.edges()):
-        alive[parent] |= alive[child]
-    return alive
+        found[parent] |= found[child]
+    return found

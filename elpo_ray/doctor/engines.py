@@ -19,6 +19,7 @@ from elpo_ray.config import Config
 from elpo_ray.credit import assign
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
 from elpo_ray.forest.trees import TrainForest, pack
+from elpo_ray.interfaces import Task
 from elpo_ray.models.base import base_model
 from elpo_ray.tasks import make_task
 from elpo_ray.tree import RolloutTree
@@ -36,13 +37,12 @@ def smallest_run(config: Config) -> Iterator[Finding]:
         config = replace(config, cold_start=replace(config.cold_start, cache=scratch))
         task = make_task(config.task, config.trainer.seed)
         base = base_model(config, task)
-        yield from _over_ray(config, base)
+        yield from _over_ray(config, task, base)
 
 
-def _over_ray(config: Config, base: Path) -> Iterator[Finding]:
+def _over_ray(config: Config, task: Task, base: Path) -> Iterator[Finding]:
     from elpo_ray.cluster.cluster import Cluster
 
-    task = make_task(config.task, config.trainer.seed)
     inputs = [task.train_problem(index) for index in range(INPUTS)]
     watch = _Watch()
     with Cluster(config) as cluster:

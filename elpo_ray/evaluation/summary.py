@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from elpo_ray.evaluation.estimators import average, major_at_k, pass_at_k
 from elpo_ray.rollout.sample import Sample
 
+Estimate = Callable[[Sequence[Sample], int], float]
+"""(graded samples of one problem, K) -> the problem's share in Pass@K or Major@K."""
 UNGRADED, RIGHT, WRONG, SILENT = "ungraded", "right", "wrong", "no answer"
 """How a sample can end beside the limits of `EndReason`."""
 
@@ -112,7 +114,7 @@ def _major(group: Sequence[Sample], k: int) -> float:
     return major_at_k([(sample.answer, sample.success) for sample in group], k)
 
 
-def _mean_at(groups: Mapping[str, Sequence[Sample]], k: int, estimate: Any) -> float | None:
+def _mean_at(groups: Mapping[str, Sequence[Sample]], k: int, estimate: Estimate) -> float | None:
     values = [estimate(group, k) for group in groups.values() if len(group) >= k]
     return fmean(values) if values else None
 

@@ -1,7 +1,7 @@
 """Branching where entropy rises after a tool response: ARPO (arXiv 2507.19849), AEPO (2510.14545).
 
 The originals advance all trajectories of an input in lockstep: each iteration every active one
-generates a turn, gets its tool's response, and may then be copied; a copy goes on by itself. Whether
+generates a turn, gets its tool's response, and may then be copied; a copy goes on alone. Whether
 a trajectory is copied does not change how it goes on, so here whole completions are sampled first
 and the iterations are replayed over them, with the same distribution of trees.
 

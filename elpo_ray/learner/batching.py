@@ -85,7 +85,6 @@ def collate(pack: Pack, layout: BatchLayout) -> PackTensors:
             positions=_whole(packed.positions, layout.device)[None],
             plan=make_plan(layout.backend, packed, layout.device, layout.dtype),
         )
-
     device, wide = layout.device, layout.wide
     return PackTensors(inputs, packed.columns.map(lambda c: torch.from_numpy(c).to(device, wide)))
 

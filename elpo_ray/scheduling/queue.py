@@ -27,6 +27,8 @@ from elpo_ray.types import InfrastructureError
 MAX_LOSSES = 2
 """So many losses of an input, without a completion in between, have it run alone; so many that
 no other input can have caused have it set aside."""
+NAMED = 5
+"""Most inputs that `InputQueue.describe` names."""
 
 
 class InputQueue:
@@ -161,9 +163,9 @@ class InputQueue:
         with self._lock:
             return {worker: len(held) for worker, held in sorted(self._held.items())}
 
-    def describe(self, worker: int, most: int = 5) -> str:
+    def describe(self, worker: int) -> str:
         """What a worker holds, in words."""
         with self._lock:
             held = list(self._held.get(worker, {}).values())
-        names = ", ".join(entry.job.problem.id for entry in held[:most])
-        return f"{len(held)} inputs" + (f" ({names}{', …' * (len(held) > most)})" if held else "")
+        names = ", ".join(entry.job.problem.id for entry in held[:NAMED])
+        return f"{len(held)} inputs" + (f" ({names}{', …' * (len(held) > NAMED)})" if held else "")

@@ -7,9 +7,9 @@ same ones, whatever had been grown ahead; Ctrl-C never cuts an update in two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -171,7 +171,7 @@ class Trainer(RunLoop):
         """The inputs of `step`, from the `cursor`-th one of the training stream on, and their
         trees. Inputs that the rollout workers gave up leave a record and are passed over."""
 
-        def some(first: int, count: int) -> list[Grown]:
+        def grow_inputs(first: int, count: int) -> list[Grown]:
             stream = range(cursor + first, cursor + first + count)
             inputs = [self.task.train_problem(i) for i in stream]
             results = self.rollouts.grow(inputs, step)
@@ -180,7 +180,7 @@ class Trainer(RunLoop):
             return [(problem, tree) for problem, tree in pairs if isinstance(tree, RolloutTree)]
 
         growth = self.config.algorithm.growth
-        batch = collect(some, self.config.trainer.inputs_per_step, growth.dynamic)
+        batch = collect(grow_inputs, self.config.trainer.inputs_per_step, growth.dynamic)
         if not batch.grown:
             raise Fault(
                 f"step {step + 1}: all inputs were set aside, see {self.run.path}/set_aside"
@@ -261,7 +261,5 @@ class Trainer(RunLoop):
         self.run.write_summary(summary)
         show_summary(self.console, summary, self.run.path)
 
-    @contextmanager
-    def bar(self, title: str, total: int | None = None) -> Iterator[Any]:
-        with progress_bar(self.console, title, total, self.config.logging.progress) as advance:
-            yield advance
+    def bar(self, title: str, total: int | None = None) -> AbstractContextManager[Any]:
+        return progress_bar(self.console, title, total, self.config.logging.progress)

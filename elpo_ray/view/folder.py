@@ -186,10 +186,8 @@ def _object(line: str) -> tuple[dict[str, Any], str]:
         record = json.loads(line)
     except (ValueError, RecursionError):
         if not line.endswith("\n"):
-            return (
-                {},
-                "the last line is cut off: it is still being written, or the writer was killed",
-            )
+            cut = "the last line is cut off: it is still being written, or the writer was killed"
+            return {}, cut
         return {}, "not JSON"
     return (record, "") if isinstance(record, dict) else ({}, "not a JSON object")
 

@@ -58,8 +58,8 @@ def tree_record(
         "version": [_number(node, "weight_version") for node in nodes],
         "elc": [int(inside) or None for inside in elc_region(tree, scope)],
     }
-    for name, key in (("ids", "ids"), ("entropies", "entropies"), ("logprobs", "logprobs")):
-        columns[name] = [_tokens(node, f"token_{key}", limits) for node in nodes]
+    for name in ("ids", "entropies", "logprobs"):
+        columns[name] = [_tokens(node, f"token_{name}", limits) for node in nodes]
     if credit is not None:
         for name in ("r", "a_branch", "a_traj", "advantage", "clip_low", "share"):
             columns[name] = [short(value) for value in getattr(credit, name).tolist()]

@@ -8,10 +8,10 @@ from typing import Any
 
 from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
 from elpo_ray.evaluation.analysis import localization, ranking, recovery
+from elpo_ray.evaluation.analysis.failures import Record
 from elpo_ray.rollout.worker import RolloutWorker, TreeRollout
 from elpo_ray.scheduling.jobs import Job, OnComplete
 
-Record = dict[str, Any]
 EXAMINE = {
     AnalysisName.recovery: recovery.examine,
     AnalysisName.ranking: ranking.examine,

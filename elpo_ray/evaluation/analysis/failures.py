@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from elpo_ray.growth.bel import num_tool_steps, outcome
 from elpo_ray.growth.independent import sample
 from elpo_ray.rollout.worker import TreeRollout
 from elpo_ray.tree import RolloutTree
+
+Record = dict[str, Any]
+"""One thing that was examined, as a line of the results' file has it."""
 
 
 @dataclass(frozen=True, slots=True)

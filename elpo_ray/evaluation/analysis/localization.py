@@ -14,14 +14,13 @@ from statistics import fmean
 from typing import Any
 
 from elpo_ray.config.measure import AnalyzeConfig
-from elpo_ray.evaluation.analysis.failures import ExtraBudget, sample_failures
+from elpo_ray.evaluation.analysis.failures import ExtraBudget, Record, sample_failures
 from elpo_ray.evaluation.oracle import first_irrecoverable
 from elpo_ray.growth.bel import num_tool_steps, search
 from elpo_ray.interfaces import Task
 from elpo_ray.rollout.worker import TreeRollout
 from elpo_ray.types import Problem
 
-Record = dict[str, Any]
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 """Upper ends of the bins of a policy's success rate on a problem; the first holds 0 alone."""
 

@@ -14,13 +14,11 @@ from typing import Any
 from elpo_ray import growth
 from elpo_ray.config.measure import AnalyzeConfig
 from elpo_ray.credit import assign
-from elpo_ray.evaluation.analysis.failures import ExtraBudget, verdicts
+from elpo_ray.evaluation.analysis.failures import ExtraBudget, Record, verdicts
 from elpo_ray.growth.independent import sample
 from elpo_ray.interfaces import Task
 from elpo_ray.rollout.worker import TreeRollout
 from elpo_ray.types import Problem
-
-Record = dict[str, Any]
 
 
 async def examine(

@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from elpo_ray.config.measure import AnalyzeConfig
-from elpo_ray.evaluation.analysis.failures import ExtraBudget, sample_failures, verdicts
+from elpo_ray.evaluation.analysis.failures import ExtraBudget, Record, sample_failures, verdicts
 from elpo_ray.evaluation.oracle import first_irrecoverable
 from elpo_ray.growth.bel import num_tool_steps, search
 from elpo_ray.growth.independent import sample
@@ -23,7 +23,6 @@ from elpo_ray.interfaces import Task
 from elpo_ray.rollout.worker import TreeRollout
 from elpo_ray.types import Problem, Step, ToolKind
 
-Record = dict[str, Any]
 KINDS = ("random error", "first error", "first irrecoverable", "later irrecoverable")
 
 

@@ -21,7 +21,7 @@ from elpo_ray.config.values import plain
 from elpo_ray.evaluation.analysis.catalog import SUMMARIZE, AnalyzeJob
 from elpo_ray.evaluation.analysis.localization import success_by_anchor
 from elpo_ray.evaluation.bench import Bench, ResultFolder
-from elpo_ray.evaluation.report import write_page
+from elpo_ray.evaluation.report import png, write_page
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.runs.metrics import progress_bar
 from elpo_ray.types import Fault, InfrastructureError
@@ -135,7 +135,6 @@ def table(rows: Rows) -> tuple[list[str], list[list[str]]]:
 
 def plot(name: AnalysisName, summaries: Mapping[str, Rows]) -> bytes:
     """A PNG with one panel a task."""
-    from elpo_ray.evaluation.report import png
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, len(summaries), squeeze=False)[0]

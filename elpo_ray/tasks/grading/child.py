@@ -23,9 +23,8 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints is no reply
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    from elpo_ray.tasks.grading.equality import (
-        equal,  # before the limit: imports need address space
-    )
+    # Before the limit: imports need address space.
+    from elpo_ray.tasks.grading.equality import equal
 
     equal("x^2+1/2", "2")  # the first comparison loads grammars and modules
     limit = memory_mib << 20

@@ -26,9 +26,9 @@ from typing import Any
 
 from elpo_ray.interfaces import Tools, ToolSession
 from elpo_ray.tasks.grading import harness
+from elpo_ray.tools.code_interpreter import NAME
 from elpo_ray.types import ToolCall, ToolKind, ToolResult
 
-TOOL = "code_interpreter"
 MARK = "verdict:"
 AT_ONCE = 4
 """Tests of one program that run at the same time."""
@@ -110,7 +110,7 @@ async def _run(program: str, test: Test, tools: Tools) -> tuple[dict[str, Any], 
 
 
 async def _call(session: ToolSession, code: str) -> ToolResult:
-    return await session.call(ToolCall(TOOL, {"code": code}))
+    return await session.call(ToolCall(NAME, {"code": code}))
 
 
 def matches(test: Test, reply: dict[str, Any]) -> bool:
