@@ -32,7 +32,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from elpo_ray.config.algorithm import ClipConfig, LossConfig
 from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.forest.layout import lay_out
-from elpo_ray.forest.planning import Plan, Rules, plan
+from elpo_ray.forest.planning import Plan, PlanRules, plan
 from elpo_ray.forest.trees import TrainTree, leaf_weights
 from elpo_ray.learner.attention import IMPLEMENTATION
 from elpo_ray.learner.batching import BatchLayout, Pack, collate
@@ -198,7 +198,7 @@ class Bench:
         self.trees = train_trees(case.shapes, MODELS[case.model]["vocab_size"], seed=0)
 
     def planned(self, variant: Variant) -> Plan:
-        rules = Rules(
+        rules = PlanRules(
             max_tokens=self.case.max_tokens,
             world_size=1,
             cost=self.cost,

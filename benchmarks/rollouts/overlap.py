@@ -69,7 +69,7 @@ def measure(args: argparse.Namespace) -> Values:
                     config.learner,
                 )  # fmt: skip
                 mark = time.perf_counter()
-                with learner.moving():
+                with learner.changing_weights():
                     learner.update(forest)
                     learner.publish(version + 1)
                 updated += time.perf_counter() - mark

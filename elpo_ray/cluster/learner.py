@@ -174,10 +174,10 @@ class LearnerGroup:
         `publish`."""
         self._rollouts = rollouts
         rollouts.bring_up_to_date = self._send
-        with self.moving():
+        with self.changing_weights():
             self._all([r.connect.remote(rollouts.members) for r in self.ranks], "connect")
 
-    def moving(self) -> AbstractContextManager[object]:
+    def changing_weights(self) -> AbstractContextManager[object]:
         """Hold this while the weights change and until they are published: a worker that restarts
         meanwhile waits, and then gets the new ones."""
         return self._sharing.weights_lock
@@ -186,7 +186,7 @@ class LearnerGroup:
         """Every engine serves the learner's weights as `version` when this returns; one that is
         down will when it is up again."""
         assert self._rollouts is not None, "connect() comes first"
-        with self.moving():
+        with self.changing_weights():
             self._rollouts.version = min(version, self._rollouts.version)
             self._send(version, self._rollouts.members)
             self._rollouts.version = version

@@ -31,7 +31,7 @@ class DeviceSharing:
 
     shared: bool
     weights_lock: threading.RLock = field(default_factory=threading.RLock)
-    """Held while weights change or the sides change places; see `LearnerGroup.moving`."""
+    """Held while weights change or the sides change places; see `LearnerGroup.changing_weights`."""
     engines: Side = field(default_factory=Side)
     learner: Side = field(default_factory=Side)
     _on_devices: Side | None = None

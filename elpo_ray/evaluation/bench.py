@@ -24,7 +24,7 @@ from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.run import TrainerConfig
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.config.values import plain
-from elpo_ray.evaluation.source import Source, resolve
+from elpo_ray.evaluation.source import ModelSource, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.tasks import make_task
@@ -41,7 +41,7 @@ class Bench:
     """What is measured."""
 
     config: MeasureConfig
-    source: Source
+    source: ModelSource
     configs: dict[str, Config]
     """A whole run's configuration for each task, by the task's name."""
     tasks: dict[str, Task]
@@ -187,7 +187,7 @@ class JsonLines:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _run_config(config: MeasureConfig, source: Source, task: TaskConfig) -> Config:
+def _run_config(config: MeasureConfig, source: ModelSource, task: TaskConfig) -> Config:
     """What the rollout stack needs to know; a turn may be as long as the context allows."""
     task = replace(task, max_turn_tokens=min(task.max_turn_tokens, source.max_context - 1))
     model = ModelConfig(

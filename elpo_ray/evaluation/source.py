@@ -30,7 +30,7 @@ SLICES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """A model that can be sampled."""
 
     name: str
@@ -65,7 +65,7 @@ class Source:
         return digest.hexdigest()[:16]
 
 
-def resolve(config: MeasureConfig) -> Source:
+def resolve(config: MeasureConfig) -> ModelSource:
     """The model that `config.model` names; a checkpoint is first written as a model folder beside
     itself. Raises ValueError if it cannot be served."""
     name = config.model
@@ -74,7 +74,7 @@ def resolve(config: MeasureConfig) -> Source:
         from elpo_ray.rollout.endpoint import served_model
 
         served = served_model(name, config.served_model)
-        return Source(name, name, served, config.max_context or MAX_CONTEXT, default)
+        return ModelSource(name, name, served, config.max_context or MAX_CONTEXT, default)
     if config.served_model is not None:
         raise ValueError(
             f"served_model={config.served_model!r}: belongs to a server; give its URL as model"
@@ -91,7 +91,7 @@ def resolve(config: MeasureConfig) -> Source:
         max_context = min(max_context, context_limit(folder) or max_context)
     else:
         check_context(folder, "max_context", config.max_context)
-    return Source(
+    return ModelSource(
         name,
         str(folder.resolve()),
         None,

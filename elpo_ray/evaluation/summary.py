@@ -81,7 +81,7 @@ def per_problem(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     return rows
 
 
-def outcome(sample: Sample, votes: bool) -> str:
+def sample_outcome(sample: Sample, votes: bool) -> str:
     """One word: right, wrong, no answer, ungraded, or the limit that was met. `votes`: the task
     has answers to vote on, so that a sample without one has given none."""
     if not sample.graded:
@@ -98,7 +98,7 @@ def _votes(samples: Iterable[Sample]) -> bool:
 
 
 def _outcome_counts(samples: Iterable[Sample], votes: bool) -> dict[str, int]:
-    return dict(Counter(outcome(sample, votes) for sample in samples).most_common())
+    return dict(Counter(sample_outcome(sample, votes) for sample in samples).most_common())
 
 
 def _outcomes(groups: Mapping[str, Sequence[Sample]]) -> list[list[bool]]:

@@ -17,7 +17,7 @@ from elpo_ray.forest.trees import TrainTree
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class PlanRules:
     """What a plan depends on besides the trees."""
 
     max_tokens: int
@@ -53,7 +53,7 @@ class Plan:
         return not self.actual.scored
 
 
-def plan(trees: Sequence[TrainTree], rules: Rules) -> Plan:
+def plan(trees: Sequence[TrainTree], rules: PlanRules) -> Plan:
     """Divide the trees of a mini-batch into items, balance the ranks, fill their packs.
 
     Items go to the least loaded rank, costliest first, and there into the first pack with room,
@@ -82,7 +82,7 @@ def plan(trees: Sequence[TrainTree], rules: Rules) -> Plan:
     return Plan(ranks, flat, unique, reduce(add, (item.size for item in items), PassSize()))
 
 
-def _items(shape: Shape, flat: PassSize, rules: Rules) -> list[Item]:
+def _items(shape: Shape, flat: PassSize, rules: PlanRules) -> list[Item]:
     """The tree's items: shared prefixes if that is enough faster, else flat sequences."""
     if rules.share_gain is None:
         return shape.flat()
@@ -91,7 +91,7 @@ def _items(shape: Shape, flat: PassSize, rules: Rules) -> list[Item]:
     return shared if rules.cost(flat) >= rules.share_gain * cost else shape.flat()
 
 
-def _balance(items: list[Item], rules: Rules) -> list[list[Item]]:
+def _balance(items: list[Item], rules: PlanRules) -> list[list[Item]]:
     """Give each item, costliest first, to the rank with the least to do."""
     ranks: list[list[Item]] = [[] for _ in range(rules.world_size)]
     load = [0.0] * rules.world_size
@@ -102,7 +102,7 @@ def _balance(items: list[Item], rules: Rules) -> list[list[Item]]:
     return ranks
 
 
-def _fill(items: list[Item], rules: Rules) -> list[list[Item]]:
+def _fill(items: list[Item], rules: PlanRules) -> list[list[Item]]:
     """Put each item, longest first, into the first pack with room (first fit decreasing)."""
     packs: list[list[Item]] = []
     sizes: list[int] = []

@@ -52,7 +52,7 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
             (trajectory, turn)
             for trajectory, turn in active
             for _ in range(cfg.beam - 1)
-            if branches(entropy_rise(trajectory, turn, cfg), in_a_row, rollout.random.random(), cfg)
+            if copies(entropy_rise(trajectory, turn, cfg), in_a_row, rollout.random.random(), cfg)
         ][: rollout.remaining]
         starts = [(trajectory.path[turn], turn + 1) for trajectory, turn in copied]
         for leaf, (_, first) in zip(await sample_each(rollout, starts), starts, strict=True):
@@ -64,7 +64,7 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
         iteration += 1
 
 
-def branches(rise: float, in_a_row: int, draw: float, cfg: EntropyBranchConfig) -> bool:
+def copies(rise: float, in_a_row: int, draw: float, cfg: EntropyBranchConfig) -> bool:
     """Whether a copy is made; `draw` is uniform in [0, 1).
 
     P = clip(1 - (1 - p) / (1 - penalty l) + w ΔH, 0, 1), l = branchings in a row: ARPO's p + w ΔH

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elpo_ray.config.learner import Packing
 from elpo_ray.forest.items import CostModel
-from elpo_ray.forest.planning import Rules
+from elpo_ray.forest.planning import PlanRules
 from elpo_ray.learner import speed
 from elpo_ray.learner.attention import choose_backend
 from elpo_ray.learner.backend import LearnerSettings
@@ -42,11 +42,11 @@ class Passes:
         layout = BatchLayout(device, backend, dtype)
         return cls(settings, layout, policy.cost(), world_size)
 
-    def rules(self, objective: Objective) -> Rules:
+    def rules(self, objective: Objective) -> PlanRules:
         """How the trees of a mini-batch are divided into packs."""
         learner, loss, backend = self.settings.learner, self.settings.loss, self.layout.backend
         shares = learner.packing is Packing.tree and backend is not None
-        return Rules(
+        return PlanRules(
             max_tokens=learner.max_tokens_per_pack,
             world_size=self.world_size,
             cost=self.cost,

@@ -21,7 +21,7 @@ from typing import Any
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.arithmetic import Left, Move, Rules, describe, reachable, session_code
-from elpo_ray.tasks.rewards import outcome
+from elpo_ray.tasks.rewards import all_or_nothing
 from elpo_ray.tools import code_interpreter
 from elpo_ray.types import FinishReason, Message, Problem, Score, Step, ToolKind
 
@@ -85,7 +85,7 @@ class Countdown:
 
     async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
         """Success iff the calls leave the target alone and the answer turn names it."""
-        return outcome(self._succeeded(problem, steps))
+        return all_or_nothing(self._succeeded(problem, steps))
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
         """None: the problem names the target, there is nothing to vote on."""

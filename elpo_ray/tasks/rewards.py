@@ -38,13 +38,13 @@ KIND = "answer_kind"
 MATH, CHOICE, CODE, LIVECODEBENCH = "math", "choice", "code", "livecodebench"
 
 
-def outcome(success: bool) -> Score:
-    """The all-or-nothing score of a finished trajectory."""
+def all_or_nothing(success: bool) -> Score:
+    """The score of a finished trajectory without partial credit."""
     return Score(reward=SUCCESS if success else FAILURE, success=success)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Grade:
     """What grading found, from which the reward follows."""
 
     success: bool
@@ -78,7 +78,7 @@ class Reward:
             assert self._config.function is not None
             return await call_function(self._function, self._config.function, problem, steps)
         text = answer_turn(steps)
-        graded = Outcome(False, False) if text is None else await self._grade(problem, text, tools)
+        graded = Grade(False, False) if text is None else await self._grade(problem, text, tools)
         if graded is None:
             return UNGRADED
         return Score(reward=self._worth(graded, steps), success=graded.success)
@@ -93,25 +93,25 @@ class Reward:
         found = self._read(text)
         return choice_letter(found) if found is not None and kind == CHOICE else found
 
-    async def _grade(self, problem: Problem, text: str, tools: Tools) -> Outcome | None:
+    async def _grade(self, problem: Problem, text: str, tools: Tools) -> Grade | None:
         """None without a verdict."""
         kind, truth = problem.extra[KIND], problem.ground_truth
         if kind in (CODE, LIVECODEBENCH):
             return await _grade_program(kind, truth, text, tools)
         found = self._read(text)
         if found is None:
-            return Outcome(False, in_form=False)
+            return Grade(False, in_form=False)
         if self._config.name is not RewardName.verify:
-            return Outcome(found == truth, in_form=True)
+            return Grade(found == truth, in_form=True)
         if kind == CHOICE:
-            return Outcome(choice_letter(found) == truth, in_form=True)
+            return Grade(choice_letter(found) == truth, in_form=True)
         verdict = await self._grader.compare(truth, found)
-        return None if verdict is Verdict.UNDECIDED else Outcome(verdict is Verdict.EQUAL, True)
+        return None if verdict is Verdict.UNDECIDED else Grade(verdict is Verdict.EQUAL, True)
 
     def _read(self, text: str) -> str | None:
         return last_boxed(text) if self._config.name is RewardName.verify else strict_box(text)
 
-    def _worth(self, graded: Outcome, steps: Sequence[Step]) -> float:
+    def _worth(self, graded: Grade, steps: Sequence[Step]) -> float:
         """The preset's value, then the shaping terms."""
         config = self._config
         calls = [step for step in steps if step.result is not None]
@@ -135,17 +135,17 @@ class Reward:
         return -1.0
 
 
-async def _grade_program(kind: str, truth: Any, text: str, tools: Tools) -> Outcome:
+async def _grade_program(kind: str, truth: Any, text: str, tools: Tools) -> Grade:
     program = last_program(text)
     if program is None:
-        return Outcome(False, in_form=False)
+        return Grade(False, in_form=False)
     # In a thread: private tests are megabytes that have to be unpacked.
     reader = read_livecodebench if kind == LIVECODEBENCH else read_tests
     tests = await asyncio.to_thread(reader, truth)
     report = await run_tests(program, tests, tools)
     if not report.compiles:
-        return Outcome(False, in_form=False)
-    return Outcome(report.passed == report.total, in_form=True, fraction=report.fraction)
+        return Grade(False, in_form=False)
+    return Grade(report.passed == report.total, in_form=True, fraction=report.fraction)
 
 
 def overlong(num_tokens: int, config: RewardConfig) -> float:

@@ -38,7 +38,7 @@ STEPS_PER_CALL = 10
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingModel:
     """Where RL begins."""
 
     folder: Path
@@ -49,17 +49,17 @@ class Start:
 
 def starting_model(
     config: Config, task: Task, base: Path, cluster: Cluster, console: Console
-) -> Start:
+) -> StartingModel:
     """`base`, after a cold start on demonstrations if the configuration asks for one.
 
     A resumed run needs none: its checkpoint brings the weights.
     """
     if not config.cold_start.enabled or config.trainer.resume is not None:
-        return Start(base, None)
+        return StartingModel(base, None)
     folder = Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config))}"
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
-        return Start(folder, None)
+        return StartingModel(folder, None)
     batches = sft_batches(config, task, base)
     learner = _sft_learner(config, cluster, base, len(batches))
     started = time.perf_counter()
@@ -76,7 +76,7 @@ def starting_model(
         f"loss {stats['loss']:.3f} nats a token; kept in {folder}",
         highlight=False,
     )
-    return Start(folder, learner)
+    return StartingModel(folder, learner)
 
 
 def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> LearnerGroup:

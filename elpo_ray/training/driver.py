@@ -144,7 +144,7 @@ class Trainer(RunLoop):
                     credits = assign(batch.trained, algorithm)
                     forest = pack(batch.trained, credits, self.config.loss, self.config.learner)
             self.finish_checkpoint()
-            with self.learner.moving():
+            with self.learner.changing_weights():
                 with self.watch.phase("update"), self.bar(f"step {step + 1}: updating") as advance:
                     stats = self.learner.update(forest, advance=advance)
                 with self.watch.phase("sync"):
@@ -229,7 +229,7 @@ class Trainer(RunLoop):
 
     def restore(self) -> None:
         """Continue from the newest checkpoint: state, learner, engines."""
-        with self.learner.moving():
+        with self.learner.changing_weights():
             super().restore()
             self.learner.publish(version=self.state.step)
 
@@ -248,7 +248,7 @@ class Trainer(RunLoop):
         self.run.rewind(read_state(kept).step)
         try:
             self.learner = self.new_learner()
-            with self.learner.moving():
+            with self.learner.changing_weights():
                 self.learner.connect(self.rollouts)
                 self.restore()
         except LearnerLost as again:

@@ -14,7 +14,7 @@ from elpo_ray.config.arguments import Parser
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.view.book import Book
 from elpo_ray.view.page import whole_page
-from elpo_ray.view.records import Limits
+from elpo_ray.view.records import PageLimits
 from elpo_ray.view.server import make_server
 
 EPILOG = """\
@@ -38,16 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--chars",
         type=int,
-        default=Limits().chars,
+        default=PageLimits().chars,
         metavar="N",
-        help=f"of a turn or response on the page ({Limits().chars})",
+        help=f"of a turn or response on the page ({PageLimits().chars})",
     )
     arguments = parser.parse_args(argv)
     if arguments.chars < 2 or not 0 <= arguments.port < 1 << 16:
         parser.error("--chars takes 2 or more, --port 0 to 65535")
 
     def command() -> None:
-        book = Book(arguments.run, Limits(chars=arguments.chars))
+        book = Book(arguments.run, PageLimits(chars=arguments.chars))
         if arguments.serve:
             serve(book, arguments.port)
         else:

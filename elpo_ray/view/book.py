@@ -29,7 +29,7 @@ from elpo_ray.view.folder import (
     stamp,
     tree_files,
 )
-from elpo_ray.view.records import Limits, table_row, tree_record
+from elpo_ray.view.records import PageLimits, table_row, tree_record
 
 CHUNK_BYTES = 1_000_000
 """JSON in one chunk before compression; opening a tree inflates the chunk that holds it."""
@@ -52,7 +52,7 @@ class StepPart:
 class Book:
     """One run."""
 
-    def __init__(self, run: Path, limits: Limits) -> None:
+    def __init__(self, run: Path, limits: PageLimits) -> None:
         """Raises ValueError if `run` is no run folder."""
         self.run = check_run(run)
         self._limits = limits

@@ -26,8 +26,8 @@ MOST_NATS = 1e6
 
 
 @dataclass(frozen=True)
-class Limits:
-    """They bound what a page takes of one node, so that a browser can hold thousands of trees."""
+class PageLimits:
+    """Bounds on what a page takes of one node, so that a browser can hold thousands of trees."""
 
     chars: int = 6000
     """A turn and a response keep so many characters each, half of them from the end."""
@@ -35,7 +35,7 @@ class Limits:
 
 
 def tree_record(
-    tree: RolloutTree, credit: Credit | None, scope: ElcScope, limits: Limits
+    tree: RolloutTree, credit: Credit | None, scope: ElcScope, limits: PageLimits
 ) -> dict[str, Any]:
     """Return everything that the tree page shows, but the texts of token ids."""
     nodes = tree.nodes
@@ -43,7 +43,7 @@ def tree_record(
         "parent": [node.parent for node in nodes],
         "label": [node.label if node.label != node.id else None for node in nodes],
         "reward": [node.score.reward if node.score else None for node in nodes],
-        "outcome": [outcome(node) for node in nodes],
+        "outcome": [leaf_outcome(node) for node in nodes],
         "end": [node.end.value if node.end else None for node in nodes],
         "group": [node.group for node in nodes],
         "text": [_text(node, "text", limits) for node in nodes],
@@ -77,7 +77,7 @@ def tree_record(
 
 def table_row(tree: RolloutTree, credit: Credit | None) -> dict[str, Any]:
     """Return one line of the table of inputs."""
-    leaves = [outcome(leaf) for leaf in tree.leaves()]
+    leaves = [leaf_outcome(leaf) for leaf in tree.leaves()]
     scores = [leaf.score for leaf in tree.leaves() if leaf.score]
     rewards = [score.reward for score in scores if score.graded]
     entropies = [value for node in tree.nodes if (value := _number(node, "entropy")) is not None]
@@ -107,7 +107,7 @@ def table_row(tree: RolloutTree, credit: Credit | None) -> dict[str, Any]:
     }
 
 
-def outcome(node: Node) -> str | None:
+def leaf_outcome(node: Node) -> str | None:
     """Return what became of a leaf; None for an inner node."""
     if node.score is None:
         return None
@@ -170,13 +170,13 @@ def _prompt(tree: RolloutTree) -> str:
     return " ".join(str(said[-1]).split()) if said else ""
 
 
-def _message(message: dict[str, Any], limits: Limits) -> dict[str, str]:
+def _message(message: dict[str, Any], limits: PageLimits) -> dict[str, str]:
     content = message.get("content")
     text = content if isinstance(content, str) else str(content)
     return {"role": str(message.get("role")), "content": clipped(text, limits.chars)}
 
 
-def _text(node: Node, key: str, limits: Limits) -> str | None:
+def _text(node: Node, key: str, limits: PageLimits) -> str | None:
     value = node.extra.get(key)
     return clipped(value, limits.chars) if isinstance(value, str) else None
 
@@ -188,7 +188,7 @@ def _number(node: Node, key: str) -> float | None:
     return value if abs(value) < 1e15 else None
 
 
-def _tokens(node: Node, key: str, limits: Limits) -> list[int] | None:
+def _tokens(node: Node, key: str, limits: PageLimits) -> list[int] | None:
     """Return a turn's first tokens, or their entropies or log-probabilities in hundredths of a
     nat; None unless the whole list is of numbers in their range."""
     values = node.extra.get(key)

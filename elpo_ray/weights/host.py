@@ -29,7 +29,7 @@ SAFETENSORS_DTYPES = {
 # --- the wire -------------------------------------------------------------------------------------
 
 
-def pack(tensors: Mapping[str, torch.Tensor]) -> list[WireTensor]:
+def to_wire(tensors: Mapping[str, torch.Tensor]) -> list[WireTensor]:
     """Full tensors as bytes with digests; contiguous ones on CPU are not copied."""
     packed = []
     for name, tensor in tensors.items():
@@ -171,7 +171,7 @@ class HostPublisher:
         try:
             self._engines.begin_update()
             for bucket in buckets:
-                before, arrived = arrived, self._engines.receive(pack(bucket))
+                before, arrived = arrived, self._engines.receive(to_wire(bucket))
                 before()
             arrived()
             self._engines.finish_update(version)

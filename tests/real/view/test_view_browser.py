@@ -19,7 +19,7 @@ from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.credit.__main__ import credit_lines
 from elpo_ray.view.__main__ import main
 from elpo_ray.view.book import Book
-from elpo_ray.view.records import Limits
+from elpo_ray.view.records import PageLimits
 from elpo_ray.view.server import make_server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -234,7 +234,7 @@ def test_runs_are_compared_over_what_they_spent(page: "playwright.Page", tmp_pat
 
 def test_a_served_run_is_followed(page: "playwright.Page", tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 1, 2, planned=2)
-    server = make_server(Book(run, Limits()), 0)
+    server = make_server(Book(run, PageLimits()), 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -17,7 +17,7 @@ from transformers import Qwen2ForCausalLM
 
 from elpo_ray.rollout.engine import Engine
 from elpo_ray.types import InfrastructureError, Sampling
-from elpo_ray.weights.host import HostPublisher, pack
+from elpo_ray.weights.host import HostPublisher, to_wire
 from elpo_ray.weights.protocol import Part, WeightSyncError
 from tests.real.engines import (
     GREEDY,
@@ -95,13 +95,13 @@ async def check_updates(engine: Engine, model: Qwen2ForCausalLM) -> Qwen2ForCaus
 async def assert_refuses(engine: Engine, model: Qwen2ForCausalLM) -> None:
     """Damaged, foreign, mis-shaped, repeated or missing tensors leave the engine as it was."""
     norm = model.model.norm.weight.detach()
-    sent = pack({"model.norm.weight": norm})[0]
+    sent = to_wire({"model.norm.weight": norm})[0]
     damaged = sent.data.copy()
     damaged[5] ^= 1
     refused = {
         "model.norm.weight: the bytes": [replace(sent, data=damaged)],
-        "model.nrom.weight: the engine's model has no": pack({"model.nrom.weight": norm}),
-        r"model.norm.weight: shape \(63,\)": pack({"model.norm.weight": norm[1:].clone()}),
+        "model.nrom.weight: the engine's model has no": to_wire({"model.nrom.weight": norm}),
+        r"model.norm.weight: shape \(63,\)": to_wire({"model.norm.weight": norm[1:].clone()}),
         "model.norm.weight: sent twice": [sent, sent],
     }
     for message, bucket in refused.items():

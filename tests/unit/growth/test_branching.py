@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from elpo_ray.config.growth import EntropyBranchConfig, GrowthConfig, GrowthRule, RandomBranchConfig
 from elpo_ray.growth.budget import Totals
-from elpo_ray.growth.entropy_branch import branches, monitored_roots, turn_entropy
+from elpo_ray.growth.entropy_branch import copies, monitored_roots, turn_entropy
 from elpo_ray.growth.random_branch import deal, prefixes
 from elpo_ray.rollout.episode import derive_seed
 from elpo_ray.tree import RolloutTree
@@ -158,15 +158,15 @@ def test_probability_of_a_branch(
 ) -> None:
     cfg = EntropyBranchConfig(penalty=penalty)
     grid = [(i + 0.5) / 10000 for i in range(10000)]
-    share = sum(branches(rise, in_a_row, draw, cfg) for draw in grid) / len(grid)
+    share = sum(copies(rise, in_a_row, draw, cfg) for draw in grid) / len(grid)
     assert share == pytest.approx(probability, abs=1e-4)
 
 
 def test_threshold_rule_needs_no_draw() -> None:
     cfg = EntropyBranchConfig(threshold=0.6, penalty=0.05)
     for draw in (0.0, 0.999):
-        assert branches(0.51, 0, draw, cfg) and not branches(0.49, 0, draw, cfg)
-        assert not branches(0.51, 1, draw, cfg)  # 0.602 * 0.95
+        assert copies(0.51, 0, draw, cfg) and not copies(0.49, 0, draw, cfg)
+        assert not copies(0.51, 1, draw, cfg)  # 0.602 * 0.95
 
 
 def step_of(*entropies: float) -> Step:

@@ -18,7 +18,7 @@ from torch import nn
 
 from elpo_ray.config.learner import AttentionBackend, LrSchedule, OptimizerConfig
 from elpo_ray.forest.items import CostModel
-from elpo_ray.forest.planning import Rules, plan
+from elpo_ray.forest.planning import PlanRules, plan
 from elpo_ray.forest.trees import TrainForest, demonstrations
 from elpo_ray.learner import policy, speed
 from elpo_ray.learner.backend import learning_rate, restart
@@ -91,8 +91,8 @@ COST = CostModel(token=100.0, pair=1.0, scored=10.0)
 ROWS = BatchLayout(torch.device("cpu"), None)
 
 
-def rules(**changes: Any) -> Rules:
-    base = Rules(
+def rules(**changes: Any) -> PlanRules:
+    base = PlanRules(
         max_tokens=100,
         world_size=1,
         cost=COST,

@@ -19,7 +19,7 @@ from elpo_ray.config.algorithm import Aggregation, ClipConfig, LossConfig
 from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.forest.items import CostModel, Item
 from elpo_ray.forest.layout import lay_out
-from elpo_ray.forest.planning import Rules, plan
+from elpo_ray.forest.planning import PlanRules, plan
 from elpo_ray.forest.trees import TrainTree, leaf_weights
 from elpo_ray.learner.attention import IMPLEMENTATION
 from elpo_ray.learner.batching import BatchLayout, Pack, collate
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 COST = CostModel(token=100.0, pair=1.0, scored=10.0)
 TREE = BatchLayout(CPU, AttentionBackend.blocks, torch.float64)
 ROWS = BatchLayout(CPU, None, torch.float64)
-RULES = Rules(max_tokens=10_000, world_size=1, cost=COST, share_gain=0.0)
+RULES = PlanRules(max_tokens=10_000, world_size=1, cost=COST, share_gain=0.0)
 
 PARENTS = [[-1, 0, 0, 1, 1, 1, 2, 3, 3, 7], [-1, 0, 0, 1, 1, 2, 2], [-1, 0]]
 SIZES = [[20, 13, 9, 7, 3, 11, 6, 4, 15, 8], [9, 13, 19, 7, 3, 31, 6], [5, 12]]

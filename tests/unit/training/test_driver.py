@@ -41,7 +41,7 @@ class FakeLearner:
     def connect(self, rollouts: Any) -> None: ...
 
     @contextmanager
-    def moving(self) -> Iterator[None]:
+    def changing_weights(self) -> Iterator[None]:
         yield
 
     def update(self, forest: TrainForest, advance: Callable[..., None]) -> dict[str, float]:

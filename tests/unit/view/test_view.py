@@ -20,14 +20,14 @@ from elpo_ray.dump import dump_tree, read_line, read_tree
 from elpo_ray.view.__main__ import main
 from elpo_ray.view.book import Book
 from elpo_ray.view.page import whole_page
-from elpo_ray.view.records import Limits, clipped, short, table_row, tree_record
+from elpo_ray.view.records import PageLimits, clipped, short, table_row, tree_record
 
 ROOT = Path(__file__).parents[3]
 FIGURE_4 = (ROOT / "tests/fixtures/figure4.jsonl").read_text()
 
 
-def opened(run: Path, limits: Limits | None = None) -> Book:
-    book = Book(run, limits or Limits())
+def opened(run: Path, limits: PageLimits | None = None) -> Book:
+    book = Book(run, limits or PageLimits())
     book.refresh()
     return book
 
@@ -201,7 +201,7 @@ def test_optional_fields_of_any_kind_never_break_the_page(fields: list[dict[str,
         node |= extra
     tree = read_tree(record)
     credit = assign([tree], AlgorithmConfig())[0]
-    made = tree_record(tree, credit, ElcScope.critical_subtree, Limits())
+    made = tree_record(tree, credit, ElcScope.critical_subtree, PageLimits())
     made |= table_row(tree, credit)
     text = json.dumps(made, allow_nan=False)
     columns = json.loads(text)["columns"]
@@ -290,7 +290,7 @@ def test_a_broken_tokenizer_leaves_ids(tmp_path: Path) -> None:
 def test_limits_of_a_node_bound_its_part_of_the_page(tmp_path: Path) -> None:
     config = Config(model=ModelConfig(path="some/model"))
     tree = read_tree(dump_tree(grow(1, config)))
-    made = tree_record(tree, None, ElcScope.none, Limits(chars=20, tokens=3))
+    made = tree_record(tree, None, ElcScope.none, PageLimits(chars=20, tokens=3))
     assert max(len(text) for text in made["columns"]["text"] if text) < 80
     assert max(len(ids) for ids in made["columns"]["ids"] if ids) == 3
     assert "advantage" not in made["columns"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from elpo_ray.weights.host import Inbox, checkpoint_shapes, pack, verify, write_file
+from elpo_ray.weights.host import Inbox, checkpoint_shapes, to_wire, verify, write_file
 from elpo_ray.weights.protocol import WeightSyncError
 
 
@@ -20,7 +20,7 @@ def test_tensors_survive_bit_by_bit(dtype: torch.dtype, tmp_path: Path) -> None:
         "transposed": torch.randn(4, 6).to(dtype).t(),
         "scalar": torch.tensor(1.5, dtype=dtype),
     }
-    wires = pack(tensors)
+    wires = to_wire(tensors)
     for wire in wires:
         wire.data.flags.writeable = False
         verify(wire)
@@ -33,7 +33,7 @@ def test_tensors_survive_bit_by_bit(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_noticed() -> None:
-    (wire,) = pack({"a": torch.zeros(3, 5)})
+    (wire,) = to_wire({"a": torch.zeros(3, 5)})
     wire.data[7] ^= 1
     with pytest.raises(WeightSyncError, match="the bytes that arrived"):
         verify(wire)
@@ -41,7 +41,7 @@ def test_a_flipped_bit_is_noticed() -> None:
 
 @pytest.mark.parametrize("change", [{"shape": (5, 3)}, {"dtype": "int32"}, {"name": "b"}])
 def test_a_changed_header_is_noticed(change: dict[str, object]) -> None:
-    (wire,) = pack({"a": torch.zeros(3, 5)})
+    (wire,) = to_wire({"a": torch.zeros(3, 5)})
     with pytest.raises(WeightSyncError, match="the bytes that arrived"):
         verify(replace(wire, **change))
 
@@ -50,11 +50,11 @@ def test_an_inbox_holds_exactly_what_was_sent(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(2, 3), "b": torch.randn(4), "c": torch.randn(1).bfloat16()}
     save_file(tensors, tmp_path / "model.safetensors")
     inbox = Inbox(checkpoint_shapes(tmp_path))
-    inbox.accept(pack({"a": tensors["a"]}))
+    inbox.accept(to_wire({"a": tensors["a"]}))
     inbox.accept([])
     with pytest.raises(WeightSyncError, match=r"b: never sent \(2 tensors missing\)"):
         inbox.check_complete()
-    inbox.accept(pack({"b": tensors["b"], "c": tensors["c"]}))
+    inbox.accept(to_wire({"b": tensors["b"], "c": tensors["c"]}))
     inbox.check_complete()
     arrived = {}
     for file in inbox.files:
@@ -65,8 +65,8 @@ def test_an_inbox_holds_exactly_what_was_sent(tmp_path: Path) -> None:
     with pytest.raises(WeightSyncError, match="never sent"):
         inbox.check_complete()
     newer = {name: tensor + 1 for name, tensor in tensors.items()}
-    inbox.accept(pack({"c": newer["c"]}))  # shorter than what the file held before
-    inbox.accept(pack({"a": newer["a"], "b": newer["b"]}))
+    inbox.accept(to_wire({"c": newer["c"]}))  # shorter than what the file held before
+    inbox.accept(to_wire({"a": newer["a"], "b": newer["b"]}))
     arrived = {}
     for file in inbox.files:
         arrived |= load_file(file)
