@@ -288,7 +288,7 @@ async def endurance(total: int) -> Values:
             begun, cpu_before = time.perf_counter(), cpu_s()
             late = await round_of(total - total // 10)
             seconds, cpu = time.perf_counter() - begun - 1, cpu_s() - cpu_before
-            counted = sandbox.snapshot()
+            counted = sandbox.gauges()
         end = remains(Path(folder))
         tempfile.tempdir = None
     return {

@@ -130,9 +130,9 @@ class FusionSandbox:
     async def close(self) -> None:
         """Nothing is left behind."""
 
-    def snapshot(self) -> dict[str, float]:
+    def gauges(self) -> dict[str, float]:
         """The metrics."""
-        return {**self.metrics.snapshot(), "live_sessions": self._open}
+        return {**self.metrics.values(), "live_sessions": self._open}
 
     def leave(self) -> None:
         """A session is closed: its place is free."""

@@ -43,7 +43,7 @@ class Metrics:
         self._durations.append(result.duration_s)
         self._queues.append(result.queue_s)
 
-    def snapshot(self) -> dict[str, float]:
+    def values(self) -> dict[str, float]:
         """Flat numbers for a dashboard; seconds where a name ends in `_s`."""
         durations, queues = sorted(self._durations), sorted(self._queues)
         return {

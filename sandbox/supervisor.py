@@ -254,10 +254,10 @@ class Sandbox:
                 await self._spawner.close()
                 self._spawner = None
 
-    def snapshot(self) -> dict[str, float]:
+    def gauges(self) -> dict[str, float]:
         """The metrics, with what is alive at the moment."""
         return {
-            **self.metrics.snapshot(),
+            **self.metrics.values(),
             "live_sessions": len(self._sessions),
             "live_trees": len(self._trees),
             "live_snapshots": len(self._shelf),

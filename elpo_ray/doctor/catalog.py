@@ -16,7 +16,9 @@ from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked, model_states
 from elpo_ray.doctor import gpus, machine, network, policy, software
 from elpo_ray.doctor.finding import Check, Finding
+from elpo_ray.models.base import base_model
 from elpo_ray.models.folder import local_folder
+from elpo_ray.tasks import make_task
 
 KEPT_AT_ONCE = 1
 """Checkpoints beyond `trainer.keep_checkpoints`: the new one is written before an old one goes."""
@@ -69,19 +71,14 @@ def engine_checks(config: Config) -> list[Check]:
     return [Check("engines", partial(_smallest_run, config))]
 
 
-# What may be broken here is imported only when it is its turn.
-
-
 def _smallest_run(config: Config) -> Iterator[Finding]:
+    # Only now: an import that fails must not hide what the other checks find.
     from elpo_ray.doctor.engines import smallest_run
 
     yield from smallest_run(config)
 
 
 def _template(config: Config) -> Iterator[Finding]:
-    from elpo_ray.models.base import base_model
-    from elpo_ray.tasks import make_task
-
     task = make_task(config.task, config.trainer.seed)
     with tempfile.TemporaryDirectory(prefix="elpo-doctor-") as scratch:  # of the tiny model
         config = replace(config, cold_start=replace(config.cold_start, cache=scratch))

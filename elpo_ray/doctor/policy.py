@@ -13,6 +13,7 @@ from elpo_ray.config.rollout import Preload
 from elpo_ray.config.rules import require
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
 from elpo_ray.models.folder import check_model_path, check_weights
+from elpo_ray.tasks import make_task
 from elpo_ray.training.checks import check, check_prompts
 from elpo_ray.types import Message
 
@@ -67,8 +68,6 @@ def _hub(name: str) -> Iterator[Finding]:
 def data(config: Config) -> Iterator[Finding]:
     """Files and values that the schema alone cannot see, and the first problems themselves."""
     check(config)
-    from elpo_ray.tasks import make_task
-
     task = make_task(config.task, config.trainer.seed)
     task.train_problem(0)
     held_out = task.eval_problems(config.task.eval_problems)
@@ -79,8 +78,7 @@ def data(config: Config) -> Iterator[Finding]:
 def template(config: Config, folder: Path) -> Iterator[Finding]:
     """The chat template of `folder` with the task's tools: a call there and back, an observation,
     and the same ids from a rollout's pieces as from the whole conversation."""
-    from elpo_ray.chat.template import Chat
-    from elpo_ray.tasks import make_task
+    from elpo_ray.chat.template import Chat  # with transformers: seconds to import
 
     task = make_task(config.task, config.trainer.seed)
     chat = Chat.from_folder(str(folder), task.tools)

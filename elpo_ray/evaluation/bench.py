@@ -108,7 +108,7 @@ class Bench:
         """Digest of the model's chat template; None behind a server."""
         if self.source.folder is None:
             return None
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer  # seconds to import
 
         template = AutoTokenizer.from_pretrained(self.source.folder).chat_template
         return hashlib.sha256(json.dumps(template).encode()).hexdigest()

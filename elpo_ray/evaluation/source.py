@@ -71,7 +71,7 @@ def resolve(config: MeasureConfig) -> ModelSource:
     name = config.model
     default = Precision.bf16 if config.cluster.gpus else Precision.fp32
     if "://" in name:
-        from elpo_ray.rollout.endpoint import served_model
+        from elpo_ray.rollout.endpoint import served_model  # seconds to import
 
         served = served_model(name, config.served_model)
         return ModelSource(name, name, served, config.max_context or MAX_CONTEXT, default)
@@ -120,7 +120,7 @@ def _model_of(path: Path, run: RunFolder, saved: Config) -> Path:
         raise ValueError(f"model={str(path)!r}: {what}; name one under {run.checkpoints}")
     folder = checkpoint / "model"
     if not folder.exists():
-        from elpo_ray.learner.export import convert_checkpoint
+        from elpo_ray.learner.export import convert_checkpoint  # with torch
 
         base = local_folder(base_model(saved, make_task(saved.task, saved.trainer.seed)))
         with new_folder(folder) as partial:

@@ -3,6 +3,8 @@
 Invariants: ids are never re-tokenised (vLLM gets no tokenizer at all); every turn was sampled under
 exactly one version of the weights and says which; no cached block outlives the version that
 computed it (the cache is emptied at an update, and salted with the version besides).
+
+vLLM is imported inside functions: it reads its environment, which `_launch` sets, when imported.
 """
 
 from __future__ import annotations

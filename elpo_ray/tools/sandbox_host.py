@@ -96,5 +96,5 @@ class SandboxHost:
         await self._sandbox.release(tree)
 
     def metrics(self) -> dict[str, float]:
-        """See `sandbox.supervisor.Sandbox.snapshot`."""
-        return self._sandbox.snapshot()
+        """See `sandbox.supervisor.Sandbox.gauges`."""
+        return self._sandbox.gauges()

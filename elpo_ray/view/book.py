@@ -181,7 +181,7 @@ class Vocabulary:
         return {token: self._known[token] for token in ids}
 
     def _load(self) -> None:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer  # only a page with token ids needs it
 
         try:
             self._tokenizer = Tokenizer.from_file(str(self._path))

@@ -89,7 +89,7 @@ def kendall(scores: Sequence[float], means: Sequence[float]) -> float | None:
         return None
     if len(set(scores)) == 1:
         return 0.0
-    from scipy import stats
+    from scipy import stats  # half a second to import
 
     return float(stats.kendalltau(scores, means).statistic)
 

@@ -253,10 +253,10 @@ async def test_a_replay_that_diverges_is_a_failure(
     assert (await session.call(code)).kind is Kind.OK
     with pytest.raises(ReplayDiverged, match="replay diverged: call 1 of 1"):
         await sandbox.open(at=travelled(session.state))
-    before = sandbox.snapshot()["diverged"]
+    before = sandbox.gauges()["diverged"]
     branch = await sandbox.open(at=session.state)  # here its snapshot is kept
     assert (await branch.call("1")).kind is Kind.OK
-    assert sandbox.snapshot()["diverged"] == before
+    assert sandbox.gauges()["diverged"] == before
     await branch.close()
 
 

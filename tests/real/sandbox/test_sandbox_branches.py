@@ -178,7 +178,7 @@ def test_fork_and_replay_agree_with_the_model(
         for session, _ in world.sessions:
             await session.close()
         await shared.release("world")
-        assert shared.snapshot()["live_snapshots"] == 0
+        assert shared.gauges()["live_snapshots"] == 0
 
     loop.run_until_complete(example())
 
@@ -261,13 +261,13 @@ async def test_what_is_evicted_is_replayed_from_the_nearest_kept_state() -> None
         for number in range(8):
             await trunk.call(f"x = {number}")
             states.append(trunk.state)
-        seen = sandbox.snapshot()
+        seen = sandbox.gauges()
         assert (seen["live_snapshots"], seen["evicted"]) == (3, 5)
         for number, how, replayed in ((7, "fork", 0), (4, "replay", 5), (5, "replay", 6)):
             branch = await sandbox.open(at=states[number], tree="t")
             result = await branch.call("x")
             assert (result.value, result.restored_by) == (str(number), how), number
-            assert sandbox.snapshot()["replayed_calls"] == replayed
+            assert sandbox.gauges()["replayed_calls"] == replayed
             await branch.close()
 
 
@@ -279,7 +279,7 @@ async def test_short_calls_are_repeated_and_long_ones_kept() -> None:
             seen.append((await trunk.call(cell)).snapshot)
             states.append(trunk.state)
         assert seen == [CHEAP, CHEAP, KEPT, CHEAP]
-        assert sandbox.snapshot()["forks"] == 2  # of the start, and of the kept state
+        assert sandbox.gauges()["forks"] == 2  # of the start, and of the kept state
         for number, expected, how, replayed in (
             (2, "[1, 2]", "replay", 2),
             (2, "[1, 2]", "fork", 2),  # what somebody branched from is kept
@@ -290,7 +290,7 @@ async def test_short_calls_are_repeated_and_long_ones_kept() -> None:
             branch = await sandbox.open(at=states[number], tree="t")
             result = await branch.call("x.append(9)\nx[:-1]")
             assert (result.value, result.restored_by) == (expected, how), number
-            assert sandbox.snapshot()["replayed_calls"] == replayed
+            assert sandbox.gauges()["replayed_calls"] == replayed
             await branch.close()
         assert (await trunk.call("x")).value == "[1, 2, 3]"
 
@@ -308,7 +308,7 @@ async def test_large_states_are_evicted_by_their_memory() -> None:
         session = await sandbox.open()
         for _ in range(4):
             await session.call("x = bytearray(b'1' * (40 << 20))")
-        seen = sandbox.snapshot()
+        seen = sandbox.gauges()
         assert 1 <= seen["live_snapshots"] <= 2 and seen["snapshot_bytes"] <= 100 << 20
         assert (await session.call("len(x)")).value == str(40 << 20)
 
@@ -317,7 +317,7 @@ async def test_a_deep_chain_is_rebased_and_goes_on(sandbox: Sandbox) -> None:
     session = await sandbox.open(setup="x = 0")
     for number in range(1, 70):
         assert (await session.call("x += 1\nx")).value == str(number)
-    seen = sandbox.snapshot()
+    seen = sandbox.gauges()
     assert seen["rebased"] >= 1 and seen["diverged"] == 0
     generations = [snapshot.generation for snapshot in sandbox._shelf._kept]
     assert max(generations) <= 31
@@ -329,7 +329,7 @@ async def test_a_deep_chain_that_cannot_be_repeated_goes_on_too(sandbox: Sandbox
     for _ in range(35):
         await session.call("y = 1")
     assert (await session.call("x")).value == first
-    assert sandbox.snapshot()["rebased"] == 0
+    assert sandbox.gauges()["rebased"] == 0
 
 
 @pytest.mark.parametrize("who", ["snapshots", "first"])
@@ -400,13 +400,13 @@ async def test_a_tree_lasts_until_it_is_released(sandbox: Sandbox) -> None:
     await session.call("x = 1")
     state = session.state
     await session.close()
-    assert sandbox.snapshot()["live_snapshots"] == 1
+    assert sandbox.gauges()["live_snapshots"] == 1
     branch = await sandbox.open(at=state)  # the state knows its tree
     assert (await branch.call("x")).restored_by == "fork"
     await sandbox.release("t")
-    assert sandbox.snapshot()["live_trees"] == 1  # a session is still open
+    assert sandbox.gauges()["live_trees"] == 1  # a session is still open
     await branch.close()
-    seen = sandbox.snapshot()
+    seen = sandbox.gauges()
     assert (seen["live_trees"], seen["live_snapshots"]) == (0, 0)
     await sandbox.release("t")
     late = await sandbox.open(at=state)
@@ -428,4 +428,4 @@ async def test_without_branches_no_process_is_forked(sandbox: Sandbox) -> None:
     for _ in range(5):
         await session.call("x = globals().get('x', 0) + 1")
     assert (await session.call("x")).value == "5"
-    assert sandbox.snapshot()["forks"] <= 1
+    assert sandbox.gauges()["forks"] <= 1

@@ -94,7 +94,7 @@ async def test_state_lives_on_by_replay_and_branches(remote: FusionSandbox) -> N
     branch = await remote.open(at=state)
     result = await branch.call("x.append('b')\nx")
     assert (result.value, result.restored_by) == ("[1, 2, 'b']", "replay")
-    assert remote.snapshot()["replayed_calls"] == 2
+    assert remote.gauges()["replayed_calls"] == 2
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ async def test_a_divergence_and_a_broken_service_are_failures(remote: FusionSand
     result = await fresh.call("1")
     assert result.kind is Kind.SANDBOX_FAILURE and "HTTP Error 500" in result.traceback
     assert fresh.state.entries == ()
-    assert remote.snapshot()["failures"] == 2
+    assert remote.gauges()["failures"] == 2
 
 
 async def test_it_is_chosen_by_its_url(url: str) -> None:

@@ -97,7 +97,7 @@ async def test_the_death_of_the_spawner_is_a_failure_and_then_repaired() -> None
         result = await session.call("x")
         assert (result.value, result.restored_by) == ("7", "replay")
         await ended(members)
-        assert made.snapshot()["calls_sandbox_failure"] == 1
+        assert made.gauges()["calls_sandbox_failure"] == 1
 
 
 async def test_the_loop_is_never_blocked() -> None:

@@ -64,7 +64,7 @@ def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
 
 def test_what_is_asked_of_actors_is_what_they_report() -> None:
     sandbox = {name.removeprefix("sandbox_") for name in asked() if name.startswith("sandbox_")}
-    assert sandbox and sandbox <= set(Sandbox().snapshot())
+    assert sandbox and sandbox <= set(Sandbox().gauges())
     worker = {name.removeprefix("worker_") for name in asked() if name.startswith("worker_")}
     assert worker and worker <= {*RolloutCounters().values(), "weight_version"}
 

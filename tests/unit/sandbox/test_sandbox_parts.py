@@ -112,7 +112,7 @@ def test_metrics_count_kinds_and_percentiles() -> None:
     for milliseconds in range(100):
         metrics.count(CallResult(kind=Kind.OK, duration_s=milliseconds / 1000))
     metrics.count(CallResult(kind=Kind.SANDBOX_FAILURE))
-    seen = metrics.snapshot()
+    seen = metrics.values()
     assert (seen["calls"], seen["calls_ok"], seen["failures"]) == (101, 100, 1)
     assert seen["call_p50_s"] == pytest.approx(0.049) and seen["call_p99_s"] >= 0.098
 

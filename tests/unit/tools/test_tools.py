@@ -65,10 +65,10 @@ async def test_malformed_calls_never_reach_the_sandbox(
     sandbox: Sandbox, call: ToolCall, said: str
 ) -> None:
     session = await local_tools(sandbox, CONFIG).open()
-    before = sandbox.snapshot()["calls"]
+    before = sandbox.gauges()["calls"]
     result = await session.call(call)
     assert result.kind is ToolKind.MALFORMED and said in result.text
-    assert sandbox.snapshot()["calls"] == before
+    assert sandbox.gauges()["calls"] == before
     assert session.state == SessionState()
     await session.close()
 
@@ -172,7 +172,7 @@ async def test_stateless_calls_all_start_from_the_setup(sandbox: Sandbox) -> Non
     results = [await session.call(run("x += 1\nopen('f', 'a').write('a')\nx")) for _ in range(3)]
     assert [result.text for result in results] == ["2"] * 3
     assert session.state.entries == ()
-    assert sandbox.snapshot()["live_snapshots"] <= 1  # the state after the setup
+    assert sandbox.gauges()["live_snapshots"] <= 1  # the state after the setup
     await session.close()
     await tools.release("stateless")
 
@@ -216,10 +216,10 @@ async def test_a_session_without_branches_forks_once_and_others_have_its_states_
     tools = local_tools(sandbox, CONFIG)
     session = await tools.open(setup="left = [1, 2, 3]", tree="line", branches=False)
     await session.call(run("left.pop()"))
-    forks = sandbox.snapshot()["forks"]
+    forks = sandbox.gauges()["forks"]
     for _ in range(2):
         await session.call(run("left.append(7)"))
-    assert sandbox.snapshot()["forks"] == forks
+    assert sandbox.gauges()["forks"] == forks
     first = session.state
     await session.call(run("left.clear()"))
     branch = await tools.open(at=first, tree="line")
