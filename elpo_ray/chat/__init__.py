@@ -1,1 +1,1 @@
-"""The chat format as token ids: the template, and what a tool call must be."""
+"""The chat format as token ids: the template, and the check of a tool call."""

@@ -1,4 +1,4 @@
-"""What a tool call must be to be run: a known function with the arguments its schema asks for."""
+"""The check of a tool call: a known function with the arguments that its schema asks for."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Chat:
         self._end = self._find_end_of_turn()
         self.end_of_turn_ids: tuple[int, ...] = tuple(self._encode(self._end))
         """Ids that end an assistant turn; the last token of a turn that was not cut off."""
-        self._called = self._check_tools()
+        self._check_tools()
         # Trajectories of one input see the same observations again and again.
         self._observation_ids = lru_cache(_REMEMBERED)(self._encode_observation)
 
@@ -193,8 +193,8 @@ class Chat:
             raise self._refused("its chat template closes no turn with a special token")
         return end.group()
 
-    def _check_tools(self) -> str:
-        """The dummy conversation up to its call's end-of-turn token; refuses what loses tools."""
+    def _check_tools(self) -> None:
+        """Keep the dummy conversation up to its call's end of turn; refuse what loses tools."""
         prompt = self._render([self._question], generate=True)
         lost = [name for name in self._schemas if name not in prompt]
         if lost:
@@ -213,7 +213,6 @@ class Chat:
         whole = self._encode(self._called + observation)
         if whole != self._encode(self._called) + self._encode(observation):
             raise self._refused("its tokenizer joins text across the end of a turn")
-        return self._called
 
     def _encode(self, text: str) -> list[int]:
         return self._encode_all([text])[0]

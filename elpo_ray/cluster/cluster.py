@@ -104,7 +104,7 @@ class Cluster:
         ranks = [self._spawn_rank(rank, self._learners) for rank in range(count)]
         self._ranks, self._learners = ranks, self._learners + 1
         with self._sharing.for_learner(), learner_losses("start"):
-            master = self._get(ranks[0].endpoint.remote(), "start", "learner-0")
+            master = self._get(ranks[0].rendezvous.remote(), "start", "learner-0")
             starts = [
                 actor.start.remote(config, str(folder), rank, master, total_steps)
                 for rank, actor in enumerate(ranks)

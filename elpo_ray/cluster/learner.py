@@ -42,8 +42,8 @@ PROGRESS_S = 0.2
 class LearnerActor:
     """A learner rank's process: the rank, and the publisher of its weights."""
 
-    def endpoint(self) -> tuple[str, int]:
-        """Address and a free port of this node, for the ranks' rendezvous."""
+    def rendezvous(self) -> tuple[str, int]:
+        """Address and a free port of this node, where the ranks find each other."""
         with socket.socket() as free:
             free.bind(("", 0))
             return str(ray.util.get_node_ip_address()), free.getsockname()[1]
@@ -121,7 +121,7 @@ class LearnerActor:
             everywhere = BucketSource(partial(buckets, everywhere=True), BUCKET_BYTES)
             return GpuPublisher.ipc(rank, self._receivers, everywhere, workers)
         source = BucketSource(buckets, BUCKET_BYTES)
-        return GpuPublisher.nccl(rank, self._receivers, source, workers, self.endpoint())
+        return GpuPublisher.nccl(rank, self._receivers, source, workers, self.rendezvous())
 
     def publish(self, version: int, workers: list[ActorHandle[Any]]) -> None:
         """Send the weights to `workers`; one that dies meanwhile is passed over."""

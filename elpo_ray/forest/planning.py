@@ -94,11 +94,11 @@ def _items(shape: Shape, flat: PassSize, rules: PlanRules) -> list[Item]:
 def _balance(items: list[Item], rules: PlanRules) -> list[list[Item]]:
     """Give each item, costliest first, to the rank with the least to do."""
     ranks: list[list[Item]] = [[] for _ in range(rules.world_size)]
-    load = [0.0] * rules.world_size
+    costs = [0.0] * rules.world_size
     for item in sorted(items, key=lambda item: rules.cost(item.size), reverse=True):
-        rank = load.index(min(load))
+        rank = costs.index(min(costs))
         ranks[rank].append(item)
-        load[rank] += rules.cost(item.size)
+        costs[rank] += rules.cost(item.size)
     return ranks
 
 

@@ -179,7 +179,7 @@ class TreeRollout:
         return not can_teach(scores, self.tree.localizations)
 
     def extend(self, completions: int) -> None:
-        """Allow as many completions more: an analysis looks closer at a finished tree."""
+        """Allow so many further completions: an analysis adds them to a finished tree."""
         self.ledger.n_total += completions
         self._fewest += completions
 

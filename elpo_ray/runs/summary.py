@@ -46,7 +46,7 @@ def summarize(config: Config, state: RunState, pass_at_1_after: float) -> dict[s
 
 
 def show_summary(console: Console, summary: dict[str, Any], folder: Path) -> None:
-    """Print what a newcomer asks first: did it learn, did it find the errors, where is it all."""
+    """Print what a user asks first: did it learn, did it find the errors, where are the files."""
     before, after = summary["pass_at_1_before"], summary["pass_at_1_after"]
     accuracy = summary["localization_accuracy"]
     held_out = f"{summary['eval_problems']} held-out problems x {summary['eval_samples']}"

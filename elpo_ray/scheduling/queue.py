@@ -1,4 +1,4 @@
-"""The owner's side: which inputs wait, which worker holds which, and what of them is complete.
+"""The driver's side of the queue: which inputs wait, which worker holds which, what is complete.
 
 An input is with one worker at most. Its journal only grows, and the next worker that gets the input
 gets the journal with it. Its result comes once.

@@ -1,4 +1,4 @@
-"""Ctrl-C that cuts nothing in two."""
+"""Ctrl-C and SIGTERM, which wait for the end of what must not be cut in two."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Interrupts:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
+        """Raise a KeyboardInterrupt that comes in the body at the end of the body."""
         self._deferring = True
         try:
             yield
