@@ -82,9 +82,9 @@ def train(
 ) -> None:
     """Take the steps with one rank on the CPU and send the statistics of each."""
     torch.set_num_threads(1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     settings = LearnerSettings(
         model=config.model,
         learner=replace(config.learner, packing=packing),

@@ -43,8 +43,8 @@ class ClusterConfig(Section, key="cluster"):
     gpus: bool = True
     """Each learner rank takes one GPU, each rollout worker `engine.tensor_parallel_size`."""
     colocated: bool = False
-    """Engine i and learner rank i share a device and take turns: engines sleep (vLLM's sleep mode)
-    while the learner works, its states lie in host memory while trees grow."""
+    """Engine i and learner rank i share a device: engines sleep (vLLM's sleep mode) while the
+    learner works, its states lie in host memory while trees grow."""
     engine_threads: PositiveInt = 1
     """Threads of an engine on CPU; tools and episodes use the other cores."""
     learner_threads: PositiveInt = 1

@@ -16,7 +16,7 @@ Staleness = Annotated[
 
 @dataclass(kw_only=True)
 class ScheduleConfig(Section, key="schedule"):
-    """Whether trees grow and the learner updates in turns or at the same time."""
+    """Whether trees grow while the learner updates, or before it does."""
 
     staleness: Staleness = 0
     """0 = on-policy: the weights of a step grow its trees. 1 = the next step's trees grow while the

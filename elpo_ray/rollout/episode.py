@@ -1,4 +1,4 @@
-"""One trajectory: the policy and its tools take turns, from the prompt or from a prefix.
+"""One trajectory: the policy and its tools alternate, from the prompt or from a prefix.
 
 Invariants: sampled ids are kept as they came, everything else is appended as ids; a trajectory ends
 with its only step without observation, so that K tool steps mean K+1 steps; what the model does

@@ -1,4 +1,4 @@
-"""When growth and learning happen: in turns, or at the same time.
+"""When growth and learning happen: one after the other, or at the same time.
 
 `schedule.staleness: 0`: a step's batch is grown when it is asked for. `1`: the next step's batch
 begins to grow as soon as this one is handed over, hence while the learner updates on it. Either way
