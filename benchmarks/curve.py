@@ -28,8 +28,9 @@ from elpo_ray.config import Config
 from elpo_ray.config.learner import Packing
 from elpo_ray.credit import assign
 from elpo_ray.dump import read_line
-from elpo_ray.forest import TrainForest, pack
-from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
+from elpo_ray.forest.trees import TrainForest, pack
+from elpo_ray.learner.backend import LearnerSettings, RankProcess
+from elpo_ray.learner.rank import LearnerRank
 from elpo_ray.tasks import make_task
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Step, Turn

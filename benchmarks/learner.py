@@ -31,7 +31,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from elpo_ray.config.algorithm import ClipConfig, LossConfig
 from elpo_ray.config.learner import AttentionBackend
-from elpo_ray.forest import Plan, Rules, TrainTree, lay_out, leaf_weights, plan
+from elpo_ray.forest.layout import lay_out
+from elpo_ray.forest.planning import Plan, Rules, plan
+from elpo_ray.forest.trees import TrainTree, leaf_weights
 from elpo_ray.learner.attention import IMPLEMENTATION
 from elpo_ray.learner.batching import BatchLayout, Pack, collate
 from elpo_ray.learner.loss import TokenBatch, surrogate_loss

@@ -1,8 +1,7 @@
 """`python -m elpo_ray.analyze analysis=localization model=… tasks=[countdown]`: the paper's own
 analyses of where trajectories go wrong.
 
-Exit codes: 0 done; 1 problems were lost, run it again; 2 a mistake in the call or an unusable model
-or file, one line on stderr and nothing started; 130 on Ctrl-C, with everything finished kept.
+Exit codes: `config.arguments`. After 1 (problems were lost) or 130 the same command goes on.
 """
 
 from __future__ import annotations

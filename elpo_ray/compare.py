@@ -39,24 +39,10 @@ AXES = {
     "seconds": ("total/train_seconds", ""),
 }
 """Name -> (metric, the metric of one step whose running sum it is where a log does not have it)."""
-FIGURES = (
-    "reward",
-    "pass_at_1",
-    "localization_accuracy",
-    "searches",
-    "critical_found",
-    "critical_depth",
-    "entropy_root",
-    "entropy_tool",
-    "turns_per_rollout",
-    "clip_low_inside",
-    "clip_low_outside",
-    "grad_norm",
-    "mismatch_k3",
-    "tokens_per_second",
-    "seconds/grow",
-    "seconds/update",
-)
+FIGURES = ("reward", "pass_at_1", "localization_accuracy", "searches", "critical_found",
+           "critical_depth", "entropy_root", "entropy_tool", "turns_per_rollout",
+           "clip_low_inside", "clip_low_outside", "grad_norm", "mismatch_k3",
+           "tokens_per_second", "seconds/grow", "seconds/update")  # fmt: skip
 """Metrics of the table, of those that any run has."""
 SUMMARY = ("pass_at_1_before", "pass_at_1_after", "localization_accuracy", "steps", "inputs",
            "rollouts", "tokens_generated", "wall_seconds")  # fmt: skip

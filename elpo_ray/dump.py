@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from elpo_ray.tree import Localization, Node, RolloutTree
-from elpo_ray.types import EndReason, Score, Step, ToolKind, Turn
+from elpo_ray.types import EndReason, Score, Step, ToolKind
 
 FORMAT = 1
 """The version of the dump; a reader refuses any other."""
@@ -185,7 +185,10 @@ def _node_record(tree: RolloutTree, node: Node, tokens: bool) -> dict[str, Any]:
     if node.step is not None:
         record |= _step_record(node.step)
         if tokens:
-            record |= _token_record(node.step.turn)
+            turn = node.step.turn
+            record["token_ids"] = list(turn.token_ids)
+            record["token_entropies"] = [round(value, 4) for value in turn.entropies]
+            record["token_logprobs"] = [round(value, 4) for value in turn.logprobs]
     return record | node.extra
 
 
@@ -246,15 +249,6 @@ def _step_record(step: Step) -> dict[str, Any]:
         if result.restored_by:
             record["restored_by"] = result.restored_by
     return record
-
-
-def _token_record(turn: Turn) -> dict[str, Any]:
-    """Return the turn's ids and, in nats to 4 decimals, their entropies and log-probabilities."""
-    return {
-        "token_ids": list(turn.token_ids),
-        "token_entropies": [round(value, 4) for value in turn.entropies],
-        "token_logprobs": [round(value, 4) for value in turn.logprobs],
-    }
 
 
 def _load_nodes(

@@ -1,7 +1,6 @@
 """`python -m elpo_ray.evaluate model=… tasks=[aime24] n=32`: avg@n, Pass@K, Major@K.
 
-Exit codes: 0 done; 1 samples were lost, run it again; 2 a mistake in the call or an unusable model
-or file, one line on stderr and nothing started; 130 on Ctrl-C, with everything finished kept.
+Exit codes: `config.arguments`. After 1 (samples were lost) or 130 the same command goes on.
 """
 
 from __future__ import annotations

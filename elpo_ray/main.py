@@ -1,7 +1,6 @@
 """`python -m elpo_ray.main +experiment=quickstart`: compose, check, train.
 
-Exit codes: 0 done; 1 a checkpoint could not be written; 2 a configuration error, one line on stderr
-and nothing started; 130 on Ctrl-C, after a checkpoint.
+Exit codes: `config.arguments`; on Ctrl-C a checkpoint is written first.
 """
 
 from __future__ import annotations

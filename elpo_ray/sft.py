@@ -1,8 +1,7 @@
 """`python -m elpo_ray.sft +experiment=paper_7b`: the cold start as a run of its own.
 
 Takes the same experiments and keys as `elpo_ray.main`; the section `cold_start` says how it trains.
-Exit codes: 0 done; 1 a checkpoint could not be written; 2 a configuration error, one line on stderr
-and nothing started; 130 on Ctrl-C, after a checkpoint.
+Exit codes: `config.arguments`; on Ctrl-C a checkpoint is written first.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from elpo_ray.forest import TokenColumns, TrainTree
+from elpo_ray.forest.layout import TokenColumns
+from elpo_ray.forest.trees import TrainTree
 
 
 def train_tree(

@@ -15,10 +15,10 @@ from typing import Any
 import ray
 
 from benchmarks.rollouts.setup import Values, local_ray, quickstart
-from elpo_ray.cluster import RolloutGroup
 from elpo_ray.cluster import rollouts as group_module
 from elpo_ray.cluster.garbage import freeze_gc
 from elpo_ray.cluster.rollout_actor import RolloutActor
+from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.config import Config
 from elpo_ray.rollout.settings import RolloutSettings
 from elpo_ray.rollout.worker import RolloutWorker

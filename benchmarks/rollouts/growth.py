@@ -13,9 +13,10 @@ from typing import Any
 import ray
 
 from benchmarks.rollouts.setup import Values, quickstart, with_model
-from elpo_ray.cluster import Cluster, RolloutGroup
 from elpo_ray.cluster import cluster as placement
+from elpo_ray.cluster.cluster import Cluster
 from elpo_ray.cluster.rollout_actor import RolloutActor
+from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.config import Config
 from elpo_ray.rollout.engine import CPU_BLOCK_SIZE
 from elpo_ray.runs.metrics import probe_prefixes

@@ -15,9 +15,9 @@ from typing import Any
 import ray
 
 from benchmarks.rollouts.setup import Values, quickstart, with_model
-from elpo_ray.cluster import Cluster
+from elpo_ray.cluster.cluster import Cluster
 from elpo_ray.credit import assign
-from elpo_ray.forest import pack
+from elpo_ray.forest.trees import pack
 from elpo_ray.scheduling.dynamic_sampling import StepBatch, collect
 from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task

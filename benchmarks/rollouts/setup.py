@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from rich.console import Console
 
-from elpo_ray.cluster import Cluster
+from elpo_ray.cluster.cluster import Cluster
 from elpo_ray.config import CONF_DIR, Config
 from elpo_ray.config.values import typed
 from elpo_ray.models.base import base_model

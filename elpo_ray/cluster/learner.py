@@ -23,18 +23,16 @@ from elpo_ray.cluster.waits import LearnerLost, learner_losses, wait_for
 from elpo_ray.config import Config
 from elpo_ray.config.learner import OptimizerConfig
 from elpo_ray.config.rollout import Transfer
-from elpo_ray.forest import TrainForest
+from elpo_ray.forest.trees import TrainForest
 from elpo_ray.models.folder import local_folder
 from elpo_ray.types import Values
 from elpo_ray.weights.protocol import Publisher
 
 if TYPE_CHECKING:  # with torch and transformers, which only a rank's process needs
-    from elpo_ray.learner import LearnerRank
+    from elpo_ray.learner.rank import LearnerRank
 
     Act = Callable[[LearnerRank], None]
 
-Progress = tuple[int, int]
-"""(packs done, packs in all) of an update."""
 BUCKET_BYTES = 256 * 2**20
 """Most bytes of weights that are gathered at once; as many may still be on their way."""
 PROGRESS_S = 0.2
@@ -56,7 +54,8 @@ class LearnerActor:
         """Make the rank and join the others. The process is there before, as all ranks need the
         address of rank 0."""
         with importing():
-            from elpo_ray.learner import LearnerRank, LearnerSettings, RankProcess
+            from elpo_ray.learner.backend import LearnerSettings, RankProcess
+            from elpo_ray.learner.rank import LearnerRank
 
             settings = LearnerSettings(
                 model=config.model,
@@ -85,10 +84,10 @@ class LearnerActor:
         """Have the rank do it."""
         act(self.rank)
 
-    def update(self, forest: TrainForest, supervised: bool) -> Iterator[Progress | Values]:
-        """`LearnerRank.update`: rank 0's progress at times, and last of all every rank's
-        statistics."""
-        from elpo_ray.learner import Objective, UpdateStats
+    def update(self, forest: TrainForest, supervised: bool) -> Iterator[tuple[int, int] | Values]:
+        """`LearnerRank.update`: rank 0's progress at times, last of all every rank's statistics."""
+        from elpo_ray.learner.loss import Objective
+        from elpo_ray.learner.stats import UpdateStats
 
         objective = Objective.nll if supervised else Objective.surrogate
         reported = time.monotonic()

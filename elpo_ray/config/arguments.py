@@ -1,7 +1,7 @@
 """What all commands share: the exit codes, and the parser of those that do without Hydra.
 
 Exit codes: 0 done; 1 a fault that leaves something to continue from; 2 a mistake in the call or the
-configuration, one line on stderr and nothing started; 130 on Ctrl-C.
+configuration, one line on stderr and no engine started; 130 on Ctrl-C.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 from elpo_ray.config import Config
 from elpo_ray.credit import assign
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
-from elpo_ray.forest import TrainForest, pack
+from elpo_ray.forest.trees import TrainForest, pack
 from elpo_ray.models.base import base_model
 from elpo_ray.tasks import make_task
 from elpo_ray.tree import RolloutTree
@@ -40,7 +40,7 @@ def smallest_run(config: Config) -> Iterator[Finding]:
 
 
 def _over_ray(config: Config, base: Path) -> Iterator[Finding]:
-    from elpo_ray.cluster import Cluster  # Ray takes a second to import
+    from elpo_ray.cluster.cluster import Cluster
 
     task = make_task(config.task, config.trainer.seed)
     inputs = [task.train_problem(index) for index in range(INPUTS)]

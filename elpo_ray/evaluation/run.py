@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from elpo_ray.cluster import Cluster, RolloutGroup
+from elpo_ray.cluster.cluster import Cluster
+from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.config.measure import EvaluateConfig
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.evaluation.bench import Bench, ResultFolder

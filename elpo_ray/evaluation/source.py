@@ -84,7 +84,7 @@ def resolve(config: MeasureConfig) -> Source:
         check_model_path(name)
         folder, max_context, precision = local_folder(name), MAX_CONTEXT, default
     else:
-        saved = saved_config(run.path / "config.yaml")
+        saved = typed(Config, OmegaConf.load(run.path / "config.yaml"))
         folder = _model_of(Path(name), run, saved)
         max_context, precision = saved.model.max_context, saved.model.precision
     if config.max_context is None:
@@ -126,8 +126,3 @@ def _model_of(path: Path, run: RunFolder, saved: Config) -> Path:
         with new_folder(folder) as partial:
             convert_checkpoint(checkpoint / "learner", base, partial)
     return folder
-
-
-def saved_config(file: Path) -> Config:
-    """The configuration that a run was started with. ValueError if this version cannot read it."""
-    return typed(Config, OmegaConf.load(file))

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elpo_ray.config.learner import AttentionBackend
-from elpo_ray.forest import FloatArray, Item, PackedForest, TokenColumns, lay_out
+from elpo_ray.forest.items import Item
+from elpo_ray.forest.layout import PackedForest, TokenColumns, lay_out
 from elpo_ray.learner.attention import AttentionPlan, make_plan
 
 
@@ -85,10 +86,8 @@ def collate(pack: Pack, layout: BatchLayout) -> PackTensors:
             plan=make_plan(layout.backend, packed, layout.device, layout.dtype),
         )
 
-    def on_device(column: FloatArray) -> Tensor:
-        return torch.from_numpy(column).to(layout.device, layout.wide)
-
-    return PackTensors(inputs, packed.columns.map(on_device))
+    device, wide = layout.device, layout.wide
+    return PackTensors(inputs, packed.columns.map(lambda c: torch.from_numpy(c).to(device, wide)))
 
 
 def _rows(parts: list[PackedForest], device: torch.device) -> Inputs:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elpo_ray.config.algorithm import ClipConfig, LossConfig
-from elpo_ray.forest import TokenColumns
+from elpo_ray.forest.layout import TokenColumns
 
 
 class Objective(Enum):
@@ -118,7 +118,7 @@ def surrogate_loss(
     weight, clip_low = tokens.columns.weight, tokens.columns.clip_low
     gain, negative_advantage = signed_parts(tokens, cfg.entropy_advantage)
     ratio = (logp - tokens.old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    high_bound = _like(1 + clip.eps_high, ratio)
+    high_bound = torch.full_like(ratio, 1 + clip.eps_high)
     if clip.keep_gradient:
         high_bound = high_bound * (ratio / ratio.detach())
     falling = torch.maximum(ratio, clip_low)
@@ -224,7 +224,3 @@ def nll_loss(logp: Tensor, weight: Tensor, entropy: Tensor) -> tuple[Tensor, Los
     sums["weight"] = weight.sum()
     sums["entropy"] = (weight * entropy).sum()
     return loss, LossStats(**sums)
-
-
-def _like(value: float, tensor: Tensor) -> Tensor:
-    return torch.full_like(tensor, value)

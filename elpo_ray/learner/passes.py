@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from elpo_ray.config.learner import Packing
-from elpo_ray.forest import CostModel, Rules
+from elpo_ray.forest.items import CostModel
+from elpo_ray.forest.planning import Rules
 from elpo_ray.learner import speed
 from elpo_ray.learner.attention import choose_backend
 from elpo_ray.learner.backend import LearnerSettings

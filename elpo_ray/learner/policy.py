@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from elpo_ray.config.model import Precision
-from elpo_ray.forest import CostModel, TrainForest
+from elpo_ray.forest.items import CostModel
+from elpo_ray.forest.trees import TrainForest
 from elpo_ray.learner.attention import IMPLEMENTATION, why_not
 from elpo_ray.learner.batching import Inputs
 

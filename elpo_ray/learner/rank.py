@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from elpo_ray.config.learner import LoraConfig, OptimizerConfig
-from elpo_ray.forest import Plan, TrainForest, plan
+from elpo_ray.forest.planning import Plan, plan
+from elpo_ray.forest.trees import TrainForest
 from elpo_ray.learner import backend, checkpoint, export, lora, speed
 from elpo_ray.learner.backend import LearnerSettings, RankProcess
 from elpo_ray.learner.batching import Pack

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 from elpo_ray.config.learner import AttentionBackend
-from elpo_ray.forest import CostModel, Item, PassSize, Plan
+from elpo_ray.forest.items import CostModel, Item, PassSize
+from elpo_ray.forest.planning import Plan
 from elpo_ray.learner.batching import BatchLayout, Inputs, Pack, collate
 
 SHARE_GAIN = {

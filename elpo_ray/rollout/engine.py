@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing import forkserver
+from multiprocessing.forkserver import ForkServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ CPU_BATCHED_TOKENS = 4096
 CPU_BLOCK_SIZE = 32
 """Tokens of a cache block on CPU: vLLM's default of 128 is longer than an agent's turn, so most of
 a shared prefix would be computed again."""
+_SERVERS: dict[str, ForkServer] = {}
+"""The servers of this process that vLLM's is forked from, by their environment."""
 
 
 class Engine:
@@ -93,8 +96,9 @@ class Engine:
             raise InfrastructureError("vLLM's process has died")
 
     def _launch(self) -> Any:
-        with _environment(self._variables()):
-            _import_vllm(fork=not self._gpus)
+        variables = self._variables()
+        with _environment(variables):
+            server = None if self._gpus else _fork_server(variables)
             from vllm.config import WeightTransferConfig
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -131,7 +135,8 @@ class Engine:
                 use_tqdm_on_load=False,
                 **platform,
             )
-            return AsyncLLM.from_engine_args(args)
+            with _forking_from(server):
+                return AsyncLLM.from_engine_args(args)
 
     def _variables(self) -> dict[str, str]:
         """Environment of vLLM's processes."""
@@ -203,7 +208,7 @@ class Engine:
             raise InfrastructureError("vLLM aborted the request")
         return _turn(last.outputs[0], last.num_cached_tokens or 0)
 
-    # --- turns with the learner ---
+    # --- device sharing ---
 
     async def sleep(self) -> None:
         """Let turns in flight finish, hold back new ones, leave the GPU: weights to host memory,
@@ -333,20 +338,34 @@ def _turn(completion: Any, cached_tokens: int) -> Turn:
     )
 
 
-def _import_vllm(*, fork: bool) -> None:
-    """Import vLLM. With `fork` its process will be the fork of a server that imports it at the same
-    time and does nothing else: it has the environment of this moment (all engines of this process
-    share it), and neither the threads nor the connections of this process, a Ray actor, of which no
-    fork is safe. Not on GPUs, where vLLM spawns its process: CUDA survives no fork.
+def _fork_server(variables: dict[str, str]) -> ForkServer:
+    """A process that imports vLLM and does nothing else, to fork vLLM's process from: it has the
+    environment of this moment, and neither the threads nor the connections of this process, a Ray
+    actor, of which no fork is safe. It is not the server that Python shares within a process, which
+    others may have started with another environment. CUDA survives no fork: on GPUs vLLM spawns.
     """
-    if fork:
-        multiprocessing.set_forkserver_preload(["elpo_ray.rollout.vllm_core"])
-        forkserver.ensure_running()
-    from vllm.v1.engine import async_llm, utils  # noqa: F401
+    server = _SERVERS.setdefault(str(sorted(variables.items())), ForkServer())
+    server.set_forkserver_preload(["elpo_ray.rollout.vllm_core"])
+    server.ensure_running()
+    return server
 
-    if fork:  # vLLM's own setting knows fork and spawn only
-        context = partial(multiprocessing.get_context, "forkserver")
-        utils.get_mp_context = context  # type: ignore[attr-defined]
+
+@contextlib.contextmanager
+def _forking_from(server: ForkServer | None) -> Iterator[None]:
+    """Have vLLM, whose own setting knows fork and spawn only, start its process from `server`."""
+    if server is None:
+        yield
+        return
+    import vllm.v1.engine.utils
+
+    utils: Any = vllm.v1.engine.utils
+    before = utils.get_mp_context, forkserver.connect_to_new_process
+    utils.get_mp_context = partial(multiprocessing.get_context, "forkserver")
+    forkserver.connect_to_new_process = server.connect_to_new_process
+    try:
+        yield
+    finally:
+        utils.get_mp_context, forkserver.connect_to_new_process = before
 
 
 @contextlib.contextmanager

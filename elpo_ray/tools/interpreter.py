@@ -73,7 +73,7 @@ class PooledTools:
         self._hosts = [_Host(host) for host in hosts]
         self._homes: defaultdict[str, list[_Host]] = defaultdict(list)
         """The hosts of each unreleased tree, the one to prefer last."""
-        self._named: dict[str, _Host] = {}
+        self.named: dict[str, _Host] = {}
         """Hosts by the name that they write into states."""
         self.config = config
         self.faults: tuple[type[Exception], ...] = (SandboxFailure, *faults)
@@ -126,7 +126,7 @@ class PooledTools:
         """Where a session of `tree` goes: to the snapshot of its state, to the rest of the tree,
         else to the least loaded host; not to `avoid`, if there is another."""
         homes = self._homes[tree] if tree is not None else []
-        for home in (self._named.get(state.host), *reversed(homes)):
+        for home in (self.named.get(state.host), *reversed(homes)):
             if home is not None and home is not avoid:
                 chosen = home
                 break
@@ -138,10 +138,6 @@ class PooledTools:
         if tree is not None:
             homes.append(chosen)
         return chosen
-
-    def introduce(self, host: _Host, name: str) -> None:
-        """A host said how it calls itself."""
-        self._named[name] = host
 
 
 class PooledSession:
@@ -234,5 +230,5 @@ class PooledSession:
         setup = "" if at else self._state.setup
         opened = await self._host.handle.open(setup, at, self._tree, self._keep)
         self._id = opened.session
-        self._tools.introduce(self._host, opened.host)
+        self._tools.named[opened.host] = self._host
         self._state = replace(self._state, tree=opened.tree, host=opened.host)

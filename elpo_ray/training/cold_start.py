@@ -20,9 +20,10 @@ from typing import Any, ClassVar
 
 from rich.console import Console
 
-from elpo_ray.cluster import Cluster, LearnerGroup
+from elpo_ray.cluster.cluster import Cluster
+from elpo_ray.cluster.learner import LearnerGroup
 from elpo_ray.config import Config
-from elpo_ray.forest import TrainForest, TrainTree, demonstrations
+from elpo_ray.forest.trees import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
 from elpo_ray.models.base import base_key, base_model, conversations, digest
 from elpo_ray.models.folder import local_folder

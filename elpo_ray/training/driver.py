@@ -17,13 +17,17 @@ from typing import Any
 
 from rich.console import Console
 
-from elpo_ray.cluster import Cluster, Gauges, LearnerGroup, LearnerLost, RolloutGroup
+from elpo_ray.cluster.cluster import Cluster
 from elpo_ray.cluster.garbage import freeze_gc, importing
+from elpo_ray.cluster.gauges import Gauges
+from elpo_ray.cluster.learner import LearnerGroup
+from elpo_ray.cluster.rollouts import RolloutGroup
+from elpo_ray.cluster.waits import LearnerLost
 from elpo_ray.config import Config
 from elpo_ray.credit import assign
 from elpo_ray.evaluation.oracle import localization_accuracy
 from elpo_ray.evaluation.summary import mean_success
-from elpo_ray.forest import TrainForest, pack
+from elpo_ray.forest.trees import TrainForest, pack
 from elpo_ray.interfaces import Task
 from elpo_ray.models.base import base_model
 from elpo_ray.models.folder import local_folder

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from elpo_ray.cluster import LearnerGroup
+from elpo_ray.cluster.learner import LearnerGroup
 from elpo_ray.config import Config
 from elpo_ray.runs.folder import RunFolder, RunState, read_state
 from elpo_ray.runs.metrics import Metrics, Stopwatch

@@ -20,9 +20,11 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from elpo_ray.config.algorithm import LossConfig
 from elpo_ray.config.learner import LearnerConfig, LrSchedule, OptimizerConfig
 from elpo_ray.config.model import ModelConfig, Precision
-from elpo_ray.forest import TrainForest, TrainTree, demonstrations, leaf_weights
-from elpo_ray.learner import LearnerRank, LearnerSettings, Objective, RankProcess, UpdateStats
-from elpo_ray.learner.loss import TokenBatch, surrogate_loss
+from elpo_ray.forest.trees import TrainForest, TrainTree, demonstrations, leaf_weights
+from elpo_ray.learner.backend import LearnerSettings, RankProcess
+from elpo_ray.learner.loss import Objective, TokenBatch, surrogate_loss
+from elpo_ray.learner.rank import LearnerRank
+from elpo_ray.learner.stats import UpdateStats
 from tests.train_trees import token_columns, train_tree
 
 VOCAB = 64

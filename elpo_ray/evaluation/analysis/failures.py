@@ -36,28 +36,19 @@ async def sample_failures(rollout: TreeRollout, most: int) -> Failures:
 class ExtraBudget:
     """`interfaces.Rollout` that allows a finished tree `budget` further completions."""
 
+    enough, fixed = False, True
+
     def __init__(self, rollout: TreeRollout, budget: int) -> None:
         self.tree: RolloutTree = rollout.tree
         self.random: Random = rollout.random
+        self.remaining = budget
         self.spent = 0
         self._rollout = rollout
-        self._budget = budget
-
-    @property
-    def remaining(self) -> int:
-        return self._budget - self.spent
-
-    @property
-    def enough(self) -> bool:
-        return False
-
-    @property
-    def fixed(self) -> bool:
-        return True
 
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """See `interfaces.Rollout`."""
         assert self.remaining > 0
+        self.remaining -= 1
         self.spent += 1
         self._rollout.extend(1)
         return await self._rollout.complete(at, anchor=anchor)

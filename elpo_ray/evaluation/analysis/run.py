@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from elpo_ray.cluster import Cluster
+from elpo_ray.cluster.cluster import Cluster
 from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.config.values import plain

@@ -65,30 +65,20 @@ class Chain:
 class ChainRollout:
     """`interfaces.Rollout` for one input."""
 
+    enough, fixed = False, True
+
     def __init__(self, chain: Chain, n_total: int, rng: random.Random) -> None:
         self.tree = RolloutTree("simulated", n_total)
         self.turns = 0
         """Turns sampled so far."""
         self._chain = chain
         self.random = rng
-        self._remaining = n_total
-
-    @property
-    def remaining(self) -> int:
-        return self._remaining
-
-    @property
-    def enough(self) -> bool:
-        return False
-
-    @property
-    def fixed(self) -> bool:
-        return True
+        self.remaining = n_total
 
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """See `interfaces.Rollout`."""
-        assert self._remaining > 0
-        self._remaining -= 1
+        assert self.remaining > 0
+        self.remaining -= 1
         before = self.tree.steps(at)
         doomed = bool(before) and before[-1].state == DOOMED
         steps: list[Step] = []

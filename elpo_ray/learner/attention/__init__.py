@@ -20,7 +20,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.config.rules import require
-from elpo_ray.forest import PackedForest
+from elpo_ray.forest.layout import PackedForest
 from elpo_ray.learner.attention.blocks import BlockPlan
 from elpo_ray.learner.attention.flex import FlexPlan
 from elpo_ray.learner.attention.paths import PathPlan

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from elpo_ray.forest import IntArray, PackedForest
+from elpo_ray.forest.layout import PackedForest
+from elpo_ray.forest.trees import IntArray
 
 BLOCK_SIZES = (32, 64, 128, 256)
 KEY_COST = 48

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from elpo_ray.forest import PackedForest
+from elpo_ray.forest.layout import PackedForest
 
 BLOCK = 128
 

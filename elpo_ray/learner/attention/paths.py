@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from elpo_ray.forest import IntArray, PackedForest
+from elpo_ray.forest.layout import PackedForest
+from elpo_ray.forest.trees import IntArray
 
 
 class PathPlan:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from elpo_ray.cluster import Cluster, LearnerGroup, RolloutGroup
+from elpo_ray.cluster.cluster import Cluster
+from elpo_ray.cluster.learner import LearnerGroup
+from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.config import Config
 from elpo_ray.config.compose import composed
 from elpo_ray.doctor import __main__ as doctor

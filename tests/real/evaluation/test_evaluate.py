@@ -22,8 +22,10 @@ from elpo_ray.config.measure import EvaluateConfig
 from elpo_ray.config.model import ModelConfig, Precision, TinyModelConfig
 from elpo_ray.config.task import CountdownConfig, TaskConfig
 from elpo_ray.evaluation.bench import Bench
-from elpo_ray.learner import LearnerRank, LearnerSettings, Objective, RankProcess
+from elpo_ray.learner.backend import LearnerSettings, RankProcess
 from elpo_ray.learner.export import convert_checkpoint
+from elpo_ray.learner.loss import Objective
+from elpo_ray.learner.rank import LearnerRank
 from elpo_ray.models.base import base_model
 from elpo_ray.tasks import make_task
 from tests.real.ranks import one_row, run_ranks

@@ -18,7 +18,7 @@ import pytest
 import ray
 import yaml
 
-from elpo_ray.cluster import Gauges
+from elpo_ray.cluster.gauges import Gauges
 
 pytestmark = pytest.mark.real
 FOLDER = Path(__file__).parents[3] / "launch" / "monitoring"

@@ -20,8 +20,10 @@ from transformers import AutoModelForCausalLM
 from elpo_ray.config.algorithm import LossConfig
 from elpo_ray.config.learner import Packing
 from elpo_ray.config.model import Precision
-from elpo_ray.forest import TrainForest
-from elpo_ray.learner import LearnerRank, Objective, RankProcess
+from elpo_ray.forest.trees import TrainForest
+from elpo_ray.learner.backend import RankProcess
+from elpo_ray.learner.loss import Objective
+from elpo_ray.learner.rank import LearnerRank
 from tests.real.ranks import (
     OPTIMIZER,
     TOTAL_STEPS,

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from elpo_ray.config.learner import LoraConfig
 from elpo_ray.config.model import Precision
-from elpo_ray.learner import LearnerRank, RankProcess
+from elpo_ray.learner.backend import RankProcess
+from elpo_ray.learner.rank import LearnerRank
 from tests.real.ranks import (
     TOTAL_STEPS,
     build_forest,

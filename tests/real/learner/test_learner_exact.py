@@ -17,9 +17,13 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from elpo_ray.config.learner import Packing
 from elpo_ray.config.model import Precision
-from elpo_ray.forest import lay_out, plan
-from elpo_ray.learner import LearnerRank, Objective, RankProcess, backend, policy
+from elpo_ray.forest.layout import lay_out
+from elpo_ray.forest.planning import plan
+from elpo_ray.learner import backend, policy
+from elpo_ray.learner.backend import RankProcess
 from elpo_ray.learner.batching import Pack
+from elpo_ray.learner.loss import Objective
+from elpo_ray.learner.rank import LearnerRank
 from tests.real.ranks import (
     TOTAL_STEPS,
     Plain,

@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 from elpo_ray.config.algorithm import LossConfig
 from elpo_ray.config.learner import LoraConfig, Packing
 from elpo_ray.config.model import Precision
-from elpo_ray.learner import LearnerRank, Objective, RankProcess
+from elpo_ray.learner.backend import RankProcess
 from elpo_ray.learner.batching import Pack
 from elpo_ray.learner.export import convert_checkpoint
+from elpo_ray.learner.loss import Objective
 from elpo_ray.learner.masters import Masters, state_tensors
+from elpo_ray.learner.rank import LearnerRank
 from elpo_ray.rollout.engine import Engine
 from elpo_ray.weights.host import HostPublisher
 from tests.real.engines import GREEDY, PREFIX, Handles, assert_serves, exact
@@ -53,7 +55,7 @@ def state(learner: LearnerRank) -> dict[str, torch.Tensor]:
 
 def logp(learner: LearnerRank) -> torch.Tensor:
     """Log-probabilities of the scored tokens of one demonstration."""
-    from elpo_ray.forest import plan
+    from elpo_ray.forest.planning import plan
 
     rules = learner._passes.rules(Objective.nll)
     (packs, *_) = plan(one_row().minibatches[0], rules).ranks

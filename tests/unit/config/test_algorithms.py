@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from elpo_ray.config import CONF_DIR, Config
 from elpo_ray.credit import assign
 from elpo_ray.credit.__main__ import compose as compose_credit
-from elpo_ray.forest import pack
+from elpo_ray.forest.trees import pack
 
 ALGORITHMS = sorted(path.stem for path in (CONF_DIR / "algorithm").glob("*.yaml"))
 TOKEN, SEQUENCE = "token_mean", "seq_mean_token_mean"

@@ -23,7 +23,7 @@ from elpo_ray.config.algorithm import (
 )
 from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.credit import assign
-from elpo_ray.forest import TrainForest, demonstrations, leaf_weights, pack
+from elpo_ray.forest.trees import TrainForest, demonstrations, leaf_weights, pack
 from elpo_ray.learner.loss import TokenBatch, surrogate_loss
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Score, Step, Turn

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from elpo_ray.config.learner import AttentionBackend, LrSchedule, OptimizerConfig
-from elpo_ray.forest import CostModel, Rules, TrainForest, demonstrations, plan
+from elpo_ray.forest.items import CostModel
+from elpo_ray.forest.planning import Rules, plan
+from elpo_ray.forest.trees import TrainForest, demonstrations
 from elpo_ray.learner import policy, speed
 from elpo_ray.learner.backend import learning_rate, restart
 from elpo_ray.learner.batching import BatchLayout, Pack, collate

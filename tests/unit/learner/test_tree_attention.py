@@ -25,7 +25,8 @@ from transformers import (
 from elpo_ray.config.algorithm import Aggregation
 from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.config.model import Precision
-from elpo_ray.forest import PackedForest, lay_out, plan
+from elpo_ray.forest.layout import PackedForest, lay_out
+from elpo_ray.forest.planning import plan
 from elpo_ray.learner.attention import IMPLEMENTATION, choose_backend, why_not
 from elpo_ray.learner.attention.blocks import BlockPlan
 from elpo_ray.learner.attention.flex import FlexPlan, block_mask

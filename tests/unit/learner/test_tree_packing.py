@@ -17,7 +17,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from elpo_ray.config.algorithm import Aggregation, ClipConfig, LossConfig
 from elpo_ray.config.learner import AttentionBackend
-from elpo_ray.forest import CostModel, Item, Rules, TrainTree, lay_out, leaf_weights, plan
+from elpo_ray.forest.items import CostModel, Item
+from elpo_ray.forest.layout import lay_out
+from elpo_ray.forest.planning import Rules, plan
+from elpo_ray.forest.trees import TrainTree, leaf_weights
 from elpo_ray.learner.attention import IMPLEMENTATION
 from elpo_ray.learner.batching import BatchLayout, Pack, collate
 from elpo_ray.learner.loss import TokenBatch, surrogate_loss

@@ -17,7 +17,7 @@ from elpo_ray.config.growth import EntropyBranchConfig, GrowthConfig, GrowthRule
 from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.config.schedule import BudgetConfig, BudgetScope
 from elpo_ray.credit import assign
-from elpo_ray.forest import pack
+from elpo_ray.forest.trees import pack
 from elpo_ray.growth.budget import Totals, can_teach
 from elpo_ray.rollout.journal import Completion, TreeEnd, assemble
 from elpo_ray.rollout.worker import RolloutWorker

@@ -15,7 +15,7 @@ from elpo_ray.config.learner import ColdStartConfig
 from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.run import LoggingConfig, TrainerConfig, WandbMode
 from elpo_ray.config.task import CountdownConfig, TaskConfig
-from elpo_ray.forest import TrainForest
+from elpo_ray.forest.trees import TrainForest
 from elpo_ray.models.base import base_model
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics

@@ -13,12 +13,12 @@ from fakes import FakeTask
 from rich.console import Console
 from run_folders import grow
 
-from elpo_ray.cluster import LearnerLost
+from elpo_ray.cluster.waits import LearnerLost
 from elpo_ray.config import Config
 from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.run import LoggingConfig, TrainerConfig, WandbMode
-from elpo_ray.forest import TrainForest
+from elpo_ray.forest.trees import TrainForest
 from elpo_ray.runs.folder import RunFolder, read_state
 from elpo_ray.runs.metrics import Metrics
 from elpo_ray.training.driver import Trainer
