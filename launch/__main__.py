@@ -44,7 +44,11 @@ def main() -> None:
     words = sys.argv[1:]
     kind = words[0] if words else ""
     if kind == "monitoring" and len(words) == 2 and not words[1].startswith("-"):
-        write(Path(words[1]))
+        try:
+            write(Path(words[1]))
+        except OSError as error:
+            print(f"launch: {words[1]}: {error.strerror}; name another folder", file=sys.stderr)
+            sys.exit(2)
         return
     if kind not in ("slurm", "kuberay"):
         print("launch: use slurm --help, kuberay --help or monitoring FOLDER", file=sys.stderr)

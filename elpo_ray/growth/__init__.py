@@ -28,11 +28,11 @@ def branches(config: GrowthConfig) -> bool:
 
 
 def width(config: GrowthConfig) -> int:
-    """Completions that one input keeps under way at once, at its start."""
+    """Completions that one input keeps under way at once, at its start: all, unless a rule says
+    otherwise."""
     widths = {
         GrowthRule.bel: config.bel.b_max,
-        GrowthRule.independent: config.n_total,
         GrowthRule.entropy_branch: config.entropy.initial,
         GrowthRule.random_branch: config.random.trees * config.random.chains,
     }
-    return min(widths[config.rule], config.n_total)
+    return min(widths.get(config.rule, config.n_total), config.n_total)

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / "elpo_ray").rglob("*.py")) + sorted((ROOT / "sandbox").rglob("*.py"))
+FILES = [
+    path
+    for name in ("elpo_ray", "sandbox", "launch")
+    for path in sorted((ROOT / name).rglob("*.py"))
+]
 
 EDGES = {
     "ray": {"cluster/"},
@@ -44,7 +48,8 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path}:{node.lineno}: name the whole package"
             names.add(node.module)
     return names
 
@@ -123,8 +128,13 @@ def test_the_top_holds_commands_contracts_and_folders() -> None:
 
 def test_the_sandbox_knows_nothing_of_the_trainer() -> None:
     for path in (ROOT / "sandbox").rglob("*.py"):
-        foreign = {name.split(".")[0] for name in imports(path)} & {"elpo_ray", "ray", "torch"}
-        assert not foreign, f"{path.name} imports {foreign}"
+        foreign = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names
+        assert foreign <= {"sandbox"}, f"{path.name} imports {foreign}"
+
+
+def test_the_package_knows_nothing_of_the_jobs_that_start_it() -> None:
+    for path in (ROOT / "elpo_ray").rglob("*.py"):
+        assert "launch" not in {name.split(".")[0] for name in imports(path)}, path
 
 
 @pytest.mark.parametrize(

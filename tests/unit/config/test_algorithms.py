@@ -130,7 +130,7 @@ def test_sixteen_leaves_become_a_weighted_forest(name: str) -> None:
     assert [len(tree.leaves()) for tree in trees] == [16, 16]
     credits = assign(trees, config.algorithm)
     forest = pack(trees, credits, config.algorithm.loss, config.learner)
-    assert forest.num_leaves == 32
+    assert sum(len(tree.leaves) for tree in forest.trees) == 32
     assert sum(tree.token_weight.sum() for tree in forest.trees) == pytest.approx(1.0)
     assert any(tree.advantage.any() for tree in forest.trees)
     assert all((tree.negative_advantage >= 0).all() for tree in forest.trees)
