@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -67,6 +68,7 @@ async def running(folder: Path) -> AsyncIterator[Engine]:
         yield engine
     finally:
         await engine.stop()
+        gc.collect()  # what vLLM leaves must not be found when the interpreter ends
 
 
 @torch.no_grad()
