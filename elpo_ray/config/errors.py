@@ -42,7 +42,7 @@ def explain(error: BaseException, root: type = Config) -> str | None:
         reason = next(line for link in reversed(chain) for line in str(link).split("\n") if line)
         return f"{key}={value}: {reason[0].lower()}{reason[1:]}; give {_expected(key, root)}"
     if type(error) is ValueError:
-        return " ".join(text.split("\n"))
+        return " ".join(str(error).split("\n"))
     if error.__class__.__module__.split(".")[0] in ("hydra", "omegaconf"):
         return " ".join(text.split())
     return None

@@ -105,6 +105,9 @@ def test_the_credit_rule_ranks_leaves() -> None:
         tree.add_trajectory(0, [step("x")], Score(reward, reward > 0))
     (parts,) = example("ranked")["parts"]([tree], CreditConfig())
     assert leaf_mean(tree, parts.leaf) == [0.0, 1.0, -1.0, 0.0]
+    lone = RolloutTree("t", 1)
+    leaf = lone.add_trajectory(0, [step("x")], Score(-1.0, False))
+    assert example("ranked")["parts"]([lone], CreditConfig())[0].leaf == {leaf: 0.0}
 
 
 @pytest.mark.parametrize("plan", [planted(3, 2), planted(1, 1), lambda number, before: ["=ok"]])
@@ -116,6 +119,11 @@ def test_the_growth_rule_spends_the_budget(plan: Plan, monkeypatch: pytest.Monke
     assert len(tree.leaves()) == 9
     branched = [entry for entry in tree.ledger if entry["anchor"] == 1]
     assert len(branched) == (4 if len(plan(0, [])) > 1 else 0)
+
+
+def test_a_new_growth_rule_keeps_its_whole_budget_under_way() -> None:
+    rule: Any = "twice"
+    assert growth.width(GrowthConfig(rule=rule, n_total=9)) == 9
 
 
 async def test_the_task_scores_its_own_answers() -> None:
