@@ -32,7 +32,7 @@ test: install         ## unit tests, then real Ray + vLLM + DeepSpeed + sandbox 
 test-unit: install    ## the fast tier only
 	$(BIN)/python -m pytest tests/unit
 
-test-long: install    ## what `test` leaves out: long sieges, every variant, Slurm jobs requeued
+test-long: install    ## what `test` leaves out: many faults in long runs, every variant, Slurm jobs requeued
 	$(BIN)/python -m pytest tests -m long
 
 lint: install         ## ruff and mypy

@@ -72,7 +72,7 @@ class SlurmConfig(Section, key=""):
     seeds_at_once: PositiveInt | None = None
     """null = all of them."""
     signal_s: PositiveInt = 600
-    """Seconds before the time limit at which the run is told to write a checkpoint and is requeued:
+    """Seconds before the time limit at which the run must write a checkpoint and is requeued:
     longer than a step, whose update is not cut in two."""
     requeues: PositiveInt = 100
     """After so many the job ends instead."""

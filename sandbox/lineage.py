@@ -1,6 +1,6 @@
 """One confined family of processes: the first, and all that were forked from it.
 
-They share a user, a ruleset, a filter and the fate of the first. Invariant: a process of the family
+They share a user, a ruleset and a filter, and end when the first ends. Invariant: such a process
 forks once for each time that it was asked to here, and at no other time; the kernel stops every
 attempt and asks.
 """

@@ -124,7 +124,7 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class SessionState:
     """Everything a session ran so far: enough to find its snapshot on the host that has it, to
-    rebuild it anywhere else, and to tell if that fails."""
+    rebuild it anywhere else, and to see whether that failed."""
 
     setup: str = ""
     entries: tuple[Entry, ...] = ()

@@ -47,7 +47,7 @@ class Session:
         self._keep = keep
         self._restored_by = "fork" if state.entries else "fresh"
         self._waited_s = waited_s
-        """Wait for a free session, told with the first call."""
+        """Seconds that the session waited for its place; the first call reports them."""
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
 

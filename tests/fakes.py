@@ -3,7 +3,7 @@
 A token is a character. An episode is a string of one-word turns: `g` and any other word is a move
 that the tool records, `b` is a move that dooms the episode, `=ok` and `=no` are answers, `?` is a
 malformed call. A turn carries the number of the completion it was scripted in, so that every leaf
-can be told apart: `g~12;` is a good move of completion 12, and `;` ends the turn.
+can be distinguished: `g~12;` is a good move of completion 12, and `;` ends the turn.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def run(config: Config, *, quick: bool) -> int:
 
 def main() -> None:
     quick = QUICK in sys.argv[1:]
-    sys.argv[1:] = [word for word in sys.argv[1:] if word != QUICK]
+    sys.argv = ["doctor.py", *(word for word in sys.argv[1:] if word != QUICK)]
     Command(Config, "config", partial(run, quick=quick))()
 
 

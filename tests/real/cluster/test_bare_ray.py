@@ -62,7 +62,7 @@ def start(*options: str) -> subprocess.Popen[bytes]:
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Of a cluster of two nodes on this machine."""
+    """The address of a cluster of two nodes on this machine."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     address = f"127.0.0.1:{free_port()}"

@@ -38,7 +38,7 @@ QUICKSTART = [
 ]
 """The whole one: unlike `SMALL`, its model learns."""
 STANDARD_ERROR = 0.03
-"""Of a difference in held-out pass@1 between two such runs."""
+"""Standard error of a difference in held-out pass@1 between two such runs."""
 
 
 def processes(run: subprocess.Popen[str], title: str) -> list[int]:

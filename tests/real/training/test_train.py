@@ -1,4 +1,4 @@
-"""The whole house at its smallest: main, Ray, vLLM, DeepSpeed, sandbox.
+"""The smallest run of everything: main, Ray, vLLM, DeepSpeed, sandbox.
 
 One run is looked at from all sides, which was interrupted, killed and resumed: see `Story`.
 """
