@@ -26,7 +26,7 @@ endif
 quickstart: install   ## train on two CPU cores, from nothing, and show the result
 	$(BIN)/python -m elpo_ray.main +experiment=quickstart
 
-test: install         ## unit tests, then real Ray + vLLM + DeepSpeed + sandbox on CPU
+test: install         ## unit tests, hostile code, real Ray + vLLM + DeepSpeed + sandbox on CPU
 	$(BIN)/python -m pytest tests
 
 test-unit: install    ## the fast tier only
