@@ -7,11 +7,14 @@ every branch, although each branch has a copy of its own.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import resource
 import signal
+import stat
 
 from sandbox.seccomp import STEP_FORK, number_of
-from sandbox.wire import CONTROL_FD, WORK_FD
+from sandbox.wire import WORK_FD
 
 _LIBC = ctypes.PyDLL(None)
 """Keeps the interpreter lock: the process must be alone in itself when it forks."""
@@ -30,12 +33,28 @@ def fork() -> int:
 
 def take_over(descriptors: list[int], spawner: int) -> None:
     """Make a branch use the descriptors meant for it and end when the spawner does."""
-    control, stdout, stderr = descriptors
-    for given, number in ((control, CONTROL_FD), (stdout, 1), (stderr, 2)):
+    for number, given in enumerate(descriptors):
         os.dup2(given, number)
+    _reopen()
     _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # a fork clears it
     if os.getppid() != spawner:
         os._exit(_ORPHANED_STATUS)
+
+
+def _reopen() -> None:
+    """Open the files that are being read once more, so that the branch has positions of its own in
+    them. What cannot be opened stays as it is: the supervisor sees that, and does not use it."""
+    for number in range(WORK_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+        try:
+            mode = os.fstat(number).st_mode
+            if not stat.S_ISREG(mode) or fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE:
+                continue
+            again = os.open(os.readlink(f"/proc/self/fd/{number}"), os.O_RDONLY)
+        except OSError:
+            continue
+        os.lseek(again, os.lseek(number, 0, os.SEEK_CUR), os.SEEK_SET)
+        os.dup2(again, number, inheritable=False)
+        os.close(again)
 
 
 class Place:

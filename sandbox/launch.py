@@ -20,7 +20,7 @@ from typing import Any
 from sandbox import bubblewrap
 from sandbox.confine import DEVICES, readable
 from sandbox.limits import Limits
-from sandbox.process import End, Ends, SessionProcess, Tampered
+from sandbox.process import FORK_PATIENCE_S, End, Ends, SessionProcess, Tampered
 from sandbox.results import SandboxFailure, SandboxUnavailable
 from sandbox.workdir import TreeFolder, remove
 
@@ -51,11 +51,19 @@ Opened = tuple[int, list[str], int]
 class SpawnerClient:
     """A running spawner process. Made by `start`; belongs to one event loop."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, root: str) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        channel: socket.socket,
+        root: str,
+        max_threads: int,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._process = process
         self._channel = channel
-        self._root = root
+        self.root = root
+        """The folder that holds the work folders of all trees."""
+        self.max_threads = max_threads
         self._next = 0
         self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._turn = asyncio.Semaphore(_MAX_ASKED)
@@ -95,7 +103,7 @@ class SpawnerClient:
             remove(root)
             raise
         ours.setblocking(False)
-        client = cls(process, ours, root)
+        client = cls(process, ours, root, limits.threads)
         job = {
             "supervisor": os.getpid(),
             "crowd": process.pid,
@@ -135,7 +143,7 @@ class SpawnerClient:
         """
         self._next += 1
         session = self._next
-        tree = os.path.join(self._root, str(session))
+        tree = os.path.join(self.root, str(session))
         try:
             ends = Ends()
         except OSError as error:
@@ -172,7 +180,10 @@ class SpawnerClient:
             raise Tampered("somebody else greeted for a branch")
         branch.identify(pid, inner, pidfd)
         self._follow(branch)
-        await branch.started()
+        try:
+            await branch.started(FORK_PATIENCE_S)
+        except SandboxFailure as failure:
+            raise Tampered(str(failure)) from None
 
     def kill_tree(self, first: SessionProcess) -> None:
         """Have every process of a tree killed, named by its first one."""
@@ -190,19 +201,16 @@ class SpawnerClient:
         """Have a process forked."""
         answer: asyncio.Future[Opened] = self._loop.create_future()
         self._asked[session] = answer
-        stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if not self.alive:
                 raise SandboxFailure("the spawner died")
             request = json.dumps({"open": session, "folders": folders}).encode()
-            control, *pipes = ends.given
-            socket.send_fds(self._channel, [request], [stdin, *pipes, control])
+            socket.send_fds(self._channel, [request], ends.given)
             async with asyncio.timeout(_ANSWER_S):
                 return await answer
         except (OSError, TimeoutError) as error:
             raise SandboxFailure(f"no session from the spawner: {error!r}") from error
         finally:
-            os.close(stdin)
             ends.sent()
             del self._asked[session]
 
@@ -215,8 +223,8 @@ class SpawnerClient:
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
-        if os.path.exists(self._root):  # it did not get to do so
-            await asyncio.to_thread(remove, self._root)
+        if os.path.exists(self.root):  # it did not get to do so
+            await asyncio.to_thread(remove, self.root)
 
     def _lose(self, why: str) -> None:
         """End all waits for a spawner that is gone."""

@@ -1,28 +1,36 @@
 """One confined family of processes: the first, and all that were forked from it.
 
-They share a user, a ruleset and a filter, and end when the first ends. Invariant: such a process
-forks once for each time that it was asked to here, and at no other time; the kernel stops every
-attempt and asks.
+They share a user, a ruleset and a filter, and end when the first ends. Invariants: such a process
+forks once for each time that it was asked to here, and at no other time, and has no more threads
+than it may: the kernel stops every attempt and asks. A fork counts only if parent and branch look
+afterwards as they must; if not both are killed, and what else came of it. The others go on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import select
+import signal
 import struct
 from contextlib import suppress
 
+from sandbox.inspection import Sight, Unseen
 from sandbox.launch import SpawnerClient
 from sandbox.process import Ends, Refused, SessionProcess, Tampered
 from sandbox.results import SandboxFailure
+from sandbox.seccomp import STEP_FORK
 from sandbox.workdir import TreeFolder
 
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
+_NOTICE = struct.Struct("=QIII12xQ")
+"""Number of the notice, process or thread, flags, system call, first argument; then five more."""
 _NOTICE_BYTES = 80
 _CONTINUE = 1
-_EPERM = 1
+_SETTLED_S = (0.0, 0.0002, 0.001, 0.005, 0.02, 0.1, 0.4, 1.0)
+"""Waits for a parent to give up, after a fork, what it was given for the branch."""
 
 
 class Lineage:
@@ -58,9 +66,9 @@ class Lineage:
         return self.first.listener >= 0
 
     async def fork(self, parent: SessionProcess) -> SessionProcess:
-        """A branch that is in the state of `parent`, which must be alone in itself.
+        """A branch that is in the state of `parent`, of which `look` found no fault.
 
-        Raises SandboxFailure; the whole family is then gone if its code tampered with the fork.
+        Raises SandboxFailure; Tampered if the two are not what they must be, and then gone.
         """
         folder = self._folder.take()
         if folder is None:
@@ -76,17 +84,46 @@ class Lineage:
             parent.order_fork(ends, folder)
             ends.sent()
             await self._client.adopt(branch, self.first)
+            self._members[branch.pid] = branch
+            branch.end.add_done_callback(lambda _: self._on_end(branch))
+            await self._verify(parent, branch)
+            branch.folder = self._folder.rename(branch.folder)
         except BaseException as error:
-            await self._discard(branch, error)
+            self._discard(parent, branch, error)
             if isinstance(error, OSError):
                 raise SandboxFailure(f"no branch: {error}") from error
             raise
         finally:
             self._asked.discard(parent.pid)
             parent.pause()
-        self._members[branch.pid] = branch
-        branch.end.add_done_callback(lambda _: self._on_end(branch))
         return branch
+
+    def look(self, process: SessionProcess) -> str:
+        """What keeps a stopped process from being forked, in a word; empty if nothing does."""
+        try:
+            process.sight = Sight.of(process.pid, self._client.root)
+        except Unseen:
+            return "unseen"
+        return process.sight.fault(process.given, process.folder)
+
+    async def _verify(self, parent: SessionProcess, branch: SessionProcess) -> None:
+        """Raise Tampered unless the branch has what it was given and the parent what it had."""
+        before = parent.sight
+        assert before is not None, "it was looked at before"
+        branch.pause()
+        if self.look(branch) or branch.sight is None or not branch.sight.repeats(before):
+            raise Tampered("a branch is not what it must be")
+        for wait_s in _SETTLED_S:
+            await asyncio.sleep(wait_s)
+            try:
+                if Sight.of(parent.pid, self._client.root) == before:
+                    break
+            except Unseen:
+                continue  # it died: the next look says so too
+        else:
+            raise Tampered("a snapshot kept what belongs to its branch")
+        if branch.said_something:
+            raise Tampered("somebody wrote for a branch")
 
     def retire(self, process: SessionProcess) -> None:
         """It will only be forked: give up what printing needs, and hide its folder from the code
@@ -95,13 +132,30 @@ class Lineage:
             with suppress(FileNotFoundError):  # it died meanwhile
                 process.folder = self._folder.rename(process.folder)
 
-    async def _discard(self, branch: SessionProcess, error: BaseException) -> None:
-        """End a branch that came to nothing, with all others if it may not be what it seems."""
+    def _discard(
+        self, parent: SessionProcess, branch: SessionProcess, error: BaseException
+    ) -> None:
+        """End a branch that came to nothing, and what else may have come of the fork."""
         branch.kill()
-        if isinstance(error, Tampered):
-            self.close()
-        elif isinstance(error, Refused):  # nobody has ever worked in it
+        if isinstance(error, Refused):  # nobody has ever worked in it
             self._folder.give_back(branch.folder)
+        if isinstance(error, Tampered):
+            parent.kill()
+        if parent.pid not in self._asked:  # it did fork: the child may be anybody
+            self._kill_strays()
+
+    def _kill_strays(self) -> None:
+        """Kill every process of the family that is none of its members."""
+        for name in os.listdir("/proc"):
+            pid = int(name) if name.isdigit() else 0
+            with suppress(OSError):  # it is gone
+                if pid and pid not in self._members and os.getsid(pid) == self.first.pid:
+                    pidfd = os.pidfd_open(pid)
+                    try:
+                        if os.getsid(pid) == self.first.pid:
+                            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    finally:
+                        os.close(pidfd)
 
     def _on_end(self, member: SessionProcess) -> None:
         self._members.pop(member.pid, None)
@@ -128,23 +182,36 @@ class Lineage:
         await asyncio.to_thread(self._folder.remove)
 
     def _on_attempt(self) -> None:
-        """A process wants to fork: once if it was asked to."""
+        """A process wants to fork, which it may once if it was asked to, or to start a thread."""
         notice = bytearray(_NOTICE_BYTES)
         try:
             fcntl.ioctl(self.first.listener, _RECEIVE, notice)
         except OSError:  # it died meanwhile; perhaps they all did, and nobody can ask again
             self._stop_listening_to_nobody()
             return
-        number, pid = struct.unpack_from("=QI", notice)
-        wanted = pid in self._asked
-        self._asked.discard(pid)
-        answer = struct.pack("=QqiI", number, 0, *((0, _CONTINUE) if wanted else (-_EPERM, 0)))
+        number, task, _, _, flags = _NOTICE.unpack_from(notice)
+        forks = flags & 0xFFFFFFFF == STEP_FORK
+        if forks:
+            wanted = task in self._asked
+            self._asked.discard(task)
+        else:
+            wanted = self._threads_beside(task) < self._client.max_threads
+        denied = 0 if wanted else -(errno.EPERM if forks else errno.EAGAIN)
+        answer = struct.pack("=QqiI", number, 0, denied, _CONTINUE if wanted else 0)
         try:
             fcntl.ioctl(self.first.listener, _ANSWER, answer)
         except OSError:
             return  # it died meanwhile
-        if not wanted and pid in self._members:
-            self._members[pid].accuse("tried to start a process by the sandbox's own way")
+        if forks and not wanted and task in self._members:
+            self._members[task].accuse("tried to start a process by the sandbox's own way")
+
+    @staticmethod
+    def _threads_beside(task: int) -> int:
+        """Threads of the process that a thread belongs to."""
+        try:
+            return len(os.listdir(f"/proc/{task}/task"))
+        except OSError:  # it died meanwhile
+            return 0
 
     def _stop_listening_to_nobody(self) -> None:
         poll = select.poll()

@@ -19,6 +19,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from sandbox.inspection import Sight, identity
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
 from sandbox.streams import HeadTail
@@ -41,7 +42,7 @@ _GRACE_S = 0.25
 """Seconds that a process which closed its control channel has to end by itself."""
 _PATIENCE_S = 30.0
 """Seconds that the spawner and the kernel may take; beyond them they are broken."""
-_FORK_PATIENCE_S = 5.0
+FORK_PATIENCE_S = 5.0
 """Seconds that a process, possibly hostile, may take to fork."""
 _CHUNK = 1 << 16
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -77,35 +78,42 @@ class Refused(SandboxFailure):
 
 
 class Ends:
-    """The supervisor's ends of one process's channels, and those to hand to the process."""
+    """The supervisor's ends of one process's channels, and those to hand to the process: stdin,
+    which is at its end, stdout, stderr and control. No two processes are given the same."""
 
     def __init__(self) -> None:
         """Raises OSError."""
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._given: list[socket.socket | int] = [theirs]
+        self._given: list[int] = []
         self.pipes: list[int] = []
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            stdin, unused = os.pipe()
+            os.close(unused)
+            self._given.append(stdin)
             for _ in ("stdout", "stderr"):
                 reading, writing = os.pipe()
                 self.pipes.append(reading)
                 self._given.append(writing)
         except OSError:
+            theirs.close()
             self.close()
             raise
+        self._given.append(theirs.detach())
+        self.identities = tuple(identity(os.fstat(end)) for end in self._given)
+        """What the kernel knows the given ends by, also once they are in the process."""
+        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         for descriptor in (self.control.fileno(), *self.pipes):
             os.set_blocking(descriptor, False)
 
     @property
     def given(self) -> list[int]:
-        """Control, stdout and stderr of the process."""
-        return [end if isinstance(end, int) else end.fileno() for end in self._given]
+        """stdin, stdout, stderr and control of the process, in the order of its descriptors."""
+        return list(self._given)
 
     def sent(self) -> None:
         """The process has its ends: close our copies."""
-        for end in self._given:
-            os.close(end) if isinstance(end, int) else end.close()
-        self._given.clear()
+        while self._given:
+            os.close(self._given.pop())
 
     def close(self) -> None:
         """Close everything."""
@@ -122,6 +130,10 @@ class SessionProcess:
         self._loop = asyncio.get_running_loop()
         self._ends, self.folder = ends, folder
         self.pid = self.inner_pid = self._pidfd = -1
+        self.given = ends.identities
+        """What its descriptors 0 to 3 are."""
+        self.sight: Sight | None = None
+        """As it was last seen by `Lineage.look`."""
         self.listener = -1
         """Decides about the forks of this process's tree; -1 where there is no such thing."""
         self.end: asyncio.Future[End] = self._loop.create_future()
@@ -148,16 +160,16 @@ class SessionProcess:
     async def greeter(self) -> int:
         """The id of the process that greeted. Raises SandboxFailure if none does."""
         try:
-            async with asyncio.timeout(_FORK_PATIENCE_S):
+            async with asyncio.timeout(FORK_PATIENCE_S):
                 return await self._greeter
         except TimeoutError:
             raise Tampered("a snapshot did not fork in time") from None
 
-    async def started(self) -> None:
+    async def started(self, patience_s: float = _PATIENCE_S) -> None:
         """Wait until the process is confined. Raises SandboxFailure, then closed."""
         assert self._verdict is not None
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 verdict = await self._verdict
         except TimeoutError:
             verdict = _Stop(Kind.SANDBOX_FAILURE, "a session did not start in time")
@@ -188,9 +200,7 @@ class SessionProcess:
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         cpu_before, start = self.cpu_s(), time.monotonic()
         self.resume()
-        self._unsent = memoryview(
-            pack_cell(self._nonce, index, max(1, round(limits.cpu_s) + 1), code)
-        )
+        self._unsent = memoryview(pack_cell(self._nonce, index, code))
         self._on_writable()
         watch = self._loop.create_task(self._watch(start, cpu_before, limits))
         try:
@@ -261,6 +271,13 @@ class SessionProcess:
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
+
+    @property
+    def said_something(self) -> bool:
+        """Whether anything came through its channels since it started."""
+        for stream in range(len(self._ends.pipes)):
+            self._drain(stream)
+        return self._on_control() or any(stream.total for stream in self._streams)
 
     def accuse(self, why: str) -> None:
         """It was seen to do what no honest code does: end its call."""
@@ -404,7 +421,6 @@ class SessionProcess:
             truncated=(*self._cut(), *reply.truncated),
             duration_s=duration,
             cpu_s=cpu_s,
-            snapshot="descriptors" if reply.descriptors else "",
         )
 
     def _cut(self) -> list[str]:
@@ -460,8 +476,6 @@ def _verdict_of(end: End) -> tuple[Kind, str]:
     if code >= 0:
         return Kind.EXITED, f"exit status {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    if -code == signal.SIGXCPU:
-        return Kind.TIMEOUT, "used up its CPU seconds"
     if -code == signal.SIGKILL:  # the filter denies it to the code: the kernel or an operator
         return Kind.SANDBOX_FAILURE, "killed from outside (out of memory on the host?)"
     return Kind.KILLED, name

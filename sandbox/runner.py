@@ -17,14 +17,11 @@ import linecache
 import mmap
 import os
 import random
-import resource
-import select
 import socket
 import sys
-import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import CodeType
 from typing import Any
@@ -37,7 +34,6 @@ from sandbox.wire import (
     FORK_NONCE,
     OUT_OF_MEMORY_STATUS,
     START_NONCE,
-    WORK_FD,
     Reply,
     pack_reply,
     unpack_cell_header,
@@ -45,7 +41,7 @@ from sandbox.wire import (
 
 _BROKEN_RUNNER_STATUS = 70
 _NAME_CHARS = 200
-_MAX_GIVEN = 3
+_MAX_GIVEN = 4
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
 
@@ -104,9 +100,6 @@ class Runner:
             sys.modules["numpy"].random.seed(0)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         self._open_streams()
-        self._beyond = select.poll()
-        for descriptor in range(WORK_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
-            self._beyond.register(descriptor)
 
     def _open_streams(self) -> None:
         for number, name in ((1, "stdout"), (2, "stderr")):
@@ -167,7 +160,6 @@ class Runner:
             error_type=None if error is None else type(error).__name__[:_NAME_CHARS],
             traceback=text,
             truncated=tuple(cut),
-            descriptors=any(event != select.POLLNVAL for _, event in self._beyond.poll(0)),
         )
 
 
@@ -208,14 +200,6 @@ def say_start(problem: str | None) -> None:
     _write(pack_reply(START_NONCE, Reply(kind, None, None, problem or "", ())))
 
 
-def _limit_cpu(seconds: int, now: Callable[[], float] = time.process_time) -> None:
-    """Soft limit of the coming cell, a backstop of the supervisor's own watch."""
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = int(now()) + seconds
-    if hard == resource.RLIM_INFINITY or soft <= hard:
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
-
-
 def serve(keep_chars: int) -> None:
     """Run cells and fork branches until the supervisor hangs up. Never returns."""
     try:
@@ -224,20 +208,21 @@ def serve(keep_chars: int) -> None:
         say_start(None)
         while True:
             header, descriptors = _read_header(control)
-            nonce, index, cpu_s, length = unpack_cell_header(header)
+            nonce, index, length = unpack_cell_header(header)
             payload = _read(length)
             if nonce != FORK_NONCE:
-                _limit_cpu(cpu_s)
                 code = payload.decode("utf-8", "surrogatepass")
                 _write(pack_reply(nonce, runner.run(code, index)))
                 continue
             with runner.room():
-                if branch.fork() == 0:
+                is_branch = branch.fork() == 0
+                if is_branch:
                     branch.take_over(descriptors, spawner)
-                    place.move(os.fsdecode(payload))
-                    say_start(None)
                 for descriptor in descriptors:
                     os.close(descriptor)
+                if is_branch:
+                    place.move(os.fsdecode(payload))
+                    say_start(None)
     except MemoryError:  # none left, not even to say so
         os._exit(OUT_OF_MEMORY_STATUS)
     except BaseException:  # the code took the runner with it: it ended its own process

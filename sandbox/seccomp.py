@@ -20,7 +20,7 @@ import os
 import platform
 import struct
 
-from sandbox.syscalls import ALLOWED, DENIED, NUMBERS
+from sandbox.syscalls import ALLOWED, DENIED, FEIGNED, LACKING, NUMBERS
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
@@ -39,18 +39,22 @@ _MAY_FORK = 0x5EEC0F04
 STEP_FORK = 0x00008000 | 17
 """Flags of the only fork there is: CLONE_PARENT and SIGCHLD."""
 _SET_MODE_FILTER, _NEW_LISTENER = 1, 8
+_CLONE_THREAD, _TMPFILE = 0x00010000, 0o20000000
 
 
 def _op(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
     return struct.pack("<HBBI", code, jump_true, jump_false, k)
 
 
-def _load_argument(index: int) -> bytes:
-    """The low 32 bits: all arguments tested here are C ints or flags below 2^32."""
-    return _op(_LOAD, 16 + 8 * index)
+def _load_argument(index: int, *, high: bool = False) -> bytes:
+    """The low 32 bits: nearly all arguments tested here are C ints or flags below 2^32. The other
+    half of a pointer is `high`."""
+    return _op(_LOAD, 16 + 8 * index + 4 * high)
 
 
 _PERMIT = _op(_RETURN, _ALLOW)
+_FEIGN = _op(_RETURN, _ERRNO)
+"""The call does nothing and succeeds."""
 
 
 def _refuse(error: int) -> bytes:
@@ -78,14 +82,42 @@ def _signal_to_self(pid_at: int, signal_at: int) -> bytes:
     )
 
 
+_STACK_ONLY = _op(_JUMP_EQUAL, 3, 0, 1) + _FEIGN + _refuse(errno.EPERM)
+"""For the loaded number of a limit: RLIMIT_STACK, or EPERM."""
+
+
+def _if_null(argument: int, verdict: bytes, otherwise: bytes) -> bytes:
+    """`verdict` is one instruction."""
+    return (
+        _load_argument(argument)
+        + _op(_JUMP_EQUAL, 0, 0, 3)
+        + _load_argument(argument, high=True)
+        + _op(_JUMP_EQUAL, 0, 0, 1)
+        + verdict
+        + otherwise
+    )
+
+
+def _named(flags_at: int) -> bytes:
+    """Files have names, so that whoever counts files sees them: no O_TMPFILE."""
+    return (
+        _load_argument(flags_at)
+        + _op(_JUMP_ANY_BIT, _TMPFILE, 0, 1)
+        + _refuse(errno.EOPNOTSUPP)
+        + _PERMIT
+    )
+
+
 _CONDITIONAL: dict[str, bytes] = {
+    "openat": _named(2),
+    "open": _named(1),
     # Private only: what is shared would join branches forked from one snapshot.
     "mmap": _load_argument(3) + _op(_JUMP_ANY_BIT, 1, 0, 1) + _refuse(errno.EPERM) + _PERMIT,
     # CLONE_THREAD: pthread_create passes, fork and namespaces do not.
     "clone": _load_argument(0)
     + _op(_JUMP_EQUAL, _MAY_FORK, 0, 1)
     + _PERMIT
-    + _op(_JUMP_ANY_BIT, 0x00010000, 0, 1)
+    + _op(_JUMP_ANY_BIT, _CLONE_THREAD, 0, 1)
     + _PERMIT
     + _refuse(errno.EAGAIN),
     # Its flags lie in memory, out of the filter's reach: glibc falls back to clone.
@@ -98,8 +130,11 @@ _CONDITIONAL: dict[str, bytes] = {
     + _refuse(errno.EPERM)
     + _one_of(1, (1, 1 | 0o4000, 1 | 0o2000000, 1 | 0o2004000)),
     "ioctl": _one_of(1, (0x5401, 0x5421, 0x541B, 0x5450, 0x5451)),
-    # Not F_SETOWN and F_SETSIG: they send any signal to any process of the same user.
-    "fcntl": _one_of(1, (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030)),
+    # Not F_SETOWN and F_SETSIG: they send any signal to any process of the same user. Locks, which
+    # trees could see of each other on files that they all read, are taken for granted.
+    "fcntl": _load_argument(1)
+    + b"".join(_op(_JUMP_EQUAL, lock, 0, 1) + _FEIGN for lock in (5, 6, 7, 36, 37, 38))
+    + _one_of(1, (0, 1, 2, 3, 4, 1030)),
     # PR_SET_PDEATHSIG, which a fork clears: to SIGKILL only.
     "prctl": _load_argument(0)
     + _op(_JUMP_EQUAL, 1, 0, 4)
@@ -108,7 +143,14 @@ _CONDITIONAL: dict[str, bytes] = {
     + _PERMIT
     + _refuse(errno.EPERM)
     + _one_of(0, (15, 16)),
-    "prlimit64": _one_of(0, (0, _OWN_PID)),
+    # Limits are the supervisor's: they may be read. A stack of another size, which programs ask for
+    # because threads get it, is not needed here.
+    "prlimit64": _load_argument(0)
+    + _op(_JUMP_EQUAL, 0, 2, 0)
+    + _op(_JUMP_EQUAL, _OWN_PID, 1, 0)
+    + _refuse(errno.EPERM)
+    + _if_null(2, _PERMIT, _load_argument(1) + _STACK_ONLY),
+    "setrlimit": _load_argument(0) + _STACK_ONLY,
     "kill": _signal_to_self(0, 1),
     "tgkill": _signal_to_self(0, 2),
 }
@@ -140,7 +182,12 @@ def program() -> bytes:
     column, audit_arch = _architecture()
     code = _op(_LOAD, 4) + _op(_JUMP_EQUAL, audit_arch, 1, 0) + _op(_RETURN, _KILL) + _op(_LOAD, 0)
     code += _op(_JUMP_AT_LEAST, _X32, 0, 1) + _op(_RETURN, _KILL)
-    for names, verdict in ((ALLOWED, _PERMIT), (DENIED, _refuse(errno.EPERM))):
+    for names, verdict in (
+        (ALLOWED, _PERMIT),
+        (DENIED, _refuse(errno.EPERM)),
+        (FEIGNED, _FEIGN),
+        (LACKING, _refuse(errno.EOPNOTSUPP)),
+    ):
         code += _any_of([NUMBERS[name][column] for name in names], verdict)
     for name, block in _CONDITIONAL.items():
         number = NUMBERS[name][column]
@@ -160,15 +207,16 @@ def no_new_privs() -> None:
 
 
 def listen() -> int:
-    """Have every step fork of this process and its descendants decided by the holder of the
-    descriptor returned. Needs `no_new_privs`. Raises OSError (Linux 5.5; one listener a process).
+    """Have every step fork and every new thread of this process and its descendants decided by the
+    holder of the descriptor returned. Needs `no_new_privs`. Raises OSError (Linux 5.5; one listener a process).
     """
     column, _ = _architecture()
     code = (
         _op(_LOAD, 0)
-        + _op(_JUMP_EQUAL, NUMBERS["clone"][column] or 0, 0, 3)
+        + _op(_JUMP_EQUAL, NUMBERS["clone"][column] or 0, 0, 4)
         + _load_argument(0)
-        + _op(_JUMP_EQUAL, STEP_FORK, 0, 1)
+        + _op(_JUMP_EQUAL, STEP_FORK, 1, 0)
+        + _op(_JUMP_ANY_BIT, _CLONE_THREAD, 0, 1)
         + _op(_RETURN, _NOTIFY)
         + _PERMIT
     )

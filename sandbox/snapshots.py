@@ -16,7 +16,6 @@ from sandbox.process import SessionProcess
 from sandbox.results import KEPT
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_GIVEN_DESCRIPTORS = 5
 _PAGE_TABLES = 256 << 10
 """Rough bytes of one process's page tables; the kernel counts them with its other memory."""
 _MINOR_FAULTS, _THREADS = 10 - 3, 20 - 3
@@ -110,10 +109,8 @@ class Snapshot:
             footprint, status = Footprint(inherited, 0, 1), status or "unsupported"
         if not lineage.forks:
             status = "unsupported"
-        elif footprint.threads > 1:
-            status = "threads"
-        elif _open_descriptors(process.pid) > _GIVEN_DESCRIPTORS:
-            status = "descriptors"
+        else:
+            status = status or lineage.look(process)
         return cls(
             process=process,
             lineage=lineage,
@@ -124,15 +121,6 @@ class Snapshot:
             status=status or KEPT,
             **facts,
         )
-
-
-def _open_descriptors(pid: int) -> int:
-    """Open descriptors as the kernel counts them: for all users since Linux 6.2, for root before.
-    0 where neither holds."""
-    try:
-        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
-        return 0
 
 
 class Shelf:

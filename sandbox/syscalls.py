@@ -6,37 +6,49 @@ The rest of `NUMBERS` is decided by its arguments, in `sandbox.seccomp`.
 from __future__ import annotations
 
 _ALLOWED_WORDS = (
-    "read write close futex munmap mprotect mremap brk madvise fstat newfstatat stat "
-    "lstat statx openat open creat lseek readv writev pread64 pwrite64 preadv pwritev "
-    "close_range access faccessat faccessat2 readlink readlinkat getdents64 getcwd chdir "
-    "fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 ftruncate fallocate "
-    "fsync fdatasync fadvise64 umask statfs fstatfs dup dup2 dup3 pipe pipe2 poll ppoll "
-    "select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 "
-    "eventfd2 timerfd_create timerfd_settime timerfd_gettime sendto recvfrom recvmsg msync mincore "
-    "membarrier futex_waitv sched_yield sched_getaffinity sched_getparam sched_getscheduler "
-    "sched_get_priority_max sched_get_priority_min getcpu set_robust_list set_tid_address "
-    "rseq gettid getpid getppid getpgrp getpgid getsid getuid geteuid getgid getegid "
-    "getresuid getresgid getgroups capget clock_gettime clock_getres clock_nanosleep "
-    "nanosleep gettimeofday time times getrusage sysinfo uname getrlimit setrlimit getrandom "
-    "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait "
-    "sigaltstack pause alarm getitimer setitimer timer_create timer_settime timer_gettime "
-    "timer_getoverrun timer_delete restart_syscall exit exit_group wait4 waitid arch_prctl"
+    "read write close futex munmap mprotect mremap brk madvise fstat newfstatat stat lstat statx "
+    "creat lseek readv writev pread64 pwrite64 preadv pwritev close_range access faccessat "
+    "faccessat2 readlink readlinkat getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink "
+    "unlinkat rename renameat renameat2 ftruncate fallocate fsync fdatasync fadvise64 umask "
+    "statfs fstatfs dup dup2 dup3 pipe pipe2 poll ppoll select pselect6 epoll_create "
+    "epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 timerfd_create "
+    "timerfd_settime timerfd_gettime sendto recvfrom recvmsg msync mincore membarrier futex_waitv "
+    "sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max "
+    "sched_get_priority_min getcpu set_robust_list set_tid_address rseq gettid getpid getppid "
+    "getpgrp getpgid getsid getuid geteuid getgid getegid getresuid getresgid getgroups capget "
+    "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getrusage "
+    "sysinfo uname getrlimit getrandom rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending "
+    "rt_sigsuspend rt_sigtimedwait sigaltstack pause getitimer restart_syscall exit exit_group "
+    "wait4 waitid arch_prctl"
 )
 ALLOWED = tuple(_ALLOWED_WORDS.split())
 """Allowed with any arguments, the frequent ones first."""
 
 _DENIED_WORDS = (
-    "socket connect bind listen accept accept4 sendmsg execve execveat ptrace "
-    "process_vm_readv process_vm_writev unshare setns mount umount2 pivot_root chroot setuid "
-    "setgid setreuid setregid setresuid setresgid setgroups setsid setpgid chmod fchmod "
-    "fchmodat chown fchown lchown fchownat symlink symlinkat link linkat mknod mknodat "
-    "truncate utimensat setxattr bpf perf_event_open userfaultfd io_uring_setup keyctl "
-    "add_key memfd_create shmget shmat semget msgget tkill rt_sigqueueinfo rt_tgsigqueueinfo "
-    "pidfd_open pidfd_send_signal pidfd_getfd setpriority sched_setaffinity open_by_handle_at "
-    "clock_settime settimeofday"
+    "socket connect bind listen accept accept4 sendmsg execve execveat ptrace process_vm_readv "
+    "process_vm_writev unshare setns mount umount2 pivot_root chroot setuid setgid setreuid "
+    "setregid setresuid setresgid setgroups setsid setpgid chown fchown lchown fchownat symlink "
+    "symlinkat link linkat mknod mknodat truncate bpf perf_event_open userfaultfd io_uring_setup "
+    "keyctl add_key memfd_create shmget shmat semget msgget tkill rt_sigqueueinfo "
+    "rt_tgsigqueueinfo pidfd_open pidfd_send_signal pidfd_getfd setpriority sched_setaffinity "
+    "open_by_handle_at clock_settime settimeofday timer_create timer_settime timer_gettime "
+    "timer_getoverrun timer_delete"
 )
 DENIED = tuple(_DENIED_WORDS.split())
 """Answered with EPERM; whatever no list names, with ENOSYS."""
+
+_FEIGNED_WORDS = (
+    "chmod fchmod fchmodat fchmodat2 utimensat utime utimes futimesat flock"
+)
+FEIGNED = tuple(_FEIGNED_WORDS.split())
+"""Answered with success, and without effect: modes, times and locks mean nothing where every file
+has one user, and libraries set them as a matter of course (`shutil.copy`)."""
+
+_LACKING_WORDS = (
+    "setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr"
+)
+LACKING = tuple(_LACKING_WORDS.split())
+"""Answered with EOPNOTSUPP, as by a file system that has no such thing."""
 
 NUMBERS: dict[str, tuple[int, int | None]] = {
     "read": (0, 63),
@@ -241,6 +253,20 @@ NUMBERS: dict[str, tuple[int, int | None]] = {
     "clock_settime": (227, 112),
     "settimeofday": (164, 170),
     "seccomp": (317, 277),
+    "fchmodat2": (452, 452),
+    "utime": (132, None),
+    "utimes": (235, None),
+    "futimesat": (261, None),
+    "flock": (73, 32),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "getxattr": (191, 8),
+    "lgetxattr": (192, 9),
+    "fgetxattr": (193, 10),
+    "listxattr": (194, 11),
+    "llistxattr": (195, 12),
+    "flistxattr": (196, 13),
+    "kcmp": (312, 272),
     "clone": (56, 220),
     "clone3": (435, 435),
     "fork": (57, None),

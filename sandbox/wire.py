@@ -3,7 +3,7 @@
 Cells go in and results come out on one stream socket, fixed headers before raw bytes, so that
 nothing the child writes is ever parsed by more than a length check. Each cell carries a nonce that
 its result must repeat: an answer written ahead of time is a breach. The order to fork carries the
-branch's own control socket, stdout and stderr as descriptors; the branch greets on its own socket.
+branch's own stdin, stdout, stderr and control socket; the branch greets on its own socket.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sandbox.results import Kind
 
 NONCE_BYTES = 8
-_CELL = struct.Struct(f"!{NONCE_BYTES}sIII")
+_CELL = struct.Struct(f"!{NONCE_BYTES}sII")
 _RESULT = struct.Struct(f"!{NONCE_BYTES}sBBIII")
 _WORDS = (Kind.OK, Kind.ERROR, Kind.MEMORY, Kind.EXITED, Kind.SANDBOX_FAILURE)
 """What a child may say of itself; its place is the byte on the wire."""
@@ -50,24 +50,22 @@ class Reply:
     traceback: str
     truncated: tuple[str, ...]
     """Names of the `_CUTTABLE` fields that were cut."""
-    descriptors: bool = False
-    """More descriptors are open than the session was given."""
 
 
-def pack_cell(nonce: bytes, index: int, cpu_s: int, code: bytes) -> bytes:
-    """`index` numbers the cell in tracebacks (0 = the setup); `cpu_s` is its soft CPU limit."""
-    return _CELL.pack(nonce, index, cpu_s, len(code)) + code
+def pack_cell(nonce: bytes, index: int, code: bytes) -> bytes:
+    """`index` numbers the cell in tracebacks (0 = the setup)."""
+    return _CELL.pack(nonce, index, len(code)) + code
 
 
 def pack_fork(folder: str) -> bytes:
-    """The order to fork, to be sent with the branch's control socket, stdout and stderr."""
-    return pack_cell(FORK_NONCE, 0, 0, os.fsencode(folder))
+    """The order to fork, to be sent with the branch's stdin, stdout, stderr and control socket."""
+    return pack_cell(FORK_NONCE, 0, os.fsencode(folder))
 
 
-def unpack_cell_header(header: bytes) -> tuple[bytes, int, int, int]:
-    """Nonce, index, soft CPU limit in seconds, length of the code that follows."""
-    nonce, index, cpu_s, length = _CELL.unpack(header)
-    return nonce, index, cpu_s, length
+def unpack_cell_header(header: bytes) -> tuple[bytes, int, int]:
+    """Nonce, index, length of the code that follows."""
+    nonce, index, length = _CELL.unpack(header)
+    return nonce, index, length
 
 
 def pack_reply(nonce: bytes, reply: Reply) -> bytes:
@@ -77,7 +75,6 @@ def pack_reply(nonce: bytes, reply: Reply) -> bytes:
     )
     flags = (reply.value is not None) | (reply.error_type is not None) << 1
     flags |= sum(4 << at for at, name in enumerate(_CUTTABLE) if name in reply.truncated)
-    flags |= reply.descriptors << 4
     sizes = len(value), len(error_type), len(traceback)
     header = _RESULT.pack(nonce, _WORDS.index(reply.kind), flags, *sizes)
     return header + value + error_type + traceback
@@ -107,5 +104,4 @@ def unpack_reply(data: bytes | bytearray, nonce: bytes, max_bytes: int) -> Reply
         error_type=texts[1] if flags & 2 else None,
         traceback=texts[2],
         truncated=tuple(name for at, name in enumerate(_CUTTABLE) if flags & 4 << at),
-        descriptors=bool(flags & 16),
     )

@@ -1,0 +1,106 @@
+"""What the kernel says of a session's process, for the supervisor to compare with what must be.
+
+Nothing here asks the process. Invariant: a process of which something cannot be seen, or looks
+other than it must, is not forked and takes no call as a branch: its state is rebuilt by replay.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sandbox.seccomp import number_of
+from sandbox.wire import WORK_FD
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_KCMP_FILE = 0
+
+Identity = tuple[int, int]
+"""Device and inode number: of a file, a folder, a pipe or a socket."""
+
+
+def identity(found: os.stat_result) -> Identity:
+    """What the kernel knows an open file by."""
+    return found.st_dev, found.st_ino
+
+
+class Unseen(Exception):
+    """The kernel does not let this supervisor look at the process, or it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One look at a stopped process, or at one that waits for orders."""
+
+    pid: int
+    threads: int
+    given: tuple[Identity, ...]
+    """What its descriptors 0 to 4 are."""
+    others: dict[int, tuple[Identity, int]]
+    """Identity and position of each further descriptor; -1 if it is anything but a plain file that
+    was opened for reading and lies outside the sandbox's folders."""
+    working: Identity
+    """The folder that it stands in."""
+
+    @classmethod
+    def of(cls, pid: int, root: str) -> Sight:
+        """`root`: the folder that holds all work folders. Raises Unseen."""
+        try:
+            numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+            own = [number for number in numbers if number <= WORK_FD]
+            return cls(
+                pid=pid,
+                threads=len(os.listdir(f"/proc/{pid}/task")),
+                given=tuple(identity(os.stat(f"/proc/{pid}/fd/{number}")) for number in own),
+                others={number: _other(pid, number, root) for number in numbers[len(own) :]},
+                working=identity(os.stat(f"/proc/{pid}/cwd")),
+            )
+        except OSError as error:
+            raise Unseen(f"/proc/{pid}: {error.strerror}") from None
+
+    def fault(self, given: Sequence[Identity], folder: str) -> str:
+        """What keeps it from being forked, in a word; empty if nothing does. `given`: what it was
+        given as descriptors 0 to 3; 4 must be its work `folder`, in which it must stand."""
+        if self.threads > 1:
+            return "threads"
+        if any(position < 0 for _, position in self.others.values()):
+            return "descriptors"
+        try:
+            honest = self.given == (*given, identity(os.stat(folder))) and self._stands_in(folder)
+        except OSError:  # it removed the folder
+            honest = False
+        return "" if honest else "descriptors"
+
+    def repeats(self, parent: Sight) -> bool:
+        """Whether the further descriptors are those of `parent`, each opened by itself: a shared
+        position would join the two."""
+        return self.others == parent.others and not any(
+            _shared(parent.pid, self.pid, number) for number in self.others
+        )
+
+    def _stands_in(self, folder: str) -> bool:
+        """Whether it stands in its work folder, or in one below."""
+        if self.working == identity(os.stat(folder)):
+            return True
+        return any(self.working == identity(os.stat(path)) for path, _, _ in os.walk(folder))
+
+
+def _other(pid: int, number: int, root: str) -> tuple[Identity, int]:
+    link = f"/proc/{pid}/fd/{number}"
+    found = os.stat(link)
+    with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+        facts = dict(line.split(":", 1) for line in file if ":" in line)
+    reads = int(facts["flags"], 8) & os.O_ACCMODE == os.O_RDONLY
+    outside = not os.readlink(link).startswith(root)
+    plain = stat.S_ISREG(found.st_mode) and found.st_nlink > 0
+    return identity(found), int(facts["pos"]) if reads and outside and plain else -1
+
+
+def _shared(one: int, other: int, number: int) -> bool:
+    """Whether both processes have the same open file as descriptor `number`, as far as one knows:
+    an old kernel may not tell."""
+    compared = _LIBC.syscall(number_of("kcmp"), one, other, _KCMP_FILE, number, number)
+    return compared <= 0
