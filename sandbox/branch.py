@@ -18,7 +18,7 @@ from sandbox.wire import WORK_FD
 
 _LIBC = ctypes.PyDLL(None)
 """Keeps the interpreter lock: the process must be alone in itself when it forks."""
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _LASTING = f"/proc/self/fd/{WORK_FD}"
 _CHUNK = 1 << 20
 _ORPHANED_STATUS = 73
@@ -39,6 +39,11 @@ def take_over(descriptors: list[int], spawner: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # a fork clears it
     if os.getppid() != spawner:
         os._exit(_ORPHANED_STATUS)
+
+
+def show_owner(visible: bool) -> None:
+    """Let processes of the same user see this one's `/proc` entries, or no longer."""
+    _LIBC.prctl(_PR_SET_DUMPABLE, int(visible), 0, 0, 0)
 
 
 def _reopen() -> None:

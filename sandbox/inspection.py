@@ -9,14 +9,16 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sandbox.seccomp import number_of
 from sandbox.wire import WORK_FD
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_KCMP_FILE = 0
+_KCMP_FILE, _CAPABILITY_VERSION = 0, 0x20080522
 
 Identity = tuple[int, int]
 """Device and inode number: of a file, a folder, a pipe or a socket."""
@@ -49,17 +51,22 @@ class Sight:
     def of(cls, pid: int, root: str) -> Sight:
         """`root`: the folder that holds all work folders. Raises Unseen."""
         try:
-            numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
-            own = [number for number in numbers if number <= WORK_FD]
-            return cls(
-                pid=pid,
-                threads=len(os.listdir(f"/proc/{pid}/task")),
-                given=tuple(identity(os.stat(f"/proc/{pid}/fd/{number}")) for number in own),
-                others={number: _other(pid, number, root) for number in numbers[len(own) :]},
-                working=identity(os.stat(f"/proc/{pid}/cwd")),
-            )
+            with _as_owner(pid):
+                return cls._of(pid, root)
         except OSError as error:
             raise Unseen(f"/proc/{pid}: {error.strerror}") from None
+
+    @classmethod
+    def _of(cls, pid: int, root: str) -> Sight:
+        numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+        own = [number for number in numbers if number <= WORK_FD]
+        return cls(
+            pid=pid,
+            threads=len(os.listdir(f"/proc/{pid}/task")),
+            given=tuple(identity(os.stat(f"/proc/{pid}/fd/{number}")) for number in own),
+            others={number: _other(pid, number, root) for number in numbers[len(own) :]},
+            working=identity(os.stat(f"/proc/{pid}/cwd")),
+        )
 
     def fault(self, given: Sequence[Identity], folder: str) -> str:
         """What keeps it from being forked, in a word; empty if nothing does. `given`: what it was
@@ -86,6 +93,32 @@ class Sight:
         if self.working == identity(os.stat(folder)):
             return True
         return any(self.working == identity(os.stat(path)) for path, _, _ in os.walk(folder))
+
+
+@contextmanager
+def _as_owner(pid: int) -> Iterator[None]:
+    """Have the kernel take this thread, where it is root's without the right to look at all
+    processes, for one of the user that the process belongs to."""
+    owner = os.stat(f"/proc/{pid}").st_uid
+    if owner == os.geteuid() or os.geteuid() != 0:
+        yield
+        return
+    _become(owner)
+    try:
+        yield
+    finally:
+        _become(0)
+
+
+def _become(user: int) -> None:
+    """For this thread alone, in whatever concerns files."""
+    header, held = struct.pack("<Ii", _CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
+    for call in ("setfsgid", "setfsuid"):
+        _LIBC.syscall(number_of(call), user)
+    _LIBC.capget(header, held)
+    words = list(struct.unpack("<6I", held.raw))
+    words[0], words[3] = words[1], words[4]  # a change of the user has taken some out of force
+    _LIBC.capset(header, struct.pack("<6I", *words))
 
 
 def _other(pid: int, number: int, root: str) -> tuple[Identity, int]:

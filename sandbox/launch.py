@@ -19,6 +19,7 @@ from typing import Any
 
 from sandbox import bubblewrap
 from sandbox.confine import DEVICES, readable
+from sandbox.inspection import Sight, Unseen
 from sandbox.limits import Limits
 from sandbox.process import FORK_PATIENCE_S, End, Ends, SessionProcess, Tampered
 from sandbox.results import SandboxFailure, SandboxUnavailable
@@ -184,6 +185,16 @@ class SpawnerClient:
             await branch.started(FORK_PATIENCE_S)
         except SandboxFailure as failure:
             raise Tampered(str(failure)) from None
+
+    def sight(self, pid: int) -> Sight:
+        """Look at a process of a session. Raises Unseen."""
+        return Sight.of(pid, self.root)
+
+    def sees(self, pid: int) -> bool:
+        """Whether the kernel shows it."""
+        with suppress(Unseen):
+            return bool(self.sight(pid))
+        return False
 
     def kill_tree(self, first: SessionProcess) -> None:
         """Have every process of a tree killed, named by its first one."""

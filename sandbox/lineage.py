@@ -15,13 +15,14 @@ import os
 import select
 import signal
 import struct
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from sandbox.inspection import Sight, Unseen
 from sandbox.launch import SpawnerClient
 from sandbox.process import Ends, Refused, SessionProcess, Tampered
 from sandbox.results import SandboxFailure
-from sandbox.seccomp import STEP_FORK
+from sandbox.seccomp import STEP_FORK, number_of
 from sandbox.workdir import TreeFolder
 
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
@@ -43,8 +44,15 @@ class Lineage:
         self._folder = folder
         self._cleaning: set[asyncio.Future[None]] = set()
         self._members = {first.pid: first}
+        first.undisturbed = self.undisturbed
         self._asked: set[int] = set()
         """Process ids that may fork once."""
+        self._covered = False
+        """Whether its processes must be asked to show themselves."""
+        self._window = asyncio.Lock()
+        """Held while one of them does."""
+        self._showing = 0
+        """The one that may, by its process id."""
         self._closing: asyncio.Task[None] | None = None
         first.end.add_done_callback(lambda _: self.close())
         if first.listener >= 0:
@@ -86,6 +94,7 @@ class Lineage:
             await self._client.adopt(branch, self.first)
             self._members[branch.pid] = branch
             branch.end.add_done_callback(lambda _: self._on_end(branch))
+            branch.undisturbed = self.undisturbed
             await self._verify(parent, branch)
             branch.folder = self._folder.rename(branch.folder)
         except BaseException as error:
@@ -98,28 +107,70 @@ class Lineage:
             parent.pause()
         return branch
 
-    def look(self, process: SessionProcess) -> str:
-        """What keeps a stopped process from being forked, in a word; empty if nothing does."""
+    async def look(self, process: SessionProcess) -> str:
+        """Stop a process and say what keeps it from being forked, in a word; empty if nothing
+        does."""
+        if not await process.stopped():
+            return "unseen"
         try:
-            process.sight = Sight.of(process.pid, self._client.root)
+            process.sight = await self._sight(process)
         except Unseen:
             return "unseen"
         return process.sight.fault(process.given, process.folder)
+
+    async def _sight(self, process: SessionProcess) -> Sight:
+        """Look at a stopped process, as the kernel allows it. Raises Unseen."""
+        if not self._covered:
+            try:
+                return self._client.sight(process.pid)
+            except Unseen:
+                if not process.alive:
+                    raise
+                self._covered = True
+        async with self._window:
+            return await self._uncovered(process)
+
+    async def _uncovered(self, process: SessionProcess) -> Sight:
+        """Look at a process that shows itself for so long. Its user's other processes could look
+        too, so those of its family wait; other families may not, by their file rules."""
+        others = [each for each in self._members.values() if each.running]
+        self._showing = process.pid
+        try:
+            if not all([await other.stopped() for other in others if other.alive]):
+                raise Unseen("a sibling does not stop")
+            await process.uncover(True)
+            sight = self._client.sight(process.pid)
+            await process.uncover(False)
+        finally:
+            self._showing = 0
+            if self._client.sees(process.pid):  # it keeps the window open
+                process.kill()
+                await process.close()
+            for other in others:
+                if other.running:
+                    other.resume()
+        return sight
+
+    @asynccontextmanager
+    async def undisturbed(self) -> AsyncIterator[None]:
+        """While no process of the family shows itself."""
+        if self._covered:
+            async with self._window:
+                yield
+        else:
+            yield
 
     async def _verify(self, parent: SessionProcess, branch: SessionProcess) -> None:
         """Raise Tampered unless the branch has what it was given and the parent what it had."""
         before = parent.sight
         assert before is not None, "it was looked at before"
-        branch.pause()
-        if self.look(branch) or branch.sight is None or not branch.sight.repeats(before):
+        if await self.look(branch) or branch.sight is None or not branch.sight.repeats(before):
             raise Tampered("a branch is not what it must be")
         for wait_s in _SETTLED_S:
             await asyncio.sleep(wait_s)
-            try:
-                if Sight.of(parent.pid, self._client.root) == before:
-                    break
-            except Unseen:
-                continue  # it died: the next look says so too
+            if await self.look(parent) == "" and parent.sight == before:
+                break
+            parent.resume()
         else:
             raise Tampered("a snapshot kept what belongs to its branch")
         if branch.said_something:
@@ -189,14 +240,17 @@ class Lineage:
         except OSError:  # it died meanwhile; perhaps they all did, and nobody can ask again
             self._stop_listening_to_nobody()
             return
-        number, task, _, _, flags = _NOTICE.unpack_from(notice)
-        forks = flags & 0xFFFFFFFF == STEP_FORK
+        number, task, _, call, flags = _NOTICE.unpack_from(notice)
+        forks = call == number_of("clone") and flags & 0xFFFFFFFF == STEP_FORK
         if forks:
             wanted = task in self._asked
             self._asked.discard(task)
+        elif call == number_of("prctl"):
+            wanted = task == self._showing
         else:
             wanted = self._threads_beside(task) < self._client.max_threads
-        denied = 0 if wanted else -(errno.EPERM if forks else errno.EAGAIN)
+        threads = call == number_of("clone") and not forks
+        denied = 0 if wanted else -(errno.EAGAIN if threads else errno.EPERM)
         answer = struct.pack("=QqiI", number, 0, denied, _CONTINUE if wanted else 0)
         try:
             fcntl.ioctl(self.first.listener, _ANSWER, answer)

@@ -16,7 +16,8 @@ import signal
 import socket
 import struct
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 from sandbox.inspection import Sight, identity
@@ -32,6 +33,7 @@ from sandbox.wire import (
     Reply,
     pack_cell,
     pack_fork,
+    pack_uncover,
     unpack_reply,
 )
 from sandbox.workdir import usage
@@ -44,6 +46,8 @@ _PATIENCE_S = 30.0
 """Seconds that the spawner and the kernel may take; beyond them they are broken."""
 FORK_PATIENCE_S = 5.0
 """Seconds that a process, possibly hostile, may take to fork."""
+_STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] * 5)
+"""Waits between looks whether a process that was told to stop has done so."""
 _CHUNK = 1 << 16
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LAST_BYTES = 2 << 20
@@ -132,6 +136,8 @@ class SessionProcess:
         self.pid = self.inner_pid = self._pidfd = -1
         self.given = ends.identities
         """What its descriptors 0 to 3 are."""
+        self.undisturbed: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+        """Held while it is told to run a cell, see `Lineage.undisturbed`."""
         self.sight: Sight | None = None
         """As it was last seen by `Lineage.look`."""
         self.listener = -1
@@ -194,12 +200,15 @@ class SessionProcess:
     async def run(self, code: bytes, index: int, limits: Limits) -> CallResult:
         """Run one cell. A result without `state_kept` means that the process is closed."""
         assert self._verdict is None, "one call at a time"
+        if not self.alive:
+            raise SandboxFailure("the session's process was lost")
         self._verdict = self._loop.create_future()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._streams = [HeadTail(limits.output_kib << 10) for _ in self._ends.pipes]
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
+        async with self.undisturbed():
+            self.resume()
         cpu_before, start = self.cpu_s(), time.monotonic()
-        self.resume()
         self._unsent = memoryview(pack_cell(self._nonce, index, code))
         self._on_writable()
         watch = self._loop.create_task(self._watch(start, cpu_before, limits))
@@ -271,6 +280,40 @@ class SessionProcess:
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
+
+    async def stopped(self) -> bool:
+        """Stop it, and wait until nothing of it runs; False if that cannot be had."""
+        self.pause()
+        for wait_s in _STOPPED_S:
+            await asyncio.sleep(wait_s)
+            try:
+                with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
+                    state = file.read().rsplit(")", 1)[1].split()[0]
+            except OSError:  # it is gone
+                return False
+            if state == "T":
+                return True
+        return False
+
+    @property
+    def running(self) -> bool:
+        """Whether it was told to go on and has not answered yet."""
+        return self.alive and self._verdict is not None and not self._verdict.done()
+
+    async def uncover(self, visible: bool) -> bool:
+        """Have it let its owner see its `/proc` entries, or no longer; whether it says so."""
+        self._verdict, self._nonce = self._loop.create_future(), secrets.token_bytes(NONCE_BYTES)
+        self.resume()
+        self._unsent = memoryview(pack_uncover(self._nonce, visible))
+        self._on_writable()
+        try:
+            async with asyncio.timeout(FORK_PATIENCE_S):
+                verdict = await self._verdict
+        except TimeoutError:
+            return False
+        finally:
+            self._verdict = None
+        return isinstance(verdict, Reply) and await self.stopped()
 
     @property
     def said_something(self) -> bool:

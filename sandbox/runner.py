@@ -31,9 +31,11 @@ from sandbox.results import Kind
 from sandbox.wire import (
     CELL_HEADER_BYTES,
     CONTROL_FD,
+    COVER,
     FORK_NONCE,
     OUT_OF_MEMORY_STATUS,
     START_NONCE,
+    UNCOVER,
     Reply,
     pack_reply,
     unpack_cell_header,
@@ -210,6 +212,10 @@ def serve(keep_chars: int) -> None:
             header, descriptors = _read_header(control)
             nonce, index, length = unpack_cell_header(header)
             payload = _read(length)
+            if index in (COVER, UNCOVER):
+                branch.show_owner(index == UNCOVER)
+                _write(pack_reply(nonce, Reply(Kind.OK, None, None, "", ())))
+                continue
             if nonce != FORK_NONCE:
                 code = payload.decode("utf-8", "surrogatepass")
                 _write(pack_reply(nonce, runner.run(code, index)))

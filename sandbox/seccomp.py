@@ -23,6 +23,7 @@ import struct
 from sandbox.syscalls import ALLOWED, DENIED, FEIGNED, LACKING, NUMBERS
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7), "arm64": (1, 0xC00000B7)}
 _LOAD, _JUMP, _RETURN = 0x20, 0x05, 0x06
@@ -36,6 +37,8 @@ _OWN_PID = 0x5EED0BAD
 _NO_PID = 0x7FFFFFFF
 _MAY_FORK = 0x5EEC0F04
 """Stands for STEP_FORK until `install` knows whether there is a listener."""
+_MAY_SHOW = 0x5EED0005
+"""Stands for PR_SET_DUMPABLE until `install` knows whether there is a listener."""
 STEP_FORK = 0x00008000 | 17
 """Flags of the only fork there is: CLONE_PARENT and SIGCHLD."""
 _SET_MODE_FILTER, _NEW_LISTENER = 1, 8
@@ -135,8 +138,10 @@ _CONDITIONAL: dict[str, bytes] = {
     "fcntl": _load_argument(1)
     + b"".join(_op(_JUMP_EQUAL, lock, 0, 1) + _FEIGN for lock in (5, 6, 7, 36, 37, 38))
     + _one_of(1, (0, 1, 2, 3, 4, 1030)),
-    # PR_SET_PDEATHSIG, which a fork clears: to SIGKILL only.
+    # PR_SET_DUMPABLE: as the listener decides. PR_SET_PDEATHSIG, which a fork clears: to SIGKILL.
     "prctl": _load_argument(0)
+    + _op(_JUMP_EQUAL, _MAY_SHOW, 0, 1)
+    + _PERMIT
     + _op(_JUMP_EQUAL, 1, 0, 4)
     + _load_argument(1)
     + _op(_JUMP_EQUAL, 9, 0, 1)
@@ -207,8 +212,8 @@ def no_new_privs() -> None:
 
 
 def listen() -> int:
-    """Have every step fork and every new thread of this process and its descendants decided by the
-    holder of the descriptor returned. Needs `no_new_privs`. Raises OSError (Linux 5.5; one listener a process).
+    """Have every step fork, every new thread and every change of who may look at a process decided,
+    for this process and its descendants, by the holder of the descriptor returned. Needs `no_new_privs`. Raises OSError (Linux 5.5; one listener a process).
     """
     column, _ = _architecture()
     code = (
@@ -217,6 +222,10 @@ def listen() -> int:
         + _load_argument(0)
         + _op(_JUMP_EQUAL, STEP_FORK, 1, 0)
         + _op(_JUMP_ANY_BIT, _CLONE_THREAD, 0, 1)
+        + _op(_RETURN, _NOTIFY)
+        + _op(_JUMP_EQUAL, NUMBERS["prctl"][column] or 0, 0, 3)
+        + _load_argument(0)
+        + _op(_JUMP_EQUAL, _PR_SET_DUMPABLE, 0, 1)
         + _op(_RETURN, _NOTIFY)
         + _PERMIT
     )
@@ -238,7 +247,8 @@ def install(code: bytes, *, forking: bool = False) -> None:
     pid = _NO_PID if forking else os.getpid()
     code = code.replace(struct.pack("<I", _OWN_PID), struct.pack("<I", pid))
     if forking:
-        code = code.replace(struct.pack("<I", _MAY_FORK), struct.pack("<I", STEP_FORK))
+        for placeholder, value in ((_MAY_FORK, STEP_FORK), (_MAY_SHOW, _PR_SET_DUMPABLE)):
+            code = code.replace(struct.pack("<I", placeholder), struct.pack("<I", value))
     described = _Program(len(code) // 8, code)
     if _LIBC.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(described), 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")

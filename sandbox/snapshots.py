@@ -97,7 +97,7 @@ class Snapshot:
         return self.process.alive and not self.spent and not self.lineage.closed
 
     @classmethod
-    def of(
+    async def of(
         cls, process: SessionProcess, lineage: Lineage, inherited: int, files: int, **facts: Any
     ) -> Snapshot:
         """Look at a stopped process. `facts`: node, generation, cost_s and `status`, what speaks
@@ -110,7 +110,7 @@ class Snapshot:
         if not lineage.forks:
             status = "unsupported"
         else:
-            status = status or lineage.look(process)
+            status = status or await lineage.look(process)
         return cls(
             process=process,
             lineage=lineage,

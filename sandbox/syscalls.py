@@ -267,6 +267,8 @@ NUMBERS: dict[str, tuple[int, int | None]] = {
     "llistxattr": (195, 12),
     "flistxattr": (196, 13),
     "kcmp": (312, 272),
+    "setfsuid": (122, 151),
+    "setfsgid": (123, 152),
     "clone": (56, 220),
     "clone3": (435, 435),
     "fork": (57, None),

@@ -143,7 +143,7 @@ class Tree:
                         process.kill()
                         result = replace(result, snapshot=keep.value)
                     elif result.state_kept:
-                        result = self._kept(held, process, result, keep)
+                        result = await self._kept(held, process, result, keep)
                     return replace(result, queue_s=queue_s), replayed
             finally:
                 self._release(held)
@@ -228,7 +228,7 @@ class Tree:
             lineage = await Lineage.begin(client, folders)
             self._lineages.add(lineage)
             lineage.first.end.add_done_callback(lambda _: self._lineages.discard(lineage))
-            held = self._look(
+            held = await self._look(
                 lineage.first,
                 lineage,
                 node=_START,
@@ -241,12 +241,12 @@ class Tree:
                 self._put(held)
             return held
 
-    def _look(
+    async def _look(
         self, process: SessionProcess, lineage: Lineage, *, inherited: int, **facts: object
     ) -> Snapshot:
         """A stopped process as a snapshot, held, not in the table yet."""
         files = usage(process.folder, self._means.limits) or 0
-        snapshot = Snapshot.of(process, lineage, inherited, files, **facts)
+        snapshot = await Snapshot.of(process, lineage, inherited, files, **facts)
         snapshot.users = 1
         process.end.add_done_callback(lambda _: self._forget(snapshot))
         return snapshot
@@ -284,7 +284,7 @@ class Tree:
     ) -> CallResult:
         return await process.run(code.encode("utf-8", "surrogatepass"), index, limits)
 
-    def _kept(
+    async def _kept(
         self, held: Snapshot, process: SessionProcess, result: CallResult, keep: Keep
     ) -> CallResult:
         """Keep the state that a cell left behind in `process`, which came from `held`."""
@@ -294,7 +294,7 @@ class Tree:
         elif not status and held.unkept_s + result.duration_s < self._means.replay_below_s:
             status = CHEAP
         result = replace(result, snapshot=status)
-        after = self._after(held, process, secrets.token_hex(16), result.duration_s, result)
+        after = await self._after(held, process, secrets.token_hex(16), result.duration_s, result)
         if after.threads <= self._means.limits.threads:
             self._put(after)
         else:  # kept, they would keep others from forking
@@ -302,11 +302,11 @@ class Tree:
         self._release(after)
         return replace(result, node=after.node, snapshot=after.status)
 
-    def _after(
+    async def _after(
         self, held: Snapshot, process: SessionProcess, node: str, took_s: float, result: CallResult
     ) -> Snapshot:
         forked = process is not held.process
-        after = self._look(
+        after = await self._look(
             process,
             held.lineage,
             node=node,
@@ -353,7 +353,7 @@ class Tree:
         replayed = len(missing) - (missing[0] == 0)
         self._means.metrics.replays += bool(replayed)
         self._means.metrics.replayed_calls += replayed
-        return self._after(base, process, node, time.monotonic() - started, result)
+        return await self._after(base, process, node, time.monotonic() - started, result)
 
     async def _nearest(self, state: SessionState, *, anew: bool) -> tuple[Snapshot, list[int]]:
         """The nearest kept state before `state`, held, and the cells that are missing from there:

@@ -27,6 +27,8 @@ START_NONCE = b"\0" * NONCE_BYTES
 SANDBOX_FAILURE and why in `traceback`."""
 FORK_NONCE = b"\xff" * NONCE_BYTES
 """Nonce of the order to fork, which no cell has. The payload is the branch's folder."""
+UNCOVER, COVER = 0xFFFFFFFF, 0xFFFFFFFE
+"""Indices of the orders to show and to hide what `/proc` says of the process."""
 LISTENER_MARK = b"L"
 """Comes before the first process's greeting, with the descriptor that decides about its forks."""
 CONTROL_FD, WORK_FD = 3, 4
@@ -60,6 +62,11 @@ def pack_cell(nonce: bytes, index: int, code: bytes) -> bytes:
 def pack_fork(folder: str) -> bytes:
     """The order to fork, to be sent with the branch's stdin, stdout, stderr and control socket."""
     return pack_cell(FORK_NONCE, 0, os.fsencode(folder))
+
+
+def pack_uncover(nonce: bytes, visible: bool) -> bytes:
+    """The order to let the owner look at the process, or to hide; answered as a cell is."""
+    return pack_cell(nonce, UNCOVER if visible else COVER, b"")
 
 
 def unpack_cell_header(header: bytes) -> tuple[bytes, int, int]:

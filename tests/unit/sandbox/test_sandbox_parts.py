@@ -20,7 +20,7 @@ from sandbox.syscalls import ALLOWED, DENIED, NUMBERS
 from sandbox.wire import Breach, Reply, pack_reply, unpack_reply
 
 NONCE = b"12345678"
-REPLY = Reply(Kind.ERROR, None, "ValueError", "Traceback …\ud800", ("traceback",), True)
+REPLY = Reply(Kind.ERROR, None, "ValueError", "Traceback …\ud800", ("traceback",))
 
 
 def test_digest_covers_what_repeats_and_nothing_else() -> None:
