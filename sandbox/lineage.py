@@ -30,6 +30,8 @@ _NOTICE = struct.Struct("=QIII12xQ")
 """Number of the notice, process or thread, flags, system call, first argument; then five more."""
 _NOTICE_BYTES = 80
 _CONTINUE = 1
+UNSEEN = "unseen"
+"""What `Lineage.look` says of a process that is gone, or that the kernel does not show."""
 _SETTLED_S = (0.0, 0.0002, 0.001, 0.005, 0.02, 0.1, 0.4, 1.0)
 """Waits for a parent to give up, after a fork, what it was given for the branch."""
 
@@ -111,11 +113,11 @@ class Lineage:
         """Stop a process and say what keeps it from being forked, in a word; empty if nothing
         does."""
         if not await process.stopped():
-            return "unseen"
+            return UNSEEN
         try:
             process.sight = await self._sight(process)
         except Unseen:
-            return "unseen"
+            return UNSEEN
         return process.sight.fault(process.given, process.folder)
 
     async def _sight(self, process: SessionProcess) -> Sight:

@@ -271,6 +271,11 @@ class SessionProcess:
         status = self.end.result().status
         return status is not None and os.waitstatus_to_exitcode(status) != -signal.SIGKILL
 
+    async def ended_itself_after_all(self) -> bool:
+        """`ended_itself`, once there was time to hear of it."""
+        await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
+        return self.ended_itself
+
     @property
     def alive(self) -> bool:
         return self._closing is None and not self.end.done()
@@ -291,8 +296,8 @@ class SessionProcess:
                     state = file.read().rsplit(")", 1)[1].split()[0]
             except OSError:  # it is gone
                 return False
-            if state == "T":
-                return True
+            if state in "TZX":
+                return state == "T"
         return False
 
     @property

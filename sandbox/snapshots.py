@@ -106,7 +106,7 @@ class Snapshot:
         try:
             footprint = Footprint.of(process.pid)
         except OSError:
-            footprint, status = Footprint(inherited, 0, 1), status or "unsupported"
+            footprint = Footprint(inherited, 0, 1)  # it is gone
         if not lineage.forks:
             status = "unsupported"
         else:

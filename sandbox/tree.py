@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
-from sandbox.lineage import Lineage
+from sandbox.lineage import UNSEEN, Lineage
 from sandbox.metrics import Metrics
 from sandbox.process import Refused, SessionProcess
 from sandbox.results import (
@@ -315,6 +315,8 @@ class Tree:
             status=result.snapshot,
             inherited=held.anonymous if forked else held.inherited,
         )
+        if after.status == UNSEEN and await process.ended_itself_after_all():
+            self._broken.add(node)
         if not after.forkable:
             after.unkept_s = held.unkept_s + took_s
         return after

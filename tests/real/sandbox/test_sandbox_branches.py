@@ -365,7 +365,7 @@ async def test_a_snapshot_that_was_tampered_with_is_replaced(sandbox: Sandbox, c
     for _ in range(2):
         result = await session.call("x + 1")
         if result.kind is Kind.OK:
-            assert (result.value, result.restored_by) == ("42", "replay")
+            assert result.value == "42" and result.restored_by in ("replay", "fresh")
         else:  # its own doing, not the sandbox's, and so neither retried nor masked
             assert result.kind in (Kind.EXITED, Kind.KILLED) and not result.state_kept, result
     assert (await other.call("1")).restored_by == "fresh"

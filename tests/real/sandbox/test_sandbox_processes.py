@@ -57,7 +57,7 @@ async def test_many_sessions_leave_no_process_descriptor_or_folder() -> None:
         session = await made.open()
         (spawner,) = children(os.getpid()) - mine
         assert made._spawner is not None
-        root = Path(made._spawner._root)
+        root = Path(made._spawner.root)
         await session.close()
         idle, during = len(family(spawner)), count_descriptors()
         await asyncio.gather(*(one(number) for number in range(60)))
