@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 OUTPUT_KILL_BYTES = 1 << 20
 """A call that prints more than this, stdout and stderr together, is killed."""
@@ -31,9 +32,13 @@ class Limits:
     """Kept states of one tree; above that the least recently used ones are given up."""
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"limits.{name}={getattr(self, name)!r}: use a value above 0")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            whole = field.type == "int"
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise ValueError(f"limits.{field.name}={value!r}: use a {'whole ' * whole}number")
+            if not 0 < value < math.inf:  # not true of NaN either
+                raise ValueError(f"limits.{field.name}={value!r}: use a value above 0")
         if self.output_kib > OUTPUT_KILL_BYTES >> 10:
             raise ValueError(
                 f"limits.output_kib={self.output_kib!r}: use at most {OUTPUT_KILL_BYTES >> 10}, "

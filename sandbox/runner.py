@@ -77,11 +77,29 @@ def _keep_own_frames(report: traceback.TracebackException) -> None:
 
 
 def _describe(error: BaseException) -> str:
-    report = traceback.TracebackException(
-        type(error), error, error.__traceback__, lookup_lines=False
-    )
-    _keep_own_frames(report)
-    return "".join(report.format())
+    """The traceback; of an exception whose class does not let itself be described, its name."""
+    try:
+        report = traceback.TracebackException(
+            type(error), error, error.__traceback__, lookup_lines=False
+        )
+        _keep_own_frames(report)
+        return "".join(report.format())
+    except BaseException:  # code of the exception's class
+        return f"{_name(error)}: <no description>\n"
+
+
+def _name(error: BaseException) -> str:
+    """The name of its class, whatever its metaclass says."""
+    name = type.__dict__["__name__"].__get__(type(error))
+    return str(name)[:_NAME_CHARS]
+
+
+def _writable(stream: Any) -> bool:
+    """Whether one can print to it: it is neither closed nor detached."""
+    try:
+        return stream is not None and not stream.closed and stream.writable()
+    except BaseException:  # code of the stream's class
+        return False
 
 
 class Runner:
@@ -100,17 +118,34 @@ class Runner:
         random.seed(0)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(0)
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        self._streams: dict[str, io.TextIOWrapper] = {}
+        for name in ("stdout", "stderr"):
+            setattr(sys, name, None)  # the spawner's
         self._open_streams()
 
     def _open_streams(self) -> None:
+        """Standard streams over descriptors 1 and 2, in the place of those that are of no use any
+        longer. What the code has put there itself stays, as long as it can be written to."""
         for number, name in ((1, "stdout"), (2, "stderr")):
+            if _writable(self._streams.get(name)):
+                continue
+            old = self._streams.get(name)
             raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False), 1 << 16)
-            stream = io.TextIOWrapper(
+            self._streams[name] = stream = io.TextIOWrapper(
                 raw, encoding="utf-8", errors="backslashreplace", line_buffering=True
             )
-            setattr(sys, name, stream)
-        self._streams = (sys.stdout, sys.stderr)
+            for place in (name, f"__{name}__"):
+                found = getattr(sys, place, None)
+                if found is old or not _writable(found):
+                    setattr(sys, place, stream)
+            setattr(sys, f"__{name}__", stream)
+
+    def _flush(self) -> None:
+        """What the code printed, through whatever it printed."""
+        for stream in (sys.stdout, sys.stderr, *self._streams.values()):
+            with suppress(BaseException):  # an object of the code's own
+                stream.flush()
 
     @contextmanager
     def room(self) -> Iterator[None]:
@@ -129,8 +164,7 @@ class Runner:
         """Run one cell to its end, whatever it raises."""
         name = f"<cell {index}>"
         try:
-            if any(stream.closed for stream in self._streams):
-                self._open_streams()
+            self._open_streams()
             linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
             body, last = _compiled(code, name)
             exec(body, self._names)
@@ -145,9 +179,7 @@ class Runner:
             self._take_ballast()
         except BaseException as error:
             reply = self._reply(Kind.ERROR, error=error)
-        for stream in self._streams:
-            if not stream.closed:
-                stream.flush()
+        self._flush()
         return reply
 
     def _reply(
@@ -159,7 +191,7 @@ class Runner:
         return Reply(
             kind,
             value=None if value is None else shown,
-            error_type=None if error is None else type(error).__name__[:_NAME_CHARS],
+            error_type=None if error is None else _name(error),
             traceback=text,
             truncated=tuple(cut),
         )

@@ -18,6 +18,9 @@ from sandbox.results import KEPT
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PAGE_TABLES = 256 << 10
 """Rough bytes of one process's page tables; the kernel counts them with its other memory."""
+_UNSURE_BYTES = 32 << 20
+"""Anonymous memory that an estimate may leave to the ancestors before the kernel is asked: a fault
+brings 4 KiB or 2 MiB."""
 _MINOR_FAULTS, _THREADS = 10 - 3, 20 - 3
 """Fields of /proc/PID/stat, counted from behind the command's name."""
 
@@ -47,14 +50,15 @@ class Footprint:
         return min(max(self.faulted, self.anonymous - inherited), self.anonymous) + _PAGE_TABLES
 
 
-def private_bytes(pid: int) -> int | None:
-    """Memory that ends with the process, exactly; None where only its owner may know."""
+def proportional_bytes(pid: int) -> int | None:
+    """The process's share of memory, by the kernel's count: each page divided by those who have
+    it. None where only its owner may know."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file.read().splitlines()[1:])
     except OSError:
         return None
-    kib = sum(int(lines[name].split()[0]) for name in ("Private_Dirty", "Private_Clean", "Swap"))
+    kib = sum(int(lines[name].split()[0]) for name in ("Pss", "SwapPss"))
     return (kib << 10) + _PAGE_TABLES
 
 
@@ -111,13 +115,17 @@ class Snapshot:
             status = "unsupported"
         else:
             status = status or await lineage.look(process)
+        size, exact = footprint.private(inherited), None
+        if footprint.anonymous - size > _UNSURE_BYTES:
+            exact = proportional_bytes(process.pid)
         return cls(
             process=process,
             lineage=lineage,
             inherited=inherited,
             anonymous=footprint.anonymous,
             threads=footprint.threads,
-            size=files + footprint.private(inherited),
+            size=files + (size if exact is None else exact),
+            exact=exact is not None,
             status=status or KEPT,
             **facts,
         )
@@ -170,7 +178,7 @@ class Shelf:
     def _measure(self, snapshot: Snapshot) -> int:
         """Bytes by which the exact size differs."""
         snapshot.exact = True
-        exact = private_bytes(snapshot.process.pid)
+        exact = proportional_bytes(snapshot.process.pid)
         if exact is None:
             return 0
         change = exact - snapshot.size

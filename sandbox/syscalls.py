@@ -37,9 +37,7 @@ _DENIED_WORDS = (
 DENIED = tuple(_DENIED_WORDS.split())
 """Answered with EPERM; whatever no list names, with ENOSYS."""
 
-_FEIGNED_WORDS = (
-    "chmod fchmod fchmodat fchmodat2 utimensat utime utimes futimesat flock"
-)
+_FEIGNED_WORDS = "chmod fchmod fchmodat fchmodat2 utimensat utime utimes futimesat flock"
 FEIGNED = tuple(_FEIGNED_WORDS.split())
 """Answered with success, and without effect: modes, times and locks mean nothing where every file
 has one user, and libraries set them as a matter of course (`shutil.copy`)."""

@@ -13,14 +13,14 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 
 from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
 from sandbox.lineage import UNSEEN, Lineage
 from sandbox.metrics import Metrics
-from sandbox.process import Refused, SessionProcess
+from sandbox.process import Refused, SessionProcess, Tampered
 from sandbox.results import (
     CHEAP,
     CallResult,
@@ -35,6 +35,8 @@ from sandbox.workdir import usage
 
 _REPLAY_PATIENCE = 2.0
 """A replayed call may take this many times the wall-clock limit: it did end once."""
+_PROMPT_S = 0.1
+"""A fork that takes longer waits outside of the processors' queue."""
 _REFUSED_S = (0.1, 0.4)
 """Waits before a fork is tried again for which something was short."""
 _MAX_GENERATIONS = 30
@@ -131,10 +133,11 @@ class Tree:
                     queue_s = time.monotonic() - asked
                     try:
                         process = await self._process(held)
-                    except SandboxFailure:
+                    except SandboxFailure as failure:
                         if anew:
                             raise
-                        self._broken.add(held.node)
+                        if isinstance(failure, Tampered) or held.process.ended_itself:
+                            self._broken.add(held.node)
                         held.process.kill()
                         continue
                     index = len(state.entries) + 1
@@ -269,7 +272,7 @@ class Tree:
         async with held.forking:
             for patience_s in _REFUSED_S:
                 try:
-                    process = await held.lineage.fork(held.process)
+                    process = await self._unhurried(held.lineage.fork(held.process))
                 except Refused:
                     if not held.process.alive:
                         raise
@@ -277,7 +280,23 @@ class Tree:
                 else:
                     self._means.metrics.forks += 1
                     return process
-            return await held.lineage.fork(held.process)
+            return await self._unhurried(held.lineage.fork(held.process))
+
+    async def _unhurried(self, fork: Coroutine[None, None, SessionProcess]) -> SessionProcess:
+        """A fork, which takes no processor's place while it does not come to its end."""
+        forking = asyncio.ensure_future(fork)
+        try:
+            done, _ = await asyncio.wait({forking}, timeout=_PROMPT_S)
+            if not done:
+                self._means.running.release()
+                try:
+                    await asyncio.wait({forking})
+                finally:
+                    await self._means.running.acquire()
+        except asyncio.CancelledError:
+            forking.cancel()
+            raise
+        return forking.result()
 
     async def _run(
         self, process: SessionProcess, code: str, index: int, limits: Limits

@@ -16,6 +16,14 @@ from contextlib import suppress
 from sandbox.limits import Limits
 
 
+_BLOCK = 512
+
+
+def size(found: os.stat_result) -> int:
+    """Bytes of a file: those that it takes, or would take if it were copied."""
+    return max(found.st_size, found.st_blocks * _BLOCK)
+
+
 def usage(path: str, limits: Limits) -> int | None:
     """Bytes of files in a state's folder; None if that is too much, or too many files.
 
@@ -28,7 +36,7 @@ def usage(path: str, limits: Limits) -> int | None:
             with os.scandir(pending.pop()) as entries:
                 for entry in entries:
                     count += 1
-                    total += entry.stat(follow_symlinks=False).st_size
+                    total += size(entry.stat(follow_symlinks=False))
                     if count > limits.files or total > limits.file_mib << 20:
                         return None
                     if entry.is_dir(follow_symlinks=False):
