@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from sandbox.seccomp import number_of
 from sandbox.wire import WORK_FD
+from sandbox.workdir import size
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _KCMP_FILE, _CAPABILITY_VERSION = 0, 0x20080522
@@ -93,6 +94,34 @@ class Sight:
         if self.working == identity(os.stat(folder)):
             return True
         return any(self.working == identity(os.stat(path)) for path, _, _ in os.walk(folder))
+
+
+def nameless_bytes(pid: int, *, mapped: bool) -> int:
+    """Bytes of files that have no name any more but are kept open or, if these are asked for,
+    mapped; 0 where the kernel does not show them."""
+    found = dict[Identity, int]()
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+        for number in numbers if len(numbers) > WORK_FD + 1 else ():
+            status = os.stat(f"/proc/{pid}/fd/{number}")
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
+                found[identity(status)] = size(status)
+        if mapped:
+            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    if line.endswith(" (deleted)\n"):
+                        low, _, high = line.split(" ", 1)[0].partition("-")
+                        device, inode = line.split()[3:5]
+                        found.setdefault(_identity(device, inode), int(high, 16) - int(low, 16))
+    except OSError:
+        return 0
+    return sum(found.values())
+
+
+def _identity(device: str, inode: str) -> Identity:
+    """As `/proc/PID/maps` writes it."""
+    major, _, minor = device.partition(":")
+    return os.makedev(int(major, 16), int(minor, 16)), int(inode)
 
 
 @contextmanager

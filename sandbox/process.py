@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
-from sandbox.inspection import Sight, identity
+from sandbox.inspection import Sight, identity, nameless_bytes
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
 from sandbox.streams import HeadTail
@@ -154,6 +154,7 @@ class SessionProcess:
         self._unsent = memoryview(b"")
         self._max_reply = OUTPUT_KILL_BYTES
         self._streams = [HeadTail(0), HeadTail(0)]
+        self._folder_was = 0
         self._closing: asyncio.Task[None] | None = None
         self._loop.add_reader(ends.control, self._on_control)
         for index, pipe in enumerate(ends.pipes):
@@ -205,6 +206,7 @@ class SessionProcess:
         self._verdict = self._loop.create_future()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._streams = [HeadTail(limits.output_kib << 10) for _ in self._ends.pipes]
+        self._folder_was = self._folder_changed()
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         async with self.undisturbed():
             self.resume()
@@ -423,7 +425,7 @@ class SessionProcess:
             await asyncio.sleep(min(left, _TICK_S))
             if self.cpu_s() - cpu_before > limits.cpu_s:
                 self._settle(self._out_of_time(f"used {limits.cpu_s:g} s of CPU", limits))
-            if usage(self.folder, limits) is None:
+            if self._over_quota(limits, mapped=True):
                 self._settle(_over_quota(limits))
         self._settle(self._out_of_time(f"ran for {limits.wall_s:g} s", limits))
 
@@ -453,9 +455,23 @@ class SessionProcess:
             return _Stop(Kind.KILLED, "the process ended")
         if self._flooded():
             return _Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
-        if usage(self.folder, limits) is None:
+        if self._over_quota(limits, mapped=self._folder_changed() != self._folder_was):
             return _over_quota(limits)
         return reply
+
+    def _folder_changed(self) -> int:
+        """When something was last created or removed in the work folder, by the kernel's clock."""
+        try:
+            return os.stat(self.folder).st_mtime_ns
+        except OSError:  # it removed the folder
+            return 0
+
+    def _over_quota(self, limits: Limits, *, mapped: bool) -> bool:
+        """Whether it has too much in files, those included that it removed and still holds."""
+        named = usage(self.folder, limits)
+        if named is None:
+            return True
+        return named + nameless_bytes(self.pid, mapped=mapped) > limits.file_mib << 20
 
     def _honest(self, reply: Reply, duration: float, cpu_s: float) -> CallResult:
         out, err = self._streams
