@@ -108,7 +108,7 @@ class Place:
 def _copy(source: int, target: int) -> None:
     """All plain files and folders of one open folder into another; there is nothing else."""
     with os.scandir(source) as entries:
-        for entry in entries:
+        for entry in reversed(list(entries)):  # a file system in memory lists the newest first
             mode = entry.stat(follow_symlinks=False).st_mode & 0o777
             if not entry.is_dir(follow_symlinks=False):
                 _copy_file(entry.name, mode, source, target)
