@@ -165,4 +165,4 @@ def _shared(one: int, other: int, number: int) -> bool:
     """Whether both processes have the same open file as descriptor `number`, as far as one knows:
     an old kernel may not tell."""
     compared = _LIBC.syscall(number_of("kcmp"), one, other, _KCMP_FILE, number, number)
-    return compared <= 0
+    return int(compared) <= 0

@@ -22,7 +22,7 @@ _MAKE_DIR, _MAKE_REG, _REFER, _TRUNCATE = 1 << 7, 1 << 8, 1 << 13, 1 << 14
 READ = _READ_FILE | _READ_DIR
 """Read files and list folders."""
 WORK = READ | _WRITE_FILE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _REFER | _TRUNCATE
-"""Also write, create, move and remove plain files and folders; no links, pipes, sockets, devices."""
+"""Also write, create, move, remove plain files and folders; no links, pipes, sockets, devices."""
 DEVICE = _READ_FILE | _WRITE_FILE
 
 _FILE_RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}

@@ -23,7 +23,7 @@ from sandbox.inspection import Sight, Unseen
 from sandbox.limits import Limits
 from sandbox.process import FORK_PATIENCE_S, End, Ends, SessionProcess, Tampered
 from sandbox.results import SandboxFailure, SandboxUnavailable
-from sandbox.workdir import TreeFolder, remove
+from sandbox.workdir import TreeFolder, aside, remove
 
 _SOURCE = str(Path(__file__).resolve().parent.parent)
 _START = "import sys; sys.path.append(sys.argv[1]); from sandbox.spawner import main; main()"
@@ -230,12 +230,12 @@ class SpawnerClient:
         self._lose("the sandbox was closed")
         self._channel.close()
         try:
-            await asyncio.to_thread(self._process.wait, _ANSWER_S)
+            await aside(self._process.wait, _ANSWER_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            await asyncio.to_thread(self._process.wait)
+            await aside(self._process.wait)
         if os.path.exists(self.root):  # it did not get to do so
-            await asyncio.to_thread(remove, self.root)
+            await aside(remove, self.root)
 
     def _lose(self, why: str) -> None:
         """End all waits for a spawner that is gone."""

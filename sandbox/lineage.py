@@ -23,7 +23,7 @@ from sandbox.launch import SpawnerClient
 from sandbox.process import Ends, Refused, SessionProcess, Tampered
 from sandbox.results import SandboxFailure
 from sandbox.seccomp import STEP_FORK, number_of
-from sandbox.workdir import TreeFolder
+from sandbox.workdir import TreeFolder, aside
 
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
 _NOTICE = struct.Struct("=QIII12xQ")
@@ -32,6 +32,8 @@ _NOTICE_BYTES = 80
 _CONTINUE = 1
 UNSEEN = "unseen"
 """What `Lineage.look` says of a process that is gone, or that the kernel does not show."""
+_WINDING_UP_S = 0.05
+"""Between looks whether anybody still runs in a family that is to end."""
 _SETTLED_S = (0.0, 0.0002, 0.001, 0.005, 0.02, 0.1, 0.4, 1.0)
 """Waits for a parent to give up, after a fork, what it was given for the branch."""
 
@@ -44,11 +46,17 @@ class Lineage:
         self._client = client
         self.first = first
         self._folder = folder
-        self._cleaning: set[asyncio.Future[None]] = set()
+        self._cleaning: set[asyncio.Task[None]] = set()
         self._members = {first.pid: first}
         first.undisturbed = self.undisturbed
         self._asked: set[int] = set()
         """Process ids that may fork once."""
+        self._births = 0
+        """Forks under way, of which the branch is no member yet."""
+        self._clean = asyncio.Event()
+        """Cleared while there may be processes that are nobody's branch."""
+        self._clean.set()
+        self._winding_up: asyncio.Task[None] | None = None
         self._covered = False
         """Whether its processes must be asked to show themselves."""
         self._window = asyncio.Lock()
@@ -68,7 +76,7 @@ class Lineage:
 
     @property
     def closed(self) -> bool:
-        return self._closing is not None
+        return self._closing is not None or self._winding_up is not None
 
     @property
     def forks(self) -> bool:
@@ -80,34 +88,85 @@ class Lineage:
 
         Raises SandboxFailure; Tampered if the two are not what they must be, and then gone.
         """
-        folder = self._folder.take()
-        if folder is None:
-            raise Refused("no work folder is free")
+        branch = self._unborn()
         try:
-            ends = Ends()
-        except OSError as error:
-            self._folder.give_back(folder)
-            raise SandboxFailure(f"no branch: {error}") from error
-        branch = SessionProcess(ends, folder)
-        self._asked.add(parent.pid)
-        try:
-            parent.order_fork(ends, folder)
-            ends.sent()
-            await self._client.adopt(branch, self.first)
-            self._members[branch.pid] = branch
-            branch.end.add_done_callback(lambda _: self._on_end(branch))
-            branch.undisturbed = self.undisturbed
+            async with self._birth(parent, branch):
+                parent.order_fork(branch.ends, branch.folder)
+                branch.ends.sent()
+                await self._client.adopt(branch, self.first)
+                self._members[branch.pid] = branch
+                branch.end.add_done_callback(lambda _: self._on_end(branch))
+                branch.undisturbed = self.undisturbed
             await self._verify(parent, branch)
             branch.folder = self._folder.rename(branch.folder)
         except BaseException as error:
-            self._discard(parent, branch, error)
+            branch.kill()
+            if isinstance(error, Refused):  # nobody has ever worked in it
+                self._folder.give_back(branch.folder)
+            if isinstance(error, Tampered):
+                self.give_up(parent)
             if isinstance(error, OSError):
                 raise SandboxFailure(f"no branch: {error}") from error
             raise
         finally:
-            self._asked.discard(parent.pid)
             parent.pause()
         return branch
+
+    def _unborn(self) -> SessionProcess:
+        """What a branch will need. Raises SandboxFailure."""
+        try:
+            folder = self._folder.take()
+            if folder is None:
+                raise Refused("no work folder is free")
+            try:
+                return SessionProcess(Ends(), folder)
+            except OSError:
+                self._folder.give_back(folder)
+                raise
+        except OSError as error:
+            raise SandboxFailure(f"no branch: {error}") from error
+
+    @asynccontextmanager
+    async def _birth(self, parent: SessionProcess, branch: SessionProcess) -> AsyncIterator[None]:
+        """While `parent` may fork, once. If nothing good comes of it, all processes are killed that
+        are nobody's branch, as soon as no other branch is on its way."""
+        await self._clean.wait()
+        self._births += 1
+        self._asked.add(parent.pid)
+        try:
+            async with self.undisturbed():
+                yield
+                if self._covered:  # then nobody runs unnoticed
+                    await parent.stopped()
+                    await branch.stopped()
+        except BaseException:
+            if parent.pid not in self._asked:  # it did fork: the child may be anybody
+                self._clean.clear()
+            raise
+        finally:
+            self._asked.discard(parent.pid)
+            self._births -= 1
+            if not self._births and not self._clean.is_set():
+                self._kill_strays()
+                self._clean.set()
+
+    def give_up(self, process: SessionProcess) -> None:
+        """End a process for good. With the first one all the others would end: those that run come
+        to the end of their calls before."""
+        if process is not self.first or not self._busy:
+            process.kill()
+        elif self._winding_up is None:
+            process.pause()
+            self._winding_up = self._loop.create_task(self._wind_up())
+
+    @property
+    def _busy(self) -> bool:
+        return self._births > 0 or any(each.running for each in self._members.values())
+
+    async def _wind_up(self) -> None:
+        while self._busy:
+            await asyncio.sleep(_WINDING_UP_S)
+        self.close()
 
     async def look(self, process: SessionProcess) -> str:
         """Stop a process and say what keeps it from being forked, in a word; empty if nothing
@@ -172,7 +231,8 @@ class Lineage:
             await asyncio.sleep(wait_s)
             if await self.look(parent) == "" and parent.sight == before:
                 break
-            parent.resume()
+            if not self._covered:
+                parent.resume()
         else:
             raise Tampered("a snapshot kept what belongs to its branch")
         if branch.said_something:
@@ -184,18 +244,6 @@ class Lineage:
         if process.retire():
             with suppress(FileNotFoundError):  # it died meanwhile
                 process.folder = self._folder.rename(process.folder)
-
-    def _discard(
-        self, parent: SessionProcess, branch: SessionProcess, error: BaseException
-    ) -> None:
-        """End a branch that came to nothing, and what else may have come of the fork."""
-        branch.kill()
-        if isinstance(error, Refused):  # nobody has ever worked in it
-            self._folder.give_back(branch.folder)
-        if isinstance(error, Tampered):
-            parent.kill()
-        if parent.pid not in self._asked:  # it did fork: the child may be anybody
-            self._kill_strays()
 
     def _kill_strays(self) -> None:
         """Kill every process of the family that is none of its members."""
@@ -213,13 +261,15 @@ class Lineage:
     def _on_end(self, member: SessionProcess) -> None:
         self._members.pop(member.pid, None)
         if self._closing is None:
-            cleaning = self._loop.run_in_executor(None, self._folder.give_back, member.folder)
+            cleaning = self._loop.create_task(aside(self._folder.give_back, member.folder))
             self._cleaning.add(cleaning)
             cleaning.add_done_callback(self._cleaning.discard)
 
     def close(self) -> asyncio.Task[None]:
         """Kill everybody; the task ends when all are gone, with their folders. Idempotent."""
         if self._closing is None:
+            if self.forks:
+                self._loop.remove_reader(self.first.listener)
             self._closing = self._loop.create_task(self._vanish())
         return self._closing
 
@@ -227,12 +277,9 @@ class Lineage:
         self._client.kill_tree(self.first)
         members = list(self._members.values())
         await asyncio.gather(*(member.kill() for member in members))
-        if self.forks:
-            self._loop.remove_reader(self.first.listener)
-            os.close(self.first.listener)
-            self.first.listener = -1
+        await self.first.close()
         await asyncio.gather(*self._cleaning)
-        await asyncio.to_thread(self._folder.remove)
+        await aside(self._folder.remove)
 
     def _on_attempt(self) -> None:
         """A process wants to fork, which it may once if it was asked to, or to start a thread."""
@@ -246,7 +293,6 @@ class Lineage:
         forks = call == number_of("clone") and flags & 0xFFFFFFFF == STEP_FORK
         if forks:
             wanted = task in self._asked
-            self._asked.discard(task)
         elif call == number_of("prctl"):
             wanted = task == self._showing
         else:
@@ -257,7 +303,9 @@ class Lineage:
         try:
             fcntl.ioctl(self.first.listener, _ANSWER, answer)
         except OSError:
-            return  # it died meanwhile
+            return  # it died or was stopped meanwhile: it may ask again
+        if forks:
+            self._asked.discard(task)
         if forks and not wanted and task in self._members:
             self._members[task].accuse("tried to start a process by the sandbox's own way")
 

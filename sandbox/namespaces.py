@@ -114,6 +114,15 @@ def _bind(path: str, root: str, attributes: int, below: int = _REC) -> None:
     _restrict(there, attributes | _ATTR_NOSUID, _AT_RECURSIVE)
 
 
+def _mount_proc(target: str) -> None:
+    """A /proc in which nobody finds the processes of others, where the kernel has such a thing."""
+    flags = _NOSUID | _NODEV | _NOEXEC
+    try:
+        _mount("proc", target, "proc", flags, "hidepid=2")
+    except OSError:
+        _mount("proc", target, "proc", flags)
+
+
 def _furnish(readable: list[str], devices: list[str], writable: str) -> None:
     """Make the root of this mount namespace one that holds the named paths, /proc, no more."""
     _mount("none", "/", "", _REC | _PRIVATE)
@@ -132,7 +141,7 @@ def _furnish(readable: list[str], devices: list[str], writable: str) -> None:
             os.makedirs(os.path.dirname(root + link), exist_ok=True)
             os.symlink(target, root + link)
     os.mkdir(f"{root}/proc")
-    _mount("proc", f"{root}/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
+    _mount_proc(f"{root}/proc")
     os.chdir(root)
     _check(_LIBC.syscall(number_of("pivot_root"), b".", b"."), "pivot_root")
     _check(_LIBC.umount2(b".", _DETACH), "umount2")

@@ -46,8 +46,10 @@ _PATIENCE_S = 30.0
 """Seconds that the spawner and the kernel may take; beyond them they are broken."""
 FORK_PATIENCE_S = 5.0
 """Seconds that a process, possibly hostile, may take to fork."""
-_STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] * 5)
+_STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] * 25)
 """Waits between looks whether a process that was told to stop has done so."""
+_THERE = {"R", "S", "D", "T", "t", "I"}
+"""Letters in /proc for a process that has not ended."""
 _CHUNK = 1 << 16
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LAST_BYTES = 2 << 20
@@ -132,7 +134,8 @@ class SessionProcess:
 
     def __init__(self, ends: Ends, folder: str) -> None:
         self._loop = asyncio.get_running_loop()
-        self._ends, self.folder = ends, folder
+        self.ends, self.folder = ends, folder
+        """Its channels, and where it works."""
         self.pid = self.inner_pid = self._pidfd = -1
         self.given = ends.identities
         """What its descriptors 0 to 3 are."""
@@ -155,6 +158,8 @@ class SessionProcess:
         self._max_reply = OUTPUT_KILL_BYTES
         self._streams = [HeadTail(0), HeadTail(0)]
         self._folder_was = 0
+        self._hung_up = False
+        """Whether its control channel is at its end."""
         self._closing: asyncio.Task[None] | None = None
         self._loop.add_reader(ends.control, self._on_control)
         for index, pipe in enumerate(ends.pipes):
@@ -195,7 +200,7 @@ class SessionProcess:
         self.resume()
         message = pack_fork(folder)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", branch.given))]
-        if self._ends.control.sendmsg([message], rights) != len(message):
+        if self.ends.control.sendmsg([message], rights) != len(message):
             raise OSError("the control channel is full")
 
     async def run(self, code: bytes, index: int, limits: Limits) -> CallResult:
@@ -205,7 +210,7 @@ class SessionProcess:
             raise SandboxFailure("the session's process was lost")
         self._verdict = self._loop.create_future()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
-        self._streams = [HeadTail(limits.output_kib << 10) for _ in self._ends.pipes]
+        self._streams = [HeadTail(limits.output_kib << 10) for _ in self.ends.pipes]
         self._folder_was = self._folder_changed()
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         async with self.undisturbed():
@@ -224,7 +229,7 @@ class SessionProcess:
         finally:
             watch.cancel()
             self._verdict = None
-        for stream in range(len(self._ends.pipes)):
+        for stream in range(len(self.ends.pipes)):
             self._drain(stream)
         if isinstance(verdict, Reply):
             verdict = self._second_look(verdict, limits)
@@ -235,21 +240,22 @@ class SessionProcess:
 
     def retire(self) -> bool:
         """It will print no more, only be forked: give up what printing needs. False if it has."""
-        if not self._ends.pipes:
+        if not self.ends.pipes:
             return False
-        for index, pipe in enumerate(self._ends.pipes):
+        for index, pipe in enumerate(self.ends.pipes):
             self._loop.remove_reader(pipe)
             os.close(pipe)
-            self._ends.pipes[index] = -1
-        self._ends.pipes.clear()
+            self.ends.pipes[index] = -1
+        self.ends.pipes.clear()
         return True
 
     def kill(self) -> asyncio.Task[None]:
         """Kill the process; the task ends when it is gone. Idempotent."""
         if self._closing is None:
-            for reader in (self._ends.control.fileno(), *self._ends.pipes):
+            self._settle(_Stop(Kind.SANDBOX_FAILURE, "the process was ended with its tree"))
+            for reader in (self.ends.control.fileno(), *self.ends.pipes):
                 self._loop.remove_reader(reader)
-            self._loop.remove_writer(self._ends.control)
+            self._loop.remove_writer(self.ends.control)
             self._signal(signal.SIGKILL)
             pidfd, self._pidfd = self._pidfd, -1
             self._closing = self._loop.create_task(self._vanish(pidfd))
@@ -263,7 +269,11 @@ class SessionProcess:
         if pidfd >= 0:
             await asyncio.wait({self.end}, timeout=_PATIENCE_S)
             os.close(pidfd)
-        self._ends.close()
+        self.ends.close()
+        if self.listener >= 0:
+            self._loop.remove_reader(self.listener)
+            os.close(self.listener)
+            self.listener = -1
 
     @property
     def ended_itself(self) -> bool:
@@ -274,8 +284,11 @@ class SessionProcess:
         return status is not None and os.waitstatus_to_exitcode(status) != -signal.SIGKILL
 
     async def ended_itself_after_all(self) -> bool:
-        """`ended_itself`, once there was time to hear of it."""
-        await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
+        """`ended_itself`, once there was time to hear of it if it seems to have ended."""
+        while self._closing is None and self._on_control():
+            pass
+        if self._hung_up or _state_of(self.pid) not in _THERE:
+            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
         return self.ended_itself
 
     @property
@@ -293,13 +306,11 @@ class SessionProcess:
         self.pause()
         for wait_s in _STOPPED_S:
             await asyncio.sleep(wait_s)
-            try:
-                with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
-                    state = file.read().rsplit(")", 1)[1].split()[0]
-            except OSError:  # it is gone
+            state = _state_of(self.pid)
+            if state not in _THERE:
                 return False
-            if state in "TZX":
-                return state == "T"
+            if state == "T":
+                return True
         return False
 
     @property
@@ -325,7 +336,7 @@ class SessionProcess:
     @property
     def said_something(self) -> bool:
         """Whether anything came through its channels since it started."""
-        for stream in range(len(self._ends.pipes)):
+        for stream in range(len(self.ends.pipes)):
             self._drain(stream)
         return self._on_control() or any(stream.total for stream in self._streams)
 
@@ -341,7 +352,7 @@ class SessionProcess:
 
     def _receive(self) -> bytes:
         """What it wrote, b"" at the end. Raises BlockingIOError."""
-        control = self._ends.control
+        control = self.ends.control
         if self._greeter.done():
             return control.recv(_CHUNK)
         room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4)
@@ -365,7 +376,8 @@ class SessionProcess:
         except OSError:
             data = b""
         if not data:
-            self._loop.remove_reader(self._ends.control)
+            self._hung_up = True
+            self._loop.remove_reader(self.ends.control)
             if not self._greeter.done():
                 self._greeter.set_exception(Refused("a snapshot could not fork"))
                 self._greeter.exception()  # seen, should nobody wait for it
@@ -374,7 +386,7 @@ class SessionProcess:
             return False
         self._said += data
         if len(self._said) > self._max_reply:
-            self._loop.remove_reader(self._ends.control)
+            self._loop.remove_reader(self.ends.control)
         try:
             reply = unpack_reply(self._said, self._nonce, self._max_reply)
         except Breach as breach:
@@ -388,25 +400,25 @@ class SessionProcess:
 
     def _on_writable(self) -> None:
         try:
-            sent = self._ends.control.send(self._unsent)
+            sent = self.ends.control.send(self._unsent)
         except BlockingIOError:
             sent = 0
         except OSError:  # it hung up: the reader sees that too
             sent = len(self._unsent)
         self._unsent = self._unsent[sent:]
         if self._unsent:
-            self._loop.add_writer(self._ends.control, self._on_writable)
+            self._loop.add_writer(self.ends.control, self._on_writable)
         else:
-            self._loop.remove_writer(self._ends.control)
+            self._loop.remove_writer(self.ends.control)
 
     def _on_print(self, stream: int) -> bool:
         """Read what is there; whether there may be more."""
         try:
-            data = os.read(self._ends.pipes[stream], _CHUNK)
+            data = os.read(self.ends.pipes[stream], _CHUNK)
         except BlockingIOError:
             return False
         if not data:
-            self._loop.remove_reader(self._ends.pipes[stream])
+            self._loop.remove_reader(self.ends.pipes[stream])
             return False
         self._streams[stream].add(data)
         if self._flooded():
@@ -524,6 +536,15 @@ class SessionProcess:
         if self._pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
+
+
+def _state_of(pid: int) -> str:
+    """The kernel's letter for what a process does; "" if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
 
 
 def _over_quota(limits: Limits) -> _Stop:

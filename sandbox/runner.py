@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import ast
 import builtins
+import errno
+import importlib
+import inspect
 import io
 import linecache
 import mmap
 import os
 import random
+import signal
 import socket
 import sys
 import traceback
@@ -44,6 +48,10 @@ from sandbox.wire import (
 _BROKEN_RUNNER_STATUS = 70
 _NAME_CHARS = 200
 _MAX_GIVEN = 4
+_AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+_FENCE = "```"
+_STARTERS = {"fork_exec", "_fork_exec", "posix_spawn", "posix_spawnp", "_posix_spawn", "system"}
+"""Functions that start a program."""
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
 
@@ -56,15 +64,54 @@ def _cut(text: str, limit: int) -> tuple[str, bool]:
     return f"{text[:half]}\n... [{len(text) - 2 * half} left out] ...\n{text[-half:]}", True
 
 
+def _unfenced(code: str) -> str:
+    """What stands in a Markdown fence, if that is all there is."""
+    stripped = code.strip()
+    if not (stripped.startswith(_FENCE) and stripped.endswith(_FENCE) and "\n" in stripped):
+        return code
+    return stripped.partition("\n")[2].removesuffix(_FENCE)
+
+
 def _compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
-    """The statements of a cell, and its last expression if it ends in one."""
+    """The statements of a cell, and its last expression if it ends in one. Both may await."""
     tree = ast.parse(code, name)
     last = None
     if tree.body and isinstance(tree.body[-1], ast.Expr):
         final = tree.body.pop()
         assert isinstance(final, ast.Expr)
-        last = compile(ast.Expression(final.value), name, "eval", dont_inherit=True)
-    return compile(tree, name, "exec", dont_inherit=True), last
+        last = compile(ast.Expression(final.value), name, "eval", _AWAITS, dont_inherit=True)
+    return compile(tree, name, "exec", _AWAITS, dont_inherit=True), last
+
+
+def _evaluated(code: CodeType, names: dict[str, Any]) -> Any:
+    """What the code comes to; with an event loop for it alone if it awaits at its top level."""
+    result = eval(code, names)
+    if code.co_flags & inspect.CO_COROUTINE:
+        import asyncio  # takes long, and few cells need it
+
+        return asyncio.run(result)
+    return result
+
+
+def _refuse_programs() -> None:
+    """Say plainly that no program can be started: the kernel's answer (no more processes, or no
+    such permission) depends on how it was tried."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "not allowed here: the sandbox starts no programs")
+
+    for name in ("_posixsubprocess", "subprocess", "posix", "os"):
+        if name == "_posixsubprocess":
+            importlib.import_module(name)
+        module = vars(sys.modules[name]) if name in sys.modules else {}
+        for starts in _STARTERS & set(module):
+            module[starts] = refuse
+
+
+def _disarm() -> None:
+    """Clear the alarms that a cell has left: they would end or disturb another cell."""
+    for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+        signal.setitimer(which, 0)
 
 
 def _keep_own_frames(report: traceback.TracebackException) -> None:
@@ -114,11 +161,13 @@ class Runner:
         sys.modules["__main__"] = module
         self._names: dict[str, Any] = module.__dict__
         vars(builtins).update(exit=sys.exit, quit=sys.exit)
+        _refuse_programs()
         # fork() reseeded it from the system; the same beginning everywhere makes replay exact
         random.seed(0)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(0)
-        sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+        vars(sys).update(stdin=stdin, __stdin__=stdin)
         self._streams: dict[str, io.TextIOWrapper] = {}
         for name in ("stdout", "stderr"):
             setattr(sys, name, None)  # the spawner's
@@ -141,8 +190,10 @@ class Runner:
                     setattr(sys, place, stream)
             setattr(sys, f"__{name}__", stream)
 
-    def _flush(self) -> None:
-        """What the code printed, through whatever it printed."""
+    def _finish(self) -> None:
+        """Print what the code left in buffers, and clear its alarms."""
+        with suppress(BaseException):  # an alarm's handler
+            _disarm()
         for stream in (sys.stdout, sys.stderr, *self._streams.values()):
             with suppress(BaseException):  # an object of the code's own
                 stream.flush()
@@ -165,11 +216,14 @@ class Runner:
         name = f"<cell {index}>"
         try:
             self._open_streams()
+            code = _unfenced(code)
             linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
             body, last = _compiled(code, name)
-            exec(body, self._names)
-            value = None if last is None else eval(last, self._names)
+            _evaluated(body, self._names)
+            value = None if last is None else _evaluated(last, self._names)
             shown = None if value is None else repr(value)
+            if value is not None:
+                vars(builtins)["_"] = value
             reply = self._reply(Kind.OK, value=shown)
         except SystemExit as error:
             reply = self._reply(Kind.EXITED, error=error)
@@ -179,7 +233,7 @@ class Runner:
             self._take_ballast()
         except BaseException as error:
             reply = self._reply(Kind.ERROR, error=error)
-        self._flush()
+        self._finish()
         return reply
 
     def _reply(
@@ -234,6 +288,15 @@ def say_start(problem: str | None) -> None:
     _write(pack_reply(START_NONCE, Reply(kind, None, None, problem or "", ())))
 
 
+def _moved(place: branch.Place, folder: str) -> str | None:
+    """Take the files to a branch's own folder; what prevented it, if anything did."""
+    try:
+        place.move(folder)
+    except OSError as error:
+        return f"the work folder could not be copied: {error}"
+    return None
+
+
 def serve(keep_chars: int) -> None:
     """Run cells and fork branches until the supervisor hangs up. Never returns."""
     try:
@@ -259,8 +322,7 @@ def serve(keep_chars: int) -> None:
                 for descriptor in descriptors:
                     os.close(descriptor)
                 if is_branch:
-                    place.move(os.fsdecode(payload))
-                    say_start(None)
+                    say_start(_moved(place, os.fsdecode(payload)))
     except MemoryError:  # none left, not even to say so
         os._exit(OUT_OF_MEMORY_STATUS)
     except BaseException:  # the code took the runner with it: it ended its own process

@@ -212,8 +212,10 @@ def no_new_privs() -> None:
 
 
 def listen() -> int:
-    """Have every step fork, every new thread and every change of who may look at a process decided,
-    for this process and its descendants, by the holder of the descriptor returned. Needs `no_new_privs`. Raises OSError (Linux 5.5; one listener a process).
+    """Have every step fork, every new thread and every change of who may look at a process decided
+    by the holder of the descriptor returned, for this process and its descendants.
+
+    Needs `no_new_privs`. Raises OSError (Linux 5.5; one listener a process).
     """
     column, _ = _architecture()
     code = (

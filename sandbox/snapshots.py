@@ -19,8 +19,8 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PAGE_TABLES = 256 << 10
 """Rough bytes of one process's page tables; the kernel counts them with its other memory."""
 _UNSURE_BYTES = 32 << 20
-"""Anonymous memory that an estimate may leave to the ancestors before the kernel is asked: a fault
-brings 4 KiB or 2 MiB."""
+"""Anonymous memory that an estimate may leave to the ancestors, or count, before the kernel is
+asked: a fault brings 4 KiB or 2 MiB."""
 _MINOR_FAULTS, _THREADS = 10 - 3, 20 - 3
 """Fields of /proc/PID/stat, counted from behind the command's name."""
 
@@ -100,6 +100,10 @@ class Snapshot:
     def there(self) -> bool:
         return self.process.alive and not self.spent and not self.lineage.closed
 
+    def give_up(self) -> None:
+        """End its process."""
+        self.lineage.give_up(self.process)
+
     @classmethod
     async def of(
         cls, process: SessionProcess, lineage: Lineage, inherited: int, files: int, **facts: Any
@@ -111,12 +115,9 @@ class Snapshot:
             footprint = Footprint.of(process.pid)
         except OSError:
             footprint = Footprint(inherited, 0, 1)  # it is gone
-        if not lineage.forks:
-            status = "unsupported"
-        else:
-            status = status or await lineage.look(process)
+        status = (status or await lineage.look(process)) if lineage.forks else "unsupported"
         size, exact = footprint.private(inherited), None
-        if footprint.anonymous - size > _UNSURE_BYTES:
+        if max(size, footprint.anonymous - size) > _UNSURE_BYTES:
             exact = proportional_bytes(process.pid)
         return cls(
             process=process,

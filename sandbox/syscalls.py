@@ -18,8 +18,8 @@ _ALLOWED_WORDS = (
     "getpgrp getpgid getsid getuid geteuid getgid getegid getresuid getresgid getgroups capget "
     "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getrusage "
     "sysinfo uname getrlimit getrandom rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending "
-    "rt_sigsuspend rt_sigtimedwait sigaltstack pause getitimer restart_syscall exit exit_group "
-    "wait4 waitid arch_prctl"
+    "rt_sigsuspend rt_sigtimedwait sigaltstack pause alarm getitimer setitimer restart_syscall "
+    "exit exit_group wait4 waitid arch_prctl"
 )
 ALLOWED = tuple(_ALLOWED_WORDS.split())
 """Allowed with any arguments, the frequent ones first."""

@@ -76,6 +76,12 @@ def _node_of(state: SessionState) -> str:
     return entries[-1].node if entries else _START + state.setup
 
 
+def _kill_unwanted(forking: asyncio.Future[SessionProcess]) -> None:
+    """Nobody waits for this fork any longer."""
+    if not forking.cancelled() and forking.exception() is None:
+        forking.result().kill()
+
+
 class Tree:
     """All states that were reached under one name. Belongs to one event loop."""
 
@@ -136,9 +142,12 @@ class Tree:
                     except SandboxFailure as failure:
                         if anew:
                             raise
-                        if isinstance(failure, Tampered) or held.process.ended_itself:
+                        if (
+                            isinstance(failure, Tampered)
+                            or await held.process.ended_itself_after_all()
+                        ):
                             self._broken.add(held.node)
-                        held.process.kill()
+                        held.give_up()
                         continue
                     index = len(state.entries) + 1
                     result = await self._run(process, code, index, self._means.limits)
@@ -208,7 +217,7 @@ class Tree:
             given_up |= set(own[:too_many])
         for old in given_up:
             self._means.shelf.forget(old)
-            old.process.kill()
+            old.give_up()
 
     def _release(self, held: Snapshot) -> None:
         """The end of `_take` or `_reach`."""
@@ -218,7 +227,7 @@ class Tree:
         if held.node not in self._nodes and held.lineage in self._lineages:
             self._put(held)
         elif self._nodes.get(held.node) is not held:  # another process took its place
-            held.process.kill()
+            held.give_up()
 
     async def _start(self) -> Snapshot:
         """The state before any code, held."""
@@ -259,8 +268,8 @@ class Tree:
         self._means.shelf.forget(snapshot)
         if self._nodes.get(snapshot.node) is snapshot:
             del self._nodes[snapshot.node]
-            if snapshot.process.ended_itself:
-                self._broken.add(snapshot.node)
+        if not snapshot.spent and snapshot.process.ended_itself:
+            self._broken.add(snapshot.node)
 
     # --- going on ---------------------------------------------------------------------------------
 
@@ -294,6 +303,7 @@ class Tree:
                 finally:
                     await self._means.running.acquire()
         except asyncio.CancelledError:
+            forking.add_done_callback(_kill_unwanted)
             forking.cancel()
             raise
         return forking.result()
@@ -317,7 +327,7 @@ class Tree:
         if after.threads <= self._means.limits.threads:
             self._put(after)
         else:  # kept, they would keep others from forking
-            process.kill()
+            after.give_up()
         self._release(after)
         return replace(result, node=after.node, snapshot=after.status)
 

@@ -7,14 +7,15 @@ file rules are laid down once, and name them one by one.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from sandbox.limits import Limits
-
 
 _BLOCK = 512
 
@@ -91,6 +92,14 @@ def make_folders(tree: str, count: int, user: int | None) -> list[str]:
     return names
 
 
+async def aside(work: Callable[..., Any], *arguments: object) -> None:
+    """Call what may take long in a thread; here, if the system lets no thread be started."""
+    try:
+        await asyncio.to_thread(work, *arguments)
+    except RuntimeError:
+        work(*arguments)
+
+
 class TreeFolder:
     """A tree's folder, seen from the supervisor. A folder that is used again gets another name, so
     that who knew the old one is none the wiser."""
@@ -101,8 +110,10 @@ class TreeFolder:
         self._free = list(names[1:])
 
     def take(self) -> str | None:
-        """An empty work folder's path, or None if all are in use."""
-        return os.path.join(self.path, self._free.pop()) if self._free else None
+        """An empty work folder's path, which nobody has seen; None if all are in use.
+
+        Raises OSError."""
+        return self.rename(os.path.join(self.path, self._free.pop())) if self._free else None
 
     def give_back(self, folder: str) -> None:
         """Its process has ended: empty it for the next one. It is lost if that fails."""

@@ -104,6 +104,8 @@ class World:
     async def aftermath(self) -> None:
         """What must hold after any attack."""
         assert Path(self.canary).read_text() == self.secret
+        found = os.stat(self.canary)
+        assert found.st_mode & 0o777 == 0o666 and found.st_mtime > 0
         assert os.listdir(self.folder / "open to all") == ["canary"]
         for hasty in (False, True):
             assert (await self.call("1 + 1", hasty)).value == "2"
