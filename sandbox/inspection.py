@@ -47,18 +47,23 @@ class Sight:
     was opened for reading and lies outside the sandbox's folders."""
     working: Identity
     """The folder that it stands in."""
+    nameless: int
+    """Bytes of files that it keeps without a name; 0 if nobody asked."""
+    weight: int | None
+    """Its share of memory, see `proportional_bytes`; None if nobody asked."""
 
     @classmethod
-    def of(cls, pid: int, root: str) -> Sight:
-        """`root`: the folder that holds all work folders. Raises Unseen."""
+    def of(cls, pid: int, root: str, *, count: bool = False, weigh: bool = False) -> Sight:
+        """`root`: the folder that holds all work folders. `count`: ask for `nameless` as well;
+        `weigh`: for `weight`. Raises Unseen."""
         try:
             with _as_owner(pid):
-                return cls._of(pid, root)
+                return cls._of(pid, root, count, weigh)
         except OSError as error:
             raise Unseen(f"/proc/{pid}: {error.strerror}") from None
 
     @classmethod
-    def _of(cls, pid: int, root: str) -> Sight:
+    def _of(cls, pid: int, root: str, count: bool, weigh: bool) -> Sight:
         numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
         own = [number for number in numbers if number <= WORK_FD]
         return cls(
@@ -67,6 +72,8 @@ class Sight:
             given=tuple(identity(os.stat(f"/proc/{pid}/fd/{number}")) for number in own),
             others={number: _other(pid, number, root) for number in numbers[len(own) :]},
             working=identity(os.stat(f"/proc/{pid}/cwd")),
+            nameless=nameless_bytes(pid, mapped=True) if count else 0,
+            weight=proportional_bytes(pid) if weigh else None,
         )
 
     def fault(self, given: Sequence[Identity], folder: str) -> str:
@@ -82,12 +89,20 @@ class Sight:
             honest = False
         return "" if honest else "descriptors"
 
-    def repeats(self, parent: Sight) -> bool:
-        """Whether the further descriptors are those of `parent`, each opened by itself: a shared
-        position would join the two."""
-        return self.others == parent.others and not any(
-            _shared(parent.pid, self.pid, number) for number in self.others
+    def like(self, before: Sight) -> bool:
+        """Whether nothing that was there `before` has changed."""
+        return (self.threads, self.given, self.others, self.working) == (
+            before.threads,
+            before.given,
+            before.others,
+            before.working,
         )
+
+    def shares(self, pid: int) -> bool:
+        """Whether one of its further descriptors has its position in common with the descriptor of
+        the same number in another process, as far as one knows."""
+        with _as_owner(pid):
+            return any(_shared(pid, self.pid, number) for number in self.others)
 
     def _stands_in(self, folder: str) -> bool:
         """Whether it stands in its work folder, or in one below."""
@@ -118,6 +133,17 @@ def nameless_bytes(pid: int, *, mapped: bool) -> int:
     return sum(found.values())
 
 
+def proportional_bytes(pid: int) -> int | None:
+    """The process's share of memory, by the kernel's count: each page divided by those who have
+    it. None where only its owner may know."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file.read().splitlines()[1:])
+    except OSError:
+        return None
+    return sum(int(lines[name].split()[0]) for name in ("Pss", "SwapPss")) << 10
+
+
 def _identity(device: str, inode: str) -> Identity:
     """As `/proc/PID/maps` writes it."""
     major, _, minor = device.partition(":")
@@ -140,8 +166,10 @@ def _as_owner(pid: int) -> Iterator[None]:
 
 
 def _become(user: int) -> None:
-    """For this thread alone, in whatever concerns files."""
+    """For this thread alone, in whatever concerns files, and as its real user."""
     header, held = struct.pack("<Ii", _CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
+    for call in ("setresgid", "setresuid"):
+        _LIBC.syscall(number_of(call), user, -1, -1)
     for call in ("setfsgid", "setfsuid"):
         _LIBC.syscall(number_of(call), user)
     _LIBC.capget(header, held)

@@ -186,9 +186,9 @@ class SpawnerClient:
         except SandboxFailure as failure:
             raise Tampered(str(failure)) from None
 
-    def sight(self, pid: int) -> Sight:
-        """Look at a process of a session. Raises Unseen."""
-        return Sight.of(pid, self.root)
+    def sight(self, pid: int, *, count: bool = False, weigh: bool = False) -> Sight:
+        """Look at a process of a session, see `Sight.of`. Raises Unseen."""
+        return Sight.of(pid, self.root, count=count, weigh=weigh)
 
     def sees(self, pid: int) -> bool:
         """Whether the kernel shows it."""

@@ -15,8 +15,9 @@ import os
 import select
 import signal
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
 
 from sandbox.inspection import Sight, Unseen
 from sandbox.launch import SpawnerClient
@@ -38,6 +39,9 @@ _SETTLED_S = (0.0, 0.0002, 0.001, 0.005, 0.02, 0.1, 0.4, 1.0)
 """Waits for a parent to give up, after a fork, what it was given for the branch."""
 
 
+_Seen = TypeVar("_Seen")
+
+
 class Lineage:
     """Made by `begin`; belongs to one event loop."""
 
@@ -57,7 +61,7 @@ class Lineage:
         """Cleared while there may be processes that are nobody's branch."""
         self._clean.set()
         self._winding_up: asyncio.Task[None] | None = None
-        self._covered = False
+        self.covered = False
         """Whether its processes must be asked to show themselves."""
         self._window = asyncio.Lock()
         """Held while one of them does."""
@@ -100,9 +104,9 @@ class Lineage:
             await self._verify(parent, branch)
             branch.folder = self._folder.rename(branch.folder)
         except BaseException as error:
+            if self._members.get(branch.pid) is not branch:
+                self._clean_up(self._reclaim(branch))
             branch.kill()
-            if isinstance(error, Refused):  # nobody has ever worked in it
-                self._folder.give_back(branch.folder)
             if isinstance(error, Tampered):
                 self.give_up(parent)
             if isinstance(error, OSError):
@@ -114,17 +118,26 @@ class Lineage:
 
     def _unborn(self) -> SessionProcess:
         """What a branch will need. Raises SandboxFailure."""
+        folder = self._folder.take()
+        if folder is None:
+            raise Refused("no work folder is free")
         try:
-            folder = self._folder.take()
-            if folder is None:
-                raise Refused("no work folder is free")
-            try:
-                return SessionProcess(Ends(), folder)
-            except OSError:
-                self._folder.give_back(folder)
-                raise
+            return SessionProcess(Ends(), folder)
         except OSError as error:
+            self._folder.give_back(folder)
             raise SandboxFailure(f"no branch: {error}") from error
+
+    async def _reclaim(self, branch: SessionProcess) -> None:
+        """Give back the folder of a branch that came to nothing, once nobody can work in it."""
+        await branch.close()
+        await self._clean.wait()
+        await asyncio.sleep(_WINDING_UP_S)
+        await aside(self._folder.give_back, branch.folder)
+
+    def _clean_up(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
 
     @asynccontextmanager
     async def _birth(self, parent: SessionProcess, branch: SessionProcess) -> AsyncIterator[None]:
@@ -136,7 +149,7 @@ class Lineage:
         try:
             async with self.undisturbed():
                 yield
-                if self._covered:  # then nobody runs unnoticed
+                if self.covered:  # then nobody runs unnoticed
                     await parent.stopped()
                     await branch.stopped()
         except BaseException:
@@ -168,54 +181,62 @@ class Lineage:
             await asyncio.sleep(_WINDING_UP_S)
         self.close()
 
-    async def look(self, process: SessionProcess) -> str:
+    async def look(self, process: SessionProcess, *, weigh: bool = False) -> str:
         """Stop a process and say what keeps it from being forked, in a word; empty if nothing
-        does."""
+        does. `weigh`: its memory, where nobody may look at it otherwise."""
         if not await process.stopped():
             return UNSEEN
         try:
-            process.sight = await self._sight(process)
+            process.sight = await self._sight(process, weigh)
         except Unseen:
             return UNSEEN
         return process.sight.fault(process.given, process.folder)
 
-    async def _sight(self, process: SessionProcess) -> Sight:
+    async def _sight(self, process: SessionProcess, weigh: bool) -> Sight:
         """Look at a stopped process, as the kernel allows it. Raises Unseen."""
-        if not self._covered:
+        if not self.covered:
             try:
                 return self._client.sight(process.pid)
             except Unseen:
                 if not process.alive:
                     raise
-                self._covered = True
-        async with self._window:
-            return await self._uncovered(process)
+                self.covered = True
+        return await self._shown(
+            [process], lambda: self._client.sight(process.pid, count=True, weigh=weigh)
+        )
 
-    async def _uncovered(self, process: SessionProcess) -> Sight:
-        """Look at a process that shows itself for so long. Its user's other processes could look
-        too, so those of its family wait; other families may not, by their file rules."""
-        others = [each for each in self._members.values() if each.running]
+    async def _shown(self, processes: Sequence[SessionProcess], look: Callable[[], _Seen]) -> _Seen:
+        """Look at processes that show themselves for so long; the last one runs while the others
+        do. Their user's other processes could look too, so those of the family wait; other families
+        may not, by their file rules. Raises Unseen."""
+        async with self._window:
+            others = [each for each in self._members.values() if each.running]
+            try:
+                if not all([await other.stopped() for other in others if other.alive]):
+                    raise Unseen("a sibling does not stop")
+                for process in processes:
+                    await self._show(process, True)
+                seen = look()
+                for process in reversed(processes):
+                    await self._show(process, False)
+            finally:
+                self._showing = 0
+                for process in processes:
+                    if self._client.sees(process.pid):  # it keeps the window open
+                        self.give_up(process)
+                for other in others:
+                    if other.running:
+                        other.resume()
+        return seen
+
+    async def _show(self, process: SessionProcess, visible: bool) -> None:
         self._showing = process.pid
-        try:
-            if not all([await other.stopped() for other in others if other.alive]):
-                raise Unseen("a sibling does not stop")
-            await process.uncover(True)
-            sight = self._client.sight(process.pid)
-            await process.uncover(False)
-        finally:
-            self._showing = 0
-            if self._client.sees(process.pid):  # it keeps the window open
-                process.kill()
-                await process.close()
-            for other in others:
-                if other.running:
-                    other.resume()
-        return sight
+        await process.uncover(visible)
 
     @asynccontextmanager
     async def undisturbed(self) -> AsyncIterator[None]:
         """While no process of the family shows itself."""
-        if self._covered:
+        if self.covered:
             async with self._window:
                 yield
         else:
@@ -225,18 +246,31 @@ class Lineage:
         """Raise Tampered unless the branch has what it was given and the parent what it had."""
         before = parent.sight
         assert before is not None, "it was looked at before"
-        if await self.look(branch) or branch.sight is None or not branch.sight.repeats(before):
+        if await self.look(branch) or branch.sight is None or branch.sight.others != before.others:
             raise Tampered("a branch is not what it must be")
         for wait_s in _SETTLED_S:
             await asyncio.sleep(wait_s)
-            if await self.look(parent) == "" and parent.sight == before:
+            if not await self.look(parent) and parent.sight and parent.sight.like(before):
                 break
-            if not self._covered:
+            if not self.covered:
                 parent.resume()
         else:
             raise Tampered("a snapshot kept what belongs to its branch")
+        if before.others and await self._share(parent, branch):
+            raise Tampered("a branch reads a file where its snapshot does")
         if branch.said_something:
             raise Tampered("somebody wrote for a branch")
+
+    async def _share(self, parent: SessionProcess, branch: SessionProcess) -> bool:
+        """Whether they have the position in a file in common: it would join the two."""
+        sight = branch.sight
+        assert sight is not None, "it was looked at before"
+        if not self.covered:
+            return sight.shares(parent.pid)
+        try:
+            return await self._shown([branch, parent], lambda: sight.shares(parent.pid))
+        except Unseen:
+            return True
 
     def retire(self, process: SessionProcess) -> None:
         """It will only be forked: give up what printing needs, and hide its folder from the code
@@ -261,9 +295,7 @@ class Lineage:
     def _on_end(self, member: SessionProcess) -> None:
         self._members.pop(member.pid, None)
         if self._closing is None:
-            cleaning = self._loop.create_task(aside(self._folder.give_back, member.folder))
-            self._cleaning.add(cleaning)
-            cleaning.add_done_callback(self._cleaning.discard)
+            self._clean_up(aside(self._folder.give_back, member.folder))
 
     def close(self) -> asyncio.Task[None]:
         """Kill everybody; the task ends when all are gone, with their folders. Idempotent."""

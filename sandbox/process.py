@@ -485,6 +485,11 @@ class SessionProcess:
             return True
         return named + nameless_bytes(self.pid, mapped=mapped) > limits.file_mib << 20
 
+    def hoards(self, limits: Limits) -> bool:
+        """Whether, as it was last seen, it keeps too much in files that have no name any more."""
+        nameless = self.sight.nameless if self.sight is not None else 0
+        return nameless > 0 and (usage(self.folder, limits) or 0) + nameless > limits.file_mib << 20
+
     def _honest(self, reply: Reply, duration: float, cpu_s: float) -> CallResult:
         out, err = self._streams
         return CallResult(
@@ -547,8 +552,13 @@ def _state_of(pid: int) -> str:
         return ""
 
 
+def beyond_quota(limits: Limits) -> str:
+    """What is said of a process that has too much in files."""
+    return f"more than {limits.files} files or {limits.file_mib} MiB of files"
+
+
 def _over_quota(limits: Limits) -> _Stop:
-    return _Stop(Kind.OUTPUT, f"more than {limits.files} files or {limits.file_mib} MiB of files")
+    return _Stop(Kind.OUTPUT, beyond_quota(limits))
 
 
 def _verdict_of(end: End) -> tuple[Kind, str]:

@@ -177,18 +177,16 @@ class Runner:
         """Standard streams over descriptors 1 and 2, in the place of those that are of no use any
         longer. What the code has put there itself stays, as long as it can be written to."""
         for number, name in ((1, "stdout"), (2, "stderr")):
-            if _writable(self._streams.get(name)):
-                continue
             old = self._streams.get(name)
-            raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False), 1 << 16)
-            self._streams[name] = stream = io.TextIOWrapper(
-                raw, encoding="utf-8", errors="backslashreplace", line_buffering=True
-            )
+            if not _writable(old):
+                raw = io.BufferedWriter(io.FileIO(number, "w", closefd=False), 1 << 16)
+                self._streams[name] = io.TextIOWrapper(
+                    raw, encoding="utf-8", errors="backslashreplace", line_buffering=True
+                )
             for place in (name, f"__{name}__"):
                 found = getattr(sys, place, None)
                 if found is old or not _writable(found):
-                    setattr(sys, place, stream)
-            setattr(sys, f"__{name}__", stream)
+                    setattr(sys, place, self._streams[name])
 
     def _finish(self) -> None:
         """Print what the code left in buffers, and clear its alarms."""

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from sandbox.inspection import proportional_bytes
 from sandbox.lineage import Lineage
 from sandbox.process import SessionProcess
 from sandbox.results import KEPT
@@ -48,18 +49,6 @@ class Footprint:
         """Bytes that end with the process, estimated from above; it was forked with `inherited`
         anonymous ones. A fault copies one page, or brings any number that were not there before."""
         return min(max(self.faulted, self.anonymous - inherited), self.anonymous) + _PAGE_TABLES
-
-
-def proportional_bytes(pid: int) -> int | None:
-    """The process's share of memory, by the kernel's count: each page divided by those who have
-    it. None where only its owner may know."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file.read().splitlines()[1:])
-    except OSError:
-        return None
-    kib = sum(int(lines[name].split()[0]) for name in ("Pss", "SwapPss"))
-    return (kib << 10) + _PAGE_TABLES
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -115,17 +104,24 @@ class Snapshot:
             footprint = Footprint.of(process.pid)
         except OSError:
             footprint = Footprint(inherited, 0, 1)  # it is gone
-        status = (status or await lineage.look(process)) if lineage.forks else "unsupported"
         size, exact = footprint.private(inherited), None
-        if max(size, footprint.anonymous - size) > _UNSURE_BYTES:
+        unsure = max(size, footprint.anonymous - size) > _UNSURE_BYTES
+        if not lineage.forks:
+            status = "unsupported"
+        elif not status or lineage.covered:
+            seen = await lineage.look(process, weigh=unsure)
+            status = status or seen
+        if unsure:
             exact = proportional_bytes(process.pid)
+            if exact is None and process.sight is not None:
+                exact = process.sight.weight
         return cls(
             process=process,
             lineage=lineage,
             inherited=inherited,
             anonymous=footprint.anonymous,
             threads=footprint.threads,
-            size=files + (size if exact is None else exact),
+            size=files + (size if exact is None else exact + _PAGE_TABLES),
             exact=exact is not None,
             status=status or KEPT,
             **facts,
@@ -182,7 +178,7 @@ class Shelf:
         exact = proportional_bytes(snapshot.process.pid)
         if exact is None:
             return 0
-        change = exact - snapshot.size
-        snapshot.size = exact
+        change = exact + _PAGE_TABLES - snapshot.size
+        snapshot.size += change
         self.bytes += change
         return change

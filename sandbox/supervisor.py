@@ -35,6 +35,10 @@ _DESCRIPTORS_EACH, _DESCRIPTORS_OTHER = 3, 256
 """What a snapshot, and everything else, needs of this process."""
 
 
+def _too_long(code: str) -> bool:
+    return len(code.encode("utf-8", "surrogatepass")) > MAX_CODE_BYTES
+
+
 class Session:
     """A stateful interpreter. Opened by `Sandbox.open`; calls run one after the other."""
 
@@ -80,7 +84,7 @@ class Session:
                 isolation=self._sandbox.isolation,
             )
             self._waited_s = 0.0
-            if self._keep is not Keep.NOTHING:
+            if self._keep is not Keep.NOTHING and not _too_long(code):
                 self._state = self._state.after(code, result)
             if not result.state_kept and self._restored_by == "fresh":
                 self._restored_by = "fork"
@@ -104,7 +108,7 @@ class Session:
             self._restored_by = "replay"
 
     async def _call(self, code: str) -> CallResult:
-        if len(code.encode("utf-8", "surrogatepass")) > MAX_CODE_BYTES:
+        if _too_long(code):
             said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB"
             return CallResult(kind=Kind.ERROR, error_type="ValueError", traceback=said)
         result, replayed = await self._tree.call(self._state, code, keep=self._keep)

@@ -20,7 +20,7 @@ from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
 from sandbox.lineage import UNSEEN, Lineage
 from sandbox.metrics import Metrics
-from sandbox.process import Refused, SessionProcess, Tampered
+from sandbox.process import Refused, SessionProcess, Tampered, beyond_quota
 from sandbox.results import (
     CHEAP,
     CallResult,
@@ -140,15 +140,13 @@ class Tree:
                     try:
                         process = await self._process(held)
                     except SandboxFailure as failure:
-                        if anew:
-                            raise
-                        if (
-                            isinstance(failure, Tampered)
-                            or await held.process.ended_itself_after_all()
-                        ):
-                            self._broken.add(held.node)
+                        await self._accuse(held, failure)
                         held.give_up()
-                        continue
+                        if not anew:
+                            continue
+                        if held.node not in self._broken:
+                            raise
+                        return _BROKEN, True
                     index = len(state.entries) + 1
                     result = await self._run(process, code, index, self._means.limits)
                     if result.state_kept and keep is Keep.NOTHING:
@@ -240,6 +238,8 @@ class Tree:
             lineage = await Lineage.begin(client, folders)
             self._lineages.add(lineage)
             lineage.first.end.add_done_callback(lambda _: self._lineages.discard(lineage))
+            if self._alone:
+                await lineage.look(lineage.first)  # to know whether the kernel shows it
             held = await self._look(
                 lineage.first,
                 lineage,
@@ -263,6 +263,12 @@ class Tree:
         process.end.add_done_callback(lambda _: self._forget(snapshot))
         return snapshot
 
+    async def _accuse(self, held: Snapshot, failure: SandboxFailure) -> None:
+        """Note whether it was code that kept a state from going on. Before any there is none."""
+        code = not held.node.startswith(_START)
+        if code and (isinstance(failure, Tampered) or await held.process.ended_itself_after_all()):
+            self._broken.add(held.node)
+
     def _forget(self, snapshot: Snapshot) -> None:
         """Its process ended."""
         self._means.shelf.forget(snapshot)
@@ -276,6 +282,8 @@ class Tree:
     async def _process(self, held: Snapshot) -> SessionProcess:
         """A process in the state of `held`, to run a cell in. Raises SandboxFailure."""
         if not held.forkable:
+            if not held.process.alive:
+                raise SandboxFailure("the session's process was lost")
             held.spent = True
             return held.process
         async with held.forking:
@@ -324,6 +332,18 @@ class Tree:
             status = CHEAP
         result = replace(result, snapshot=status)
         after = await self._after(held, process, secrets.token_hex(16), result.duration_s, result)
+        if process.hoards(self._means.limits):
+            after.give_up()
+            self._release(after)
+            return replace(
+                result,
+                kind=Kind.OUTPUT,
+                value=None,
+                error_type=None,
+                traceback=beyond_quota(self._means.limits),
+                state_kept=False,
+                snapshot="",
+            )
         if after.threads <= self._means.limits.threads:
             self._put(after)
         else:  # kept, they would keep others from forking

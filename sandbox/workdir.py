@@ -105,22 +105,21 @@ class TreeFolder:
     that who knew the old one is none the wiser."""
 
     def __init__(self, path: str, names: Sequence[str]) -> None:
-        """`names` as from `make_folders`; the first one is in use."""
+        """`names` as from `make_folders`; the first one is in use, and the others get new ones: the
+        code of the tree could find the old ones in the spawner's memory. Raises OSError."""
         self.path = path
-        self._free = list(names[1:])
+        self._free = [self.rename(os.path.join(path, name)) for name in names[1:]]
 
     def take(self) -> str | None:
-        """An empty work folder's path, which nobody has seen; None if all are in use.
-
-        Raises OSError."""
-        return self.rename(os.path.join(self.path, self._free.pop())) if self._free else None
+        """An empty work folder's path, which nobody has seen; None if all are in use."""
+        return self._free.pop() if self._free else None
 
     def give_back(self, folder: str) -> None:
         """Its process has ended: empty it for the next one. It is lost if that fails."""
         with suppress(OSError):
             os.chmod(folder, 0o700)
             _empty(folder)
-            self._free.append(os.path.basename(self.rename(folder)))
+            self._free.append(self.rename(folder))
 
     def rename(self, folder: str) -> str:
         """Give a folder in use a name that its code never saw: the new path. Raises OSError."""

@@ -24,6 +24,14 @@ def _parents() -> dict[int, int]:
     return found
 
 
+def state_of(pid: int) -> str:
+    """The kernel's letter for what a process does; "Z" also if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "Z"
+
+
 def family(pid: int) -> set[int]:
     """All descendants of a process, without zombies."""
     parents, found, size = _parents(), {pid}, 0

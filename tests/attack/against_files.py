@@ -21,8 +21,8 @@ denied(
 denied(
     4,
     "writes to the installation",
-    "before = os.stat(os.__file__)\nos.chmod(os.__file__, 0o777)\nos.utime(os.__file__, (0, 0))\n"
-    "assert os.stat(os.__file__) == before\n"  # they say yes and do nothing
+    "found = os.stat(os.__file__)\nos.chmod(os.__file__, 0o777)\nos.utime(os.__file__, (0, 0))\n"
+    "assert os.stat(os.__file__) == found\n"  # they say yes and do nothing
     "tried(lambda: open('/usr/escape', 'w'), lambda: open(os.__file__, 'a'),"
     " lambda: os.unlink(os.__file__))",
 )
