@@ -252,6 +252,8 @@ class Lineage:
             await asyncio.sleep(wait_s)
             if not await self.look(parent) and parent.sight and parent.sight.like(before):
                 break
+            if not parent.alive:
+                raise Tampered("a snapshot ended while it was forked")
             if not self.covered:
                 parent.resume()
         else:

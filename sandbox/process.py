@@ -462,9 +462,8 @@ class SessionProcess:
             pass
 
     def _second_look(self, reply: Reply, limits: Limits) -> Reply | _Stop:
-        """What an honest-looking reply may hide."""
-        if self.end.done():
-            return _Stop(Kind.KILLED, "the process ended")
+        """What an honest-looking reply may hide. That the process ended behind it is no matter of
+        this call: the state that it left is broken."""
         if self._flooded():
             return _Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
         if self._over_quota(limits, mapped=self._folder_changed() != self._folder_was):
