@@ -37,6 +37,8 @@ _ENVIRONMENT = {
 """All that code in a session finds in its environment, besides HOME and TMPDIR."""
 _MAX_MESSAGE_BYTES = 1 << 16
 _START_S = 120.0
+_REMOVED_S = (0.0, 0.01, 0.1, 0.5, 2.0)
+"""Waits before a dead spawner's folder is removed, again and again until it is gone."""
 _ANSWER_S = 30.0
 _IN_MEMORY, _ROOM_BYTES = "/dev/shm", 1 << 30
 _MAX_ASKED = 8
@@ -234,7 +236,10 @@ class SpawnerClient:
         except subprocess.TimeoutExpired:
             self._process.kill()
             await aside(self._process.wait)
-        if os.path.exists(self.root):  # it did not get to do so
+        for wait_s in _REMOVED_S:  # while the last processes end
+            if not os.path.exists(self.root):
+                break
+            await asyncio.sleep(wait_s)
             await aside(remove, self.root)
 
     def _lose(self, why: str) -> None:

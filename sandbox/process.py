@@ -158,6 +158,7 @@ class SessionProcess:
         self._max_reply = OUTPUT_KILL_BYTES
         self._streams = [HeadTail(0), HeadTail(0)]
         self._folder_was = 0
+        self._own_end = False
         self._hung_up = False
         """Whether its control channel is at its end."""
         self._closing: asyncio.Task[None] | None = None
@@ -278,10 +279,7 @@ class SessionProcess:
     @property
     def ended_itself(self) -> bool:
         """Whether its end was its own doing: it was not killed from outside."""
-        if self._closing is not None or not self.end.done():
-            return False
-        status = self.end.result().status
-        return status is not None and os.waitstatus_to_exitcode(status) != -signal.SIGKILL
+        return self._own_end
 
     async def ended_itself_after_all(self) -> bool:
         """`ended_itself`, once there was time to hear of it if it seems to have ended."""
@@ -307,7 +305,7 @@ class SessionProcess:
         for wait_s in _STOPPED_S:
             await asyncio.sleep(wait_s)
             state = _state_of(self.pid)
-            if state not in _THERE:
+            if state not in _THERE or not self.alive:
                 return False
             if state == "T":
                 return True
@@ -428,9 +426,12 @@ class SessionProcess:
     def _on_end(self) -> None:
         if self._closing is not None:
             return
+        status = self.end.result().status
+        self._own_end = status is not None and -signal.SIGKILL != os.waitstatus_to_exitcode(status)
         while self._on_control():  # its last words, if they were complete, come first
             pass
         self._settle(_Stop(Kind.KILLED, "the process ended"))
+        self.kill()  # give up its descriptors
 
     async def _watch(self, start: float, cpu_before: float, limits: Limits) -> None:
         while (left := start + limits.wall_s - time.monotonic()) > 0:
