@@ -1,16 +1,20 @@
 """`python -m sandbox [MODULE ...]`: an isolated REPL, with the named modules imported beforehand.
 
-Reads one cell (a statement with its block, as Python's own prompt does), prints the result.
+Reads one cell (a statement with its block, as Python's own prompt does), prints the result. Ctrl-C
+ends the cell that runs, and the session goes on in the state before it.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import codeop
+import importlib.util
+import signal
 import sys
 
-from sandbox.results import CallResult, Kind, SandboxUnavailable
-from sandbox.supervisor import Sandbox
+from sandbox.results import CallResult, Kind, SandboxFailure, SandboxUnavailable
+from sandbox.supervisor import Sandbox, Session
 
 
 def _read_cell() -> str | None:
@@ -44,17 +48,37 @@ def _show(result: CallResult) -> None:
 async def _repl(preload: list[str]) -> None:
     async with Sandbox(preload=preload) as sandbox:
         session = await sandbox.open()
-        print(f"isolated by {', '.join(sandbox.layers)}; end of file ends it", file=sys.stderr)
+        layers = ", ".join(sandbox.layers)
+        print(f"tier {sandbox.isolation} ({layers}); end of file ends it", file=sys.stderr)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, _interrupt, session)
         while (cell := await asyncio.to_thread(_read_cell)) is not None:
             _show(await session.call(cell))
 
 
-def main() -> int:
-    """Exit status 1 when this machine cannot isolate."""
+def _interrupt(session: Session) -> None:
+    if not session.interrupt():
+        print("(end of file ends it)", file=sys.stderr)
+
+
+def _missing(name: str) -> bool:
     try:
-        asyncio.run(_repl(sys.argv[1:]))
-    except SandboxUnavailable as unavailable:
-        print(unavailable, file=sys.stderr)
+        return importlib.util.find_spec(name) is None
+    except (ImportError, ValueError):
+        return True
+
+
+def main() -> int:
+    """Exit status 1 when this machine cannot isolate, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(prog="python -m sandbox", description="An isolated REPL.")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="imported beforehand")
+    modules = parser.parse_args().modules
+    for name in modules:
+        if _missing(name):
+            parser.error(f"no module named {name!r}: install it, or leave it out")
+    try:
+        asyncio.run(_repl(modules))
+    except (SandboxUnavailable, SandboxFailure) as failure:
+        print(failure, file=sys.stderr)
         return 1
     return 0
 

@@ -427,7 +427,7 @@ class SessionProcess:
         if self._closing is not None:
             return
         status = self.end.result().status
-        self._own_end = status is not None and -signal.SIGKILL != os.waitstatus_to_exitcode(status)
+        self._own_end = status is not None and os.waitstatus_to_exitcode(status) != -signal.SIGKILL
         while self._on_control():  # its last words, if they were complete, come first
             pass
         self._settle(_Stop(Kind.KILLED, "the process ended"))

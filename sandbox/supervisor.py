@@ -19,6 +19,7 @@ from sandbox.confine import TIERS
 from sandbox.launch import SpawnerClient
 from sandbox.limits import MAX_CODE_BYTES, Limits
 from sandbox.metrics import Metrics
+from sandbox.process import SessionProcess
 from sandbox.results import CallResult, Keep, Kind, SandboxFailure, SessionState
 from sandbox.snapshots import Shelf
 from sandbox.tree import Means, Tree
@@ -53,6 +54,8 @@ class Session:
         self._waited_s = waited_s
         """Seconds that the session waited for its place; the first call reports them."""
         self._one_at_a_time = asyncio.Lock()
+        self._running: SessionProcess | None = None
+        """Where the latest call runs."""
         self._closed = False
 
     @property
@@ -91,6 +94,14 @@ class Session:
             self._sandbox.metrics.count(result)
             return result
 
+    def interrupt(self) -> bool:
+        """End the cell that runs: it comes to "killed", and the session goes on in the state before
+        it. False if none runs."""
+        if self._running is None:
+            return False
+        self._running.accuse("interrupted")
+        return True
+
     async def close(self) -> None:
         """Free the session's place; without a lasting tree its snapshots go too. Idempotent."""
         if self._closed:
@@ -111,7 +122,16 @@ class Session:
         if _too_long(code):
             said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB"
             return CallResult(kind=Kind.ERROR, error_type="ValueError", traceback=said)
-        result, replayed = await self._tree.call(self._state, code, keep=self._keep)
+
+        def began(process: SessionProcess) -> None:
+            self._running = process
+
+        try:
+            result, replayed = await self._tree.call(
+                self._state, code, keep=self._keep, began=began
+            )
+        finally:
+            self._running = None
         if replayed:
             self._restored_by = "replay"
         return result

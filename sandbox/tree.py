@@ -119,8 +119,15 @@ class Tree:
         self._release(held)
         return replayed
 
-    async def call(self, state: SessionState, code: str, *, keep: Keep) -> tuple[CallResult, bool]:
-        """Run one cell in `state`; whether a replay came before.
+    async def call(
+        self,
+        state: SessionState,
+        code: str,
+        *,
+        keep: Keep,
+        began: Callable[[SessionProcess], None],
+    ) -> tuple[CallResult, bool]:
+        """Run one cell in `state`; whether a replay came before. `began` is told where it runs.
 
         Raises SandboxFailure, ReplayDiverged.
         """
@@ -148,6 +155,7 @@ class Tree:
                             raise
                         return _BROKEN, True
                     index = len(state.entries) + 1
+                    began(process)
                     result = await self._run(process, code, index, self._means.limits)
                     if result.state_kept and keep is Keep.NOTHING:
                         process.kill()
@@ -286,21 +294,25 @@ class Tree:
                 raise SandboxFailure("the session's process was lost")
             held.spent = True
             return held.process
+        process = await self._unhurried(self._forked(held))
+        self._means.metrics.forks += 1
+        return process
+
+    async def _forked(self, held: Snapshot) -> SessionProcess:
+        """A branch of `held`, in its turn. Raises SandboxFailure."""
         async with held.forking:
             for patience_s in _REFUSED_S:
                 try:
-                    process = await self._unhurried(held.lineage.fork(held.process))
+                    return await held.lineage.fork(held.process)
                 except Refused:
                     if not held.process.alive:
                         raise
                     await asyncio.sleep(patience_s)
-                else:
-                    self._means.metrics.forks += 1
-                    return process
-            return await self._unhurried(held.lineage.fork(held.process))
+            return await held.lineage.fork(held.process)
 
     async def _unhurried(self, fork: Coroutine[None, None, SessionProcess]) -> SessionProcess:
-        """A fork, which takes no processor's place while it does not come to its end."""
+        """A fork, which takes no processor's place while it does not come to its end. It must not
+        wait for one while it holds what other forks wait for."""
         forking = asyncio.ensure_future(fork)
         try:
             done, _ = await asyncio.wait({forking}, timeout=_PROMPT_S)

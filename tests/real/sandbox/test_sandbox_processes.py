@@ -138,6 +138,59 @@ async def test_preloaded_modules_are_there() -> None:
         await (await made.open(at=session.state)).close()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [(["nosuchmodule"], 2, "no module named 'nosuchmodule'"), (["--help"], 0, "MODULE")],
+)
+def test_repl_answers_wrong_arguments_in_a_line(
+    arguments: list[str], status: int, said: str
+) -> None:
+    command = [sys.executable, "-m", "sandbox", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status and said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_an_interrupted_cell_ends_and_the_session_goes_on() -> None:
+    async with Sandbox(LIMITS) as made:
+        session = await made.open()
+        await session.call("x = 5")
+        assert not session.interrupt()
+        call = asyncio.create_task(session.call("print('begun')\nx = 6\nwhile True: pass"))
+        while not session.interrupt():
+            await asyncio.sleep(0.3)
+        result = await call
+        assert (result.kind, result.traceback) == (Kind.KILLED, "interrupted")
+        assert (await session.call("x")).value == "5"
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        ("import asyncio\nawait asyncio.sleep(0)\nawait asyncio.sleep(0, 'slept')", "'slept'"),
+        ("_ + 1", "42"),
+        ("```python\nx = 6\nx * 7\n```", "42"),
+        ("```\n'`' * 3\n```", "'```'"),
+    ],
+)
+async def test_cells_are_what_people_write(code: str, value: str) -> None:
+    async with Sandbox(LIMITS) as made:
+        session = await made.open()
+        await session.call("41")
+        result = await session.call(code)
+        assert result.value == value, result
+        assert result.snapshot == "kept"
+
+
+async def test_programs_are_plainly_not_allowed() -> None:
+    async with Sandbox(LIMITS) as made:
+        session = await made.open()
+        for code in ("import subprocess\nsubprocess.run(['ls'])", "import os\nos.system('ls')"):
+            result = await session.call(code)
+            assert result.error_type == "PermissionError", result
+            assert "not allowed here" in result.traceback
+
+
 async def test_repl_reads_cells_and_prints_results() -> None:
     text = "x = 20\nfor i in range(2):\n    print(i)\n\nx + 1\n1 / 0\n"
     done = await asyncio.to_thread(
