@@ -170,7 +170,7 @@ def shown(leaf: Leaf) -> str:
 
 
 def _same_leaf(gold: Leaf, answer: Leaf) -> Finding:
-    if answer.touching and not gold.plain or gold.touching and not answer.plain:
+    if gold.touching or (answer.touching and not gold.plain):
         return Finding(False, "a letter after the number may be an unknown")
     verdicts = []
     for a, b in _percentages(gold, answer):
@@ -267,7 +267,8 @@ def _same_list(gold: Several, answer: Several) -> Finding:
     kinds = {gold.kind, answer.kind}
     if kinds <= {"bare", "set"}:
         return _same_set(gold, answer)
-    if "set" in kinds or (kinds == {"round", "square"} and len(gold.items) < 3):
+    interval = len(gold.items) == 2 and "square" in kinds and gold.kind != "bare"
+    if "set" in kinds or (interval and len(kinds) > 1):
         return Finding(False, "the brackets differ")
     pairs = list(zip(_ordered(gold), _ordered(answer), strict=True))
     return _all(pairs, "the same values in the same order")

@@ -19,7 +19,7 @@ import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy
 from mpmath import mpf
 
-from elpo_ray.tasks.grading.evaluation import Evaluator, NoValue, TooLarge, Value
+from elpo_ray.tasks.grading.evaluation import Evaluator, NoValue, TooLarge, Value, residues
 
 SALTS = (0, 1, 2)
 DIGITS = (40, 80)
@@ -33,10 +33,12 @@ MIXED = re.compile(
     r"|(?<![\d.}^_/])(?<![\d.}/]\s)(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d^])"
 )
 UNREADABLE = re.compile(
-    r"\d\s+\d|\d\.\d+\.\d|'|\\(?:ldots|angle|triangle|mathbb|approx|sim|parallel|perp|mid|bmod|pmod"
+    r"(?:^|[^_\d.])\d+(?:\.\d+)?\s+\d|\d\.\d+\.\d|'|\\(?:ldots|angle|triangle|mathbb|approx|sim|parallel|perp|mid|bmod|pmod"
     r"|equiv|overline\{\d|bar\{\d)|[:@#&?!]\s*[A-Za-z\d]|\\text"
 )
 """What the parser would pass over or read as something else."""
+FACTOR = re.compile(r"(?<![\w{^.])(\d+)\s*(?=\()")
+"""A number before a bracket, which the parser would add."""
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 
 logging.getLogger("latex2sympy2_extended").setLevel(logging.CRITICAL)
@@ -115,7 +117,7 @@ def parse(text: str) -> Any:
     None if the text cannot be read."""
     if UNREADABLE.search(MIXED.sub("1", text)) or not text.strip():
         return None
-    text = MIXED.sub(_mixed, text)
+    text = FACTOR.sub(r"\1 \\cdot ", MIXED.sub(_mixed, text))
     if TRIGONOMETRIC.search(text):
         text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\{\\circ\}", r"{(\\frac{\1\\pi}{180})}", text)
     text = re.sub(r"\^\{\\circ\}", "", text)
@@ -166,7 +168,9 @@ def same(a: Formula, b: Formula) -> bool | None:
     verdicts = [_agree(x, y) for x, y in pairs]
     if False in verdicts:
         return False
-    return None if None in verdicts else True
+    if None not in verdicts:
+        return True
+    return _same_residues(a, b) if a.has_value and b.has_value else None
 
 
 def ratio(a: Formula, b: Formula) -> int | None:
@@ -258,6 +262,12 @@ def _number(value: Value) -> Any:
         return value
     with mpmath.workdps(DIGITS[-1] + 30):
         return mpmath.mpc(mpf(value.numerator) / mpf(value.denominator))
+
+
+def _same_residues(a: Formula, b: Formula) -> bool | None:
+    """Numbers that agree in all digits that were worked out, and have more."""
+    left, right = residues(a.tree), residues(b.tree)
+    return _same_giants(a.tree, b.tree) if left is None or right is None else left == right
 
 
 def _same_giants(a: Any, b: Any) -> bool | None:

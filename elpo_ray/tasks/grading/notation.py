@@ -105,6 +105,9 @@ AROUND = (
     re.compile(r"<(b|strong|em|i|u)>([^<>]*)</\1>", re.DOTALL),
 )
 PLAIN_WORDS = (
+    (re.compile(r"\\frac\s*([A-Za-z\d])\s*([A-Za-z\d])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*([A-Za-z\d])\s*\{"), r"\\frac{\1}{"),
+    (re.compile(r"\\frac\s*(\{[^{}]*\})\s*([A-Za-z\d])"), r"\\frac\1{\2}"),
     (re.compile(r"(?<![A-Za-z\\{])(pi|infinity|theta|alpha|beta|gamma|phi)(?![A-Za-z])"), r"\\\1"),
     (re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan)(?=\s*[\d(^_\\])"),
      r"\\\1"),
@@ -141,6 +144,7 @@ GOES_ON = re.compile(r"(?<![\d.])(\d*)\.(\d+)\s*\\ldots")
 def tidy(text: str) -> str:
     """`text` without wrappers, spacing and punctuation around it, in one spelling."""
     text = _characters(text)
+    text = re.sub(r"\\(?:left|right)\s*\.", " ", text)
     text = COMMAND.sub(_command, re.sub(r"\\operatorname\*", r"\\operatorname", text))
     text = _groups(text)
     text = re.sub(r"\s+", " ", SPACING.sub(_space, text))

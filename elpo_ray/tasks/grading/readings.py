@@ -24,7 +24,8 @@ MAX_PARTS = 60
 """A list of more parts is compared as text."""
 OPENING, CLOSING = "([{", ")]}"
 BRACKET = re.compile(r"\\[{}]|\\(?:langle|rangle|begin|end)(?![A-Za-z])|[()\[\]{}]")
-COMMA = r"[,;]|\\\\(?![A-Za-z])|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])|\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|\\lor"
+WORD = r"(?:(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])|\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|\\lor)"
+COMMA = rf"(?:[,;]|\\\\(?![A-Za-z]))(?:\s*{WORD})?|{WORD}"
 EITHER = r"\\cup|\\lor|\\text\s*\{[\s,]*or[\s,]*\}|(?<![A-Za-z\\{])or(?![A-Za-z])"
 BOTH = r"\\cap|\\land|\\text\s*\{[\s,]*and[\s,]*\}|(?<![A-Za-z\\{])and(?![A-Za-z])"
 RELATION = r"\\leq|\\geq|\\neq|\\approx|\\in(?![a-z])|:=|[=<>]"
@@ -38,7 +39,7 @@ RATIO = re.compile(r"([-+]?)\s*(?:(\d+)\s*/\s*(\d+)|\\frac\s*\{\s*(-?\d+)\s*\}\s
 BASED = re.compile(r"([0-9A-Fa-f]+)\s*_\s*\{?\s*(?:\\text\s*\{\s*)?([0-9]+|[a-z]+)\s*\}?\s*\}?")
 BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
          "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
-THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d,/])")
 MATRIX = re.compile(
     r"\[?\(?\s*\\begin\s*\{([pbBvV]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(.*)"
@@ -159,8 +160,8 @@ def _read(text: str) -> tuple[Reading, ...]:
     found: list[Reading] = [*_named_set(text)]
     for variant in _separated(text):
         found += _read_variant(variant)
-    found.append(Words(fold(text)))
-    return tuple(found)
+    words = [fold(text), fold(without_prose(text))]
+    return (*found, *map(Words, dict.fromkeys(words)))
 
 
 def _named_set(text: str) -> tuple[Reading, ...]:
@@ -399,7 +400,7 @@ def _leaf(text: str) -> list[Reading]:
     text = without_prose(text)
     found = bare(text)
     readings: list[Reading] = []
-    if found.touching:
+    if found.letters:
         whole = formulas.formula(text)
         readings += [Leaf(whole)] if whole else []
     if found.text != text and _bracketed(found.text):

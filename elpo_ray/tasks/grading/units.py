@@ -46,23 +46,25 @@ DEGREES = re.compile(
     re.IGNORECASE,
 )
 MULTIPLIED = re.compile(
-    r"(?<=[\d)}])\s*(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion)s?\s*\}?$", re.I
+    r"(?<=[\d)}])\s*(?:\\text\s*\{\s*)?(dozen|hundred|thousand|million|billion|trillion)s?"
+    r"(?:\s+(?!and\b|or\b|to\b|dozen|hundred|thousand|million|billion|trillion)[A-Za-z]+){0,3}\s*\}?$",
+    re.IGNORECASE,
 )
 POWER = r"(?:\s*\^\s*(?:\{\s*-?\s*\d+\s*\}|-?\d+))?"
 TOKEN = re.compile(
     r"(?P<gap>\s*)(?P<join>/|\\cdot|\\times)?\s*"
-    r"(?:\\text\s*\{(?P<text>[^{}]*)\}|(?P<word>(?:\\mu\s*)?(?:[kM]?\\Omega|\\AA|(?<![A-Za-z\\])[A-Za-z]++))\.?)"
+    r"(?:\\text\s*\{(?P<text>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|(?P<word>(?:\\mu\s*)?(?:[kM]?\\Omega|\\AA|(?<![A-Za-z\\])[A-Za-z]++))\.?)"
     + f"(?P<power>{POWER})$"
 )
 GROUPED = re.compile(r"/\s*\(([^()]*)\)$")
 FRACTION = re.compile(r"(?<=[\d)}])\s*\\frac\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$")
 WORDS = re.compile(r"(?<=[\d)}])\s+([A-Za-z]{2,}\.?(?:[\s-]+[A-Za-z]+\.?)*)$")
 BEFORE = re.compile(
-    r"^(?:\\text\s*\{(?P<text>[^{}]*)\}\s*[:=]?|(?P<words>[A-Za-z][A-Za-z' ]*?[ :=])(?=\s*[-+\d.(\\$|\[A-Z]))\s*"
+    r"^(?:\\text\s*\{(?P<text>[^{}]*)\}\s*:?|(?P<words>[A-Za-z]{2,}[A-Za-z' ]*?[ :])(?=\s*[-+\d.(\\$|\[A-Z]))\s*"
 )
 INTRODUCES = re.compile(
     r"(?:\b(?:is|are|be|equals?|equal to|answer|approximately|about|exactly|roughly|total|get|just|"
-    r"result|solution|solutions|value|values|sum|area|probability|of)\s*[:=]?|[:=])\s*$",
+    r"result|solution|solutions|value|values|sum|area|probability|of)\s*:?|:)\s*$",
     re.IGNORECASE,
 )
 TURNS = re.compile(
@@ -82,12 +84,14 @@ class Bare:
     multiplier: int = 1
     touching: bool = False
     """The unit could be an unknown as well (`5m`): only a bare number is equal to this one."""
+    letters: bool = False
+    """The unit was written in bare letters, which may be unknowns."""
 
 
 def bare(text: str) -> Bare:
     """`text` without prose before it, and without percent sign, units and currency around it."""
     text = without_prose(text)
-    percent, multiplier, touching = False, 1, False
+    percent, multiplier, touching, letters = False, 1, False, False
     for _ in range(12):
         before = text
         text = CURRENCY_AFTER.sub("", CURRENCY.sub(r"\1", text)).strip()
@@ -101,10 +105,11 @@ def bare(text: str) -> Bare:
             multiplier, text = MULTIPLIERS[found[1].lower()], text[: found.start()].strip()
             continue
         shorter, unsure = _without_unit(text)
+        letters = letters or (shorter != text and r"\text" not in text)
         text, touching = shorter.strip(), touching or unsure
         if text == before:
             break
-    return Bare(text, percent, multiplier, touching)
+    return Bare(text, percent, multiplier, touching, letters)
 
 
 def without_prose(text: str) -> str:
@@ -140,10 +145,12 @@ def _without_unit(text: str) -> tuple[str, bool]:
         head = rest[: token.start()].rstrip()
         compound = compound or bool(token["join"]) or "-" in token["power"]
         first, rest, count = token, head, count + 1
-    if first is None or first["join"] or not re.search(r"[\d)}]$", rest):
+    if first is None or first["join"] or not rest:
         return text, False
     if first["word"] is None:  # \text{…} says that it is no unknown
         return (rest, False) if _numeric(rest) or count == 1 else (text, False)
+    if not re.search(r"[\d)}]$", rest):
+        return text, False
     word, close = first["word"], not first["gap"]
     plain = re.fullmatch(r"[-+]?[\d., ]*\d", rest) is not None or re.search(r"10\s*\^\s*\{-?\d+\}$", rest)
     if len(word) == 1 and not compound:
@@ -166,13 +173,13 @@ def _is_unit(token: re.Match[str], head: str) -> bool:
 
 def _prose(words: str) -> bool:
     """Whether words (the content of `\\text{…}`) can name a unit or the thing counted."""
-    plain = re.sub(r"\^\{?-?\d+\}?", "", words)
+    plain = re.sub(r"\^\{?-?\d+\}?|(?<=[a-z]) (?:squared|cubed)(?![a-z])", "", words)
     if re.search(r"\d|[=<>+]|\\", plain) or not plain.strip():
         return not plain.strip()
     found = re.findall(r"[A-Za-z]+", plain)
     if any(word.lower() in NO_UNIT for word in found):
         return False
-    symbols = re.fullmatch(r"[\w\s./*·-]*", plain) is not None
+    symbols = re.fullmatch(r"[\w\s./*·()'-]*", plain) is not None
     long = bool(found) and (len(found[0]) > 2 or found[0] in SYMBOLS or found[0] in LETTERS)
     return symbols and (long or len(found) > 1)
 
@@ -190,5 +197,5 @@ def _only_units(text: str) -> bool:
 def _numeric(text: str) -> bool:
     """Whether a text is made of digits and operators alone: no unknown in it."""
     return re.search(r"\d", text) is not None and not re.search(
-        r"[A-Za-z=<>]", re.sub(r"\\(?:frac|sqrt|pi|cdot|times|div|left|right|log|ln|sin|cos|tan)(?![a-z])", "", text)
+        r"[A-Za-z=<>]", re.sub(r"(?<=\d)[eE](?=[-+]?\d)|\\(?:frac|sqrt|pi|cdot|times|div|left|right|log|ln|sin|cos|tan)(?![a-z])", "", text)
     )
