@@ -23,7 +23,10 @@ JOINED = re.compile(
 )
 """What stands between two boxes that are parts of one answer."""
 JOINED_CHARS = 60
-ANSWER_LINE = re.compile(r"^[\s>*_#`]*(?:final\s+)?answer[\s*_`]*[::][*_`]*(.*)$", re.I | re.M)
+ANSWER_LINE = re.compile(
+    r"^[ \t]*[>*_#`$]{0,8}[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_`]{0,8}:[*_`]{0,8}(.*)$",
+    re.IGNORECASE | re.MULTILINE,
+)
 ASKED_LINE = re.compile(
     r"(?:last|final|own|separate|new)\s+line[^\n]{0,120}?\banswer\s*:"
     r"|\banswer\s*:[^\n]{0,80}?\b(?:last|final|own|separate|new)\s+line"
@@ -40,7 +43,9 @@ CHOICE = re.compile(
     r"(?:$|\.$|[.:)(,=-]|iscorrect)",
     re.IGNORECASE,
 )
-TWO_CHOICES = re.compile(r"(?:\b(?:or|and)\b|[,;/&|+]|\bto\b)[\s(*${}]*(?:\\\w+\{)?\(?[A-Z]\b(?![_^'])")
+TWO_CHOICES = re.compile(
+    r"(?:\b(?:or|and)\b|[,;/&|+]|\bto\b)[\s(*${}]*(?:\\\w+\{)?\(?[A-Z]\b(?![_^'])"
+)
 
 
 def last_boxed(text: str) -> str | None:

@@ -18,7 +18,7 @@ import sympy
 from math_verify import verify
 
 from elpo_ray.tasks.grading import formulas
-from elpo_ray.tasks.grading.readings import (
+from elpo_ray.tasks.grading.meanings import (
     Equation,
     Leaf,
     Numeral,
@@ -28,10 +28,9 @@ from elpo_ray.tasks.grading.readings import (
     Span,
     Table,
     Words,
-    fold,
-    read,
 )
 from elpo_ray.tasks.grading.notation import tidy
+from elpo_ray.tasks.grading.readings import fold, read
 
 MAX_CHARS = 1000
 """A longer answer is compared as text only (or one of 20 times the gold answer's length)."""
@@ -117,7 +116,9 @@ def _same(gold: Reading, answer: Reading) -> Finding:
     match gold, answer:
         case Words(), Words():
             same = gold.text == answer.text != ""
-            return Finding(same, "the same words" if same else f"{gold.text!r} is not {answer.text!r}")
+            return Finding(
+                same, "the same words" if same else f"{gold.text!r} is not {answer.text!r}"
+            )
         case Numeral(), Numeral():
             same = gold == answer
             return Finding(same, "the same digits in the same base" if same else "another numeral")
@@ -141,7 +142,9 @@ def _same(gold: Reading, answer: Reading) -> Finding:
         case _, Equation() if answer.assigns and not isinstance(gold, Words | Region):
             return _any([gold], answer.value)
         case Words(), Equation() if answer.assigns:
-            return _any([gold], [each for each in answer.value if isinstance(each, Words)] or [answer])
+            return _any(
+                [gold], [each for each in answer.value if isinstance(each, Words)] or [answer]
+            )
         case Several(), Several():
             return _same_list(gold, answer)
         case Several(kind="set", items=(item,)), Leaf() | Equation():
@@ -194,7 +197,13 @@ def _verified(a: Leaf, b: Leaf) -> bool | None:
     if a.formula.has_value != b.formula.has_value:
         return False
     return bool(
-        verify(a.formula.tree, b.formula.tree, float_rounding=12, numeric_precision=30, timeout_seconds=None)
+        verify(
+            a.formula.tree,
+            b.formula.tree,
+            float_rounding=12,
+            numeric_precision=30,
+            timeout_seconds=None,
+        )
     )
 
 
@@ -302,7 +311,9 @@ def _same_set(gold: Several, answer: Several) -> Finding:
 def _same_table(gold: Table, answer: Table) -> Finding:
     if [len(row) for row in gold.rows] != [len(row) for row in answer.rows]:
         return Finding(False, "the matrices have different shapes")
-    pairs = [pair for a, b in zip(gold.rows, answer.rows, strict=True) for pair in zip(a, b, strict=True)]
+    pairs = [
+        pair for a, b in zip(gold.rows, answer.rows, strict=True) for pair in zip(a, b, strict=True)
+    ]
     return _all(pairs, "the same matrix")
 
 

@@ -48,7 +48,9 @@ def unknown(name: str, salt: int) -> Fraction:
 class Evaluator:
     """Values at one point, to a number of digits."""
 
-    def __init__(self, salt: int, digits: int, *, negative: bool = False, fold: bool = True) -> None:
+    def __init__(
+        self, salt: int, digits: int, *, negative: bool = False, fold: bool = True
+    ) -> None:
         """`negative`: about half of the unknowns are. `fold`: `N` and `n` are the same unknown."""
         self.salt, self.digits, self.negative, self.fold = salt, digits, negative, fold
         self.rounded = False
@@ -73,6 +75,8 @@ class Evaluator:
         name = type(node).__name__
         if name in FUNCTIONS:
             return self._checked(FUNCTIONS[name](self, *node.args))
+        if name in ONE_ARGUMENT:
+            return self._checked(self.function(name, *node.args))
         if name in ("Sum", "Product"):
             return self._checked(self._terms(node, name))
         if isinstance(node, sympy.core.function.AppliedUndef):
@@ -198,7 +202,11 @@ class Evaluator:
 
     def binomial(self, above: Any, below: Any) -> Value:
         n, k = self._value(above), self._value(below)
-        if isinstance(n, Fraction) and isinstance(k, Fraction) and n.denominator == k.denominator == 1:
+        if (
+            isinstance(n, Fraction)
+            and isinstance(k, Fraction)
+            and n.denominator == k.denominator == 1
+        ):
             if n >= 0 and (k < 0 or k > n):
                 return Fraction(0)
             if n >= 0 and min(k, n - k) * math.log2(n.numerator + 2) <= EXACT_BITS:
@@ -311,32 +319,6 @@ class Evaluator:
         return total
 
 
-PRIMES = (2**61 - 1, 2**89 - 1)
-
-
-def residues(node: Any) -> tuple[int, ...] | None:
-    """What a rational number of any size leaves when it is divided by each of `PRIMES`; None if
-    the tree is not made of sums, products and whole powers."""
-    try:
-        return tuple(_residue(node, prime) for prime in PRIMES)
-    except (NoValue, TooLarge, ValueError):
-        return None
-
-
-def _residue(node: Any, prime: int) -> int:
-    if node.is_Rational:
-        return int(node.p) * pow(int(node.q), -1, prime) % prime
-    if isinstance(node, sympy.Add):
-        return sum(_residue(arg, prime) for arg in node.args) % prime
-    if isinstance(node, sympy.Mul):
-        return math.prod(_residue(arg, prime) for arg in node.args) % prime
-    if isinstance(node, sympy.Pow):
-        exponent = Evaluator(0, 40).value(node.exp)
-        if isinstance(exponent, Fraction) and exponent.denominator == 1:
-            return pow(_residue(node.base, prime), exponent.numerator, prime)
-    raise NoValue(str(type(node)))
-
-
 def _closed(node: Any) -> bool:
     """Whether a long sum is of a kind with a closed form: powers of its index, or with it above."""
     index = node.limits[0][0]
@@ -384,12 +366,13 @@ CONSTANTS = {
     sympy.GoldenRatio: lambda: mpc(mpmath.phi),
     sympy.EulerGamma: lambda: mpc(mpmath.euler),
 }
-ONE_ARGUMENT = {
-    "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec", "csc": "csc",
-    "asin": "asin", "acos": "acos", "atan": "atan", "acot": "acot", "asec": "asec", "acsc": "acsc",
-    "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "coth": "coth", "asinh": "asinh",
-    "acosh": "acosh", "atanh": "atanh", "zeta": "zeta", "gamma": "gamma", "erf": "erf",
-}  # fmt: skip
+ONE_ARGUMENT = frozenset(
+    """
+    sin cos tan cot sec csc asin acos atan acot asec acsc sinh cosh tanh coth asinh acosh atanh zeta
+    gamma erf
+    """.split()  # noqa: SIM905
+)
+"""Functions that mpmath knows by sympy's name."""
 FUNCTIONS: dict[str, Any] = {
     "Add": Evaluator.add,
     "Mul": Evaluator.mul,
@@ -411,8 +394,4 @@ FUNCTIONS: dict[str, Any] = {
     "im": lambda self, arg: self.part("im", arg),
     "conjugate": lambda self, arg: self.part("conj", arg),
     "arg": lambda self, arg: self.part("arg", arg),
-    **{
-        name: (lambda function: lambda self, arg: self.function(function, arg))(function)
-        for name, function in ONE_ARGUMENT.items()
-    },
 }

@@ -19,7 +19,8 @@ import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy
 from mpmath import mpf
 
-from elpo_ray.tasks.grading.evaluation import Evaluator, NoValue, TooLarge, Value, residues
+from elpo_ray.tasks.grading.evaluation import Evaluator, NoValue, TooLarge, Value
+from elpo_ray.tasks.grading.residues import residues
 
 SALTS = (0, 1, 2)
 DIGITS = (40, 80)
@@ -74,7 +75,9 @@ class Formula:
 
         return Formula(
             self.text,
-            sympy.Mul(self.tree, sympy.Rational(factor.numerator, factor.denominator), evaluate=False),
+            sympy.Mul(
+                self.tree, sympy.Rational(factor.numerator, factor.denominator), evaluate=False
+            ),
             tuple(map(times, self.samples)),
             tuple(map(times, self.signed)),
         )
@@ -97,10 +100,15 @@ class Formula:
             return values[1] if values else None  # type: ignore[return-value]
         number = values[1]
         with mpmath.workdps(DIGITS[-1] + 30):
-            if abs(number.imag) > abs(number.real) * mpf(10) ** -50 or abs(mpmath.mag(number)) > 10**4:
+            if (
+                abs(number.imag) > abs(number.real) * mpf(10) ** -50
+                or abs(mpmath.mag(number)) > 10**4
+            ):
                 return None
             digits = 70 - int(mpmath.mag(number.real) * 0.302)
-            return Fraction(int(mpmath.nint(number.real * mpf(10) ** digits))) / Fraction(10) ** digits
+            return (
+                Fraction(int(mpmath.nint(number.real * mpf(10) ** digits))) / Fraction(10) ** digits
+            )
 
     @property
     def too_large(self) -> bool:
@@ -123,9 +131,7 @@ def parse(text: str) -> Any:
     text = re.sub(r"\^\{\\circ\}", "", text)
     text = DECIMAL.sub(_decimal, text).replace(r"\lg", r"\log_{10}")
     try:
-        return latex2sympy(
-            text, is_real=True, normalization_config=NORMAL, conversion_config=PLAIN
-        )
+        return latex2sympy(text, is_real=True, normalization_config=NORMAL, conversion_config=PLAIN)
     except (MemoryError, RecursionError):
         raise
     except Exception:  # the parser raises plain Exceptions, and sympy nearly anything
@@ -135,7 +141,9 @@ def parse(text: str) -> Any:
 def number(value: Fraction) -> Formula:
     """A rational number as a formula."""
     tree = sympy.Rational(value.numerator, value.denominator)
-    return Formula(str(value) if value.denominator < 10**40 else "", tree, (Sample((value, value)),))
+    return Formula(
+        str(value) if value.denominator < 10**40 else "", tree, (Sample((value, value)),)
+    )
 
 
 def formula(text: str) -> Formula | None:

@@ -11,77 +11,14 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from elpo_ray.tasks.grading.vocabulary import SILENT, SUBSCRIPTS, SUPERSCRIPTS, SYNONYMS, UNICODE
+
 PASSES = 12
 """So many wrappers around an answer are opened."""
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
-SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-")
-UNICODE = str.maketrans(
-    {"−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "°": r"^{\circ}", "º": r"^{\circ}",
-     "×": r"\times ", "✕": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ",
-     "÷": r"\div ", "∕": "/", "⁄": "/", "±": r"\pm ", "∓": r"\mp ", "≤": r"\leq ", "⩽": r"\leq ",
-     "≥": r"\geq ", "⩾": r"\geq ", "≠": r"\neq ", "≈": r"\approx ", "∞": r"\infty ",
-     "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "∅": r"\emptyset ", "∈": r"\in ",
-     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}",
-     "ℂ": r"\mathbb{C}", "∨": r"\lor ", "∧": r"\land ", "…": r"\ldots ", "′": "'", "¯": "",
-     "⟨": r"\langle ", "⟩": r"\rangle ", "〈": r"\langle ", "〉": r"\rangle ", "\xa0": " ",
-     "，": ", ", "；": "; ", "：": ":", "。": ".", "％": r"\%", "‰": r"\permil ", "Ω": r"\Omega ",
-     "Ω": r"\Omega ", "μ": r"\mu ", "µ": r"\mu ", "Å": r"\AA ", "→": r"\to ",
-     "’": "'", "‘": "'", "“": '"', "”": '"',
-     **{chr(code): "" for code in (0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x00AD)},
-     **dict(zip("αβγδεζηθικλνξπρστφχψω", (
-         rf"\{name} " for name in "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda "
-         "nu xi pi rho sigma tau phi chi psi omega".split()), strict=True)),
-     **dict(zip("ΓΔΘΛΞΠΣΦΨ", (
-         rf"\{name} " for name in "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi".split()),
-         strict=True))}
-)  # fmt: skip
-SYNONYMS = {
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"), r"\frac"),
-    **dict.fromkeys(("le", "leqslant", "leqq"), r"\leq"),
-    **dict.fromkeys(("ge", "geqslant", "geqq"), r"\geq"),
-    **dict.fromkeys(("ne",), r"\neq"),
-    **dict.fromkeys(("lt",), "<"),
-    **dict.fromkeys(("gt",), ">"),
-    **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb", "hdots"), r"\ldots"),
-    **dict.fromkeys(("varnothing", "O"), r"\emptyset"),
-    **dict.fromkeys(("ast", "bullet"), r"\cdot"),
-    **dict.fromkeys(("lvert", "rvert", "vert"), "|"),
-    **dict.fromkeys(("lbrace",), r"\{"),
-    **dict.fromkeys(("rbrace",), r"\}"),
-    **dict.fromkeys(("lbrack",), "["),
-    **dict.fromkeys(("rbrack",), "]"),
-    **dict.fromkeys(("lparen",), "("),
-    **dict.fromkeys(("rparen",), ")"),
-    **dict.fromkeys(("vee",), r"\lor"),
-    **dict.fromkeys(("wedge",), r"\land"),
-    **dict.fromkeys(("backslash", "smallsetminus"), r"\setminus"),
-    **dict.fromkeys(("degree", "degrees", "textdegree"), r"^{\circ}"),
-    **dict.fromkeys(("R", "reals", "Reals"), r"\mathbb{R}"),
-    **dict.fromkeys(("Z",), r"\mathbb{Z}"),
-    **dict.fromkeys(("N",), r"\mathbb{N}"),
-    **dict.fromkeys(("imath",), "i"),
-    **dict.fromkeys(("infin", "infinity"), r"\infty"),
-    **dict.fromkeys(("simeq", "thickapprox", "cong"), r"\approx"),
-    **dict.fromkeys(("isin",), r"\in"),
-    **dict.fromkeys(("varphi",), r"\phi"),
-    **dict.fromkeys(("varepsilon",), r"\epsilon"),
-    **dict.fromkeys(("percent",), r"\%"),
-    **dict.fromkeys(("euro", "texteuro"), "€"),
-    **dict.fromkeys(("pounds", "textsterling"), "£"),
-    **dict.fromkeys(("textdollar",), r"\$"),
-    **dict.fromkeys(("mbox", "textrm", "textnormal", "textsf", "texttt", "mathrm", "mathsf",
-                     "mathtt", "hbox", "textup", "emph", "textit", "mathit"), r"\text"),
-    **dict.fromkeys(("operatorname*",), r"\operatorname"),
-}  # fmt: skip
-"""Commands that say the same, by name."""
-SILENT = (
-    "displaystyle textstyle scriptstyle left right bigl bigr Bigl Bigr biggl biggr Biggl Biggr big "
-    "Big bigg Bigg large Large LARGE huge Huge small normalsize limits nolimits strut itshape "
-    "bfseries bf it rm quad qquad enspace thinspace thickspace medspace hfill hspace* noindent "
-    "middle allowbreak nobreak mathstrut negthinspace"
-).split()
 COMMAND = re.compile(r"\\([A-Za-z]+\*?)")
-SPACING = re.compile(r"(?<!\\)\\[,;:>! ]|~|\\hspace\*?\{[^{}]*\}|\\phantom\{[^{}]*\}|\\label\{[^{}]*\}")
+SPACING = re.compile(
+    r"(?<!\\)\\[,;:>! ]|~|\\hspace\*?\{[^{}]*\}|\\phantom\{[^{}]*\}|\\label\{[^{}]*\}"
+)
 WRAPPERS = re.compile(
     r"\\(?:boxed|fbox|framebox|mathbf|mathbin|boldsymbol|bm|pmb|textbf|underline|ensuremath|mathnormal"
     r"|mathord|emph|text|operatorname|textcolor\{\w+\}|color\{\w+\}|mathop|displaylines)\s*"
@@ -158,7 +95,9 @@ def tidy(text: str) -> str:
 
 
 def _characters(text: str) -> str:
-    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+)", lambda found: f"^{{{found[0].translate(SUPERSCRIPTS)}}}", text)
+    text = re.sub(
+        "([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+)", lambda found: f"^{{{found[0].translate(SUPERSCRIPTS)}}}", text
+    )
     text = re.sub("([₀₁₂₃₄₅₆₇₈₉₊₋]+)", lambda found: f"_{{{found[0].translate(SUBSCRIPTS)}}}", text)
     text = VULGAR.sub(lambda found: f" {unicodedata.normalize('NFKC', found[0])} ", text)
     return unicodedata.normalize("NFKC", text.translate(UNICODE)).translate(UNICODE)

@@ -8,37 +8,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from fractions import Fraction
 from itertools import product
-from typing import Literal
 
 import sympy
 
 from elpo_ray.tasks.grading import formulas
 from elpo_ray.tasks.grading.formulas import Formula
+from elpo_ray.tasks.grading.leaves import LETTERS, leaves
+from elpo_ray.tasks.grading.meanings import (
+    Equation,
+    Numeral,
+    Reading,
+    Region,
+    Several,
+    Span,
+    Table,
+    Words,
+)
 from elpo_ray.tasks.grading.notation import tidy
-from elpo_ray.tasks.grading.units import Bare, bare, without_prose
+from elpo_ray.tasks.grading.regions import region, unknown_of
+from elpo_ray.tasks.grading.splitting import (
+    RELATION,
+    enclosed,
+    outside,
+    relation_signs,
+    split,
+)
+from elpo_ray.tasks.grading.units import bare, without_prose
+from elpo_ray.tasks.grading.vocabulary import BASES, NAMED_SETS
 
 MAX_PARTS = 60
 """A list of more parts is compared as text."""
-OPENING, CLOSING = "([{", ")]}"
-BRACKET = re.compile(r"\\[{}]|\\(?:langle|rangle|begin|end)(?![A-Za-z])|[()\[\]{}]")
 WORD = r"(?:(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])|\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|\\lor)"
 COMMA = rf"(?:[,;]|\\\\(?![A-Za-z]))(?:\s*{WORD})?|{WORD}"
-EITHER = r"\\cup|\\lor|\\text\s*\{[\s,]*or[\s,]*\}|(?<![A-Za-z\\{])or(?![A-Za-z])"
-BOTH = r"\\cap|\\land|\\text\s*\{[\s,]*and[\s,]*\}|(?<![A-Za-z\\{])and(?![A-Za-z])"
-RELATION = r"\\leq|\\geq|\\neq|\\approx|\\in(?![a-z])|:=|[=<>]"
-NUMBER = re.compile(r"([-+]?)\s*(\d+(?:\.\d*)?|\.\d+)")
-SCIENTIFIC = re.compile(
-    r"([-+]?)\s*(\d+(?:\.\d*)?|\.\d+)(?:\s*[eE]\s*([-+]?\d+)"
-    r"|\s*(?:\\times|\\cdot)\s*10\s*\^\s*\{\s*([-+]?\s*\d+)\s*\})"
-)
-POWER_OF_TEN = re.compile(r"([-+]?)()()10\s*\^\s*\{\s*([-+]?\s*\d+)\s*\}")
-RATIO = re.compile(r"([-+]?)\s*(?:(\d+)\s*/\s*(\d+)|\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\})")
 BASED = re.compile(r"([0-9A-Fa-f]+)\s*_\s*\{?\s*(?:\\text\s*\{\s*)?([0-9]+|[a-z]+)\s*\}?\s*\}?")
-BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
-         "eight": "8", "nine": "9", "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d,/])")
 MATRIX = re.compile(
@@ -46,96 +49,6 @@ MATRIX = re.compile(
     r"\\end\s*\{\1\}\s*\)?\]?", re.DOTALL
 )  # fmt: skip
 WORDED = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm)\s*\{")
-LETTERS = re.compile(r"[A-Za-z][A-Za-z' .-]*")
-NAMES = {
-    "no solution": r"\emptyset", "no solutions": r"\emptyset", "empty set": r"\emptyset",
-    "no real solution": r"\emptyset", "no real solutions": r"\emptyset",
-    "the empty set": r"\emptyset", "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}",
-    "real numbers": r"\mathbb{R}",
-}  # fmt: skip
-NUMBER_SETS = {"R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals, "Q": sympy.S.Rationals,
-               "C": sympy.S.Complexes}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Words:
-    """A text that is no mathematics."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Numeral:
-    """Digits in a base: `52_8`. The base may be left out."""
-
-    digits: str
-    base: str | None
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One value."""
-
-    formula: Formula
-    places: int | None = None
-    """Digits after the point of a decimal number; None of anything else."""
-    significant: int = 0
-    percent: bool = False
-    touching: bool = False
-    """See `units.Bare`."""
-    plain: bool = False
-    """A number as such, without any letter."""
-
-
-@dataclass(frozen=True)
-class Several:
-    """Some values, each with its readings."""
-
-    kind: Literal["bare", "set", "round", "square", "angle"]
-    items: tuple[tuple[Reading, ...], ...]
-
-
-@dataclass(frozen=True)
-class Span:
-    """An interval, whose ends may be formulas."""
-
-    low: tuple[Reading, ...]
-    high: tuple[Reading, ...]
-    closed: tuple[bool, bool]
-
-
-@dataclass(frozen=True)
-class Region:
-    """A set of real numbers; `name` is the unknown of an inequality. Ends that are irrational are
-    rounded to 50 digits, all in the same way."""
-
-    points: sympy.Set
-    name: str | None = None
-
-
-@dataclass(frozen=True)
-class Equation:
-    """An equation or inequality."""
-
-    relation: str
-    name: str
-    value: tuple[Reading, ...]
-    difference: Formula | None
-    """The left side minus the right side."""
-    assigns: bool
-    """The right side is what the left side's name stands for."""
-    words: bool = False
-    """The name is prose."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A matrix."""
-
-    rows: tuple[tuple[tuple[Reading, ...], ...], ...]
-
-
-Reading = Words | Numeral | Leaf | Several | Span | Region | Equation | Table
 
 
 def read(raw: str) -> tuple[Reading, ...]:
@@ -166,35 +79,25 @@ def _read(text: str) -> tuple[Reading, ...]:
 
 def _named_set(text: str) -> tuple[Reading, ...]:
     """A set that is named by words."""
-    name = NAMES.get(re.sub(r"\s+", " ", text.strip().lower()))
-    points = None if name is None else region(name)
-    return () if points is None else (Region(points),)
+    said = re.sub(r"\s+", " ", text.strip().lower())
+    points = [region(name) for name, words in NAMED_SETS.items() if said in words]
+    return tuple(Region(each) for each in points if each is not None)
 
 
 def _separated(text: str) -> Iterator[str]:
     """The text with thousands written together; also as it is if commas were joined."""
     joined = SPACED.sub(lambda found: found[0].replace(" ", ""), text)
-    outside = _outside(joined)
+    free = outside(joined)
     spaced = ", " in joined
     pieces, last = [], 0
     for found in THOUSANDS.finditer(joined):
-        if outside[found.start()] or spaced:
+        if free[found.start()] or spaced:
             pieces += [joined[last : found.start()], found[0].replace(",", "")]
             last = found.end()
     together = "".join([*pieces, joined[last:]])
     yield together
     if together != joined:
         yield joined
-
-
-def _outside(text: str) -> list[bool]:
-    """For each place, whether it is outside all brackets."""
-    depth, outside = 0, []
-    for character in text:
-        depth += character in OPENING
-        outside.append(depth == 0)
-        depth -= character in CLOSING
-    return outside
 
 
 def _read_variant(text: str) -> list[Reading]:
@@ -204,7 +107,7 @@ def _read_variant(text: str) -> list[Reading]:
     found: list[Reading] = []
     points = region(text)
     if points is not None:
-        found.append(Region(points, _unknown_of(text)))
+        found.append(Region(points, unknown_of(text)))
     if len(parts) > 1:
         items = [[*_read_one(part.strip()), Words(fold(part))] for part in parts]
         found.append(Several("bare", tuple(map(tuple, _without_shared_name(items)))))
@@ -223,7 +126,9 @@ def _without_shared_name(items: list[list[Reading]]) -> list[list[Reading]]:
     first = items[0][0] if items[0] else None
     shared = len(names) == 1 and None not in names
     alone = len(names) == 2 and None in names and isinstance(first, Equation)
-    if not shared and not (alone and all(not isinstance(item[0], Equation) for item in items[1:] if item)):
+    if not shared and not (
+        alone and all(not isinstance(item[0], Equation) for item in items[1:] if item)
+    ):
         return items
     return [list(i[0].value) if i and isinstance(i[0], Equation) else i for i in items]
 
@@ -238,26 +143,11 @@ def _signs(text: str) -> list[str]:
     for signs in product("+-", repeat=count):
         if mixed and len(set(signs)) > 1:
             continue
-        chosen = iter(signs)
-        one = re.sub(r"\\pm(?![a-z])", lambda found: next(chosen), text)
+        pieces = re.split(r"\\pm(?![a-z])", text)
+        one = pieces[0] + "".join(map("".join, zip(signs, pieces[1:], strict=True)))
         one = re.sub(r"\\mp(?![a-z])", "-" if signs[0] == "+" else "+", one)
         signed.append(re.sub(r"(^|[=(,])\s*\+", r"\1 ", one))
     return signed
-
-
-def split(text: str, separators: str) -> list[str]:
-    """The parts of a text between separators that stand outside all brackets."""
-    pattern = re.compile(rf"(?P<bracket>{BRACKET.pattern})|(?P<separator>{separators})")
-    depth, last, parts = 0, 0, []
-    for found in pattern.finditer(text):
-        if found["bracket"] is not None:
-            mark = found["bracket"].lstrip("\\") or found["bracket"]
-            depth += (mark in OPENING or mark in ("langle", "begin")) and mark != ""
-            depth -= mark in CLOSING or mark in ("rangle", "end")
-        elif depth == 0:
-            parts.append(text[last : found.start()])
-            last = found.end()
-    return [*parts, text[last:]]
 
 
 def _read_one(text: str) -> list[Reading]:
@@ -266,13 +156,26 @@ def _read_one(text: str) -> list[Reading]:
     if matrix and "vmatrix" not in matrix[1].lower() and r"\begin" not in matrix[2]:
         return [_table(matrix[2])]
     based = BASED.fullmatch(text.strip())
-    if based and based[2] and (based[2].isdigit() or based[2] in BASES) and re.search(r"\d", based[1]):
+    if (
+        based
+        and based[2]
+        and (based[2].isdigit() or based[2] in BASES)
+        and re.search(r"\d", based[1])
+    ):
         return [Numeral(based[1].upper(), BASES.get(based[2], based[2]))]
     found = _bracketed(text.strip())
     if found:
         return found
     relations = _relation(text)
-    return relations or _leaf(text)
+    if relations:
+        return relations
+    within = bare(without_prose(text)).text
+    within = _bracketed(within) if within != text else []
+    if within:
+        return within
+    if LETTERS.fullmatch(text) and len(text) > 3:
+        return []
+    return leaves(text)
 
 
 def _table(body: str) -> Table:
@@ -283,11 +186,13 @@ def _table(body: str) -> Table:
 def _bracketed(text: str) -> list[Reading]:
     """A tuple, set or interval; empty if the text is not in brackets as a whole."""
     found = re.fullmatch(r"(\\\{|\\langle|[(\[\]])(.*)(\\\}|\\rangle|[)\]\[])", text, re.DOTALL)
-    if not found or not _whole(text, found[1]):
+    if not found or not enclosed(text, found[1]):
         return []
     opening, closing = found[1], found[3]
     items = split(found[2], r"[,;]" if r"\mid" not in found[2] else "(?!)")
-    kind = {"\\{\\}": "set", "()": "round", "[]": "square", "\\langle\\rangle": "angle"}.get(opening + closing)
+    kind = {"\\{\\}": "set", "()": "round", "[]": "square", "\\langle\\rangle": "angle"}.get(
+        opening + closing
+    )
     if len(items) > MAX_PARTS or not all(item.strip() for item in items):
         return []
     if kind == "set":
@@ -303,7 +208,9 @@ def _bracketed(text: str) -> list[Reading]:
     if kind is not None and all(len(choice) == 1 for choice in choices):
         readings.append(Several(kind, tuple(tuple(_read(item.strip())) for item in items)))  # type: ignore[arg-type]
     elif kind is not None:
-        whole = [tuple(tuple(_read(item.strip())) for item in chosen) for chosen in product(*choices)]
+        whole = [
+            tuple(tuple(_read(item.strip())) for item in chosen) for chosen in product(*choices)
+        ]
         flat = tuple((Several(kind, items),) for items in whole)  # type: ignore[arg-type]
         readings.append(Several("bare", flat))
     if len(items) == 2 and opening in "([]" and closing in ")][":
@@ -312,26 +219,11 @@ def _bracketed(text: str) -> list[Reading]:
     return readings
 
 
-def _whole(text: str, opening: str) -> bool:
-    """Whether the first bracket is closed by the last one. `]1,2[` is taken as it looks."""
-    if opening == "]":
-        return text.endswith(("[", "]", ")"))
-    depth = 0
-    for found in BRACKET.finditer(text):
-        mark = found[0].lstrip("\\")
-        if text.endswith("[") and found.end() == len(text):
-            return depth == 1
-        depth += 1 if mark in ("(", "[", "{", "langle", "begin") else -1
-        if depth == 0:
-            return found.end() == len(text)
-    return False
-
-
 def _relation(text: str) -> list[Reading]:
     parts = [part.strip() for part in split(text, RELATION)]
     if len(parts) < 2 or not all(parts):
         return []
-    signs = _relation_signs(text)
+    signs = relation_signs(text)
     if r"\approx" in signs:
         readings: list[Reading] = []
         for part in split(text, r"\\approx"):
@@ -344,20 +236,6 @@ def _relation(text: str) -> list[Reading]:
         return []
     sign = signs[0]
     return [Equation(sign, left, _read(right), _difference(left, right), assigns=False)]
-
-
-def _relation_signs(text: str) -> list[str]:
-    """The signs outside brackets, in order."""
-    signs: list[str] = []
-    pattern = re.compile(rf"(?P<bracket>{BRACKET.pattern})|(?P<sign>{RELATION})")
-    depth = 0
-    for found in pattern.finditer(text):
-        if found["bracket"] is not None:
-            mark = found["bracket"].lstrip("\\")
-            depth += 1 if mark in ("(", "[", "{", "langle", "begin") else -1
-        elif depth == 0:
-            signs.append(found["sign"])
-    return signs
 
 
 def _equation(parts: list[str], signs: list[str]) -> Equation:
@@ -391,236 +269,3 @@ def _difference(left: str, right: str) -> Formula | None:
         return None
     tree = sympy.Add(a, sympy.Mul(sympy.Integer(-1), b, evaluate=False), evaluate=False)
     return formulas.evaluated(f"{left}-({right})", tree)
-
-
-# --- one value ------------------------------------------------------------------------------------
-
-
-def _leaf(text: str) -> list[Reading]:
-    text = without_prose(text)
-    found = bare(text)
-    readings: list[Reading] = []
-    if found.letters:
-        whole = formulas.formula(text)
-        readings += [Leaf(whole)] if whole else []
-    if found.text != text and _bracketed(found.text):
-        return _bracketed(found.text)
-    readings += _value(found)
-    letters = LETTERS.fullmatch(text)
-    if letters and len(text) > 3 and not _is_name(text):
-        return []
-    return readings
-
-
-def _value(found: Bare) -> list[Reading]:
-    leaf = _number(found.text)
-    readings = [leaf] if leaf else []
-    if leaf is None or re.search(r"\de-", found.text):
-        whole = formulas.formula(found.text)
-        if whole is not None:
-            readings.append(Leaf(whole))
-        else:
-            table = _worked_table(found.text)
-            if table:
-                return [table]
-    made: list[Reading] = []
-    for each in readings:
-        formula = each.formula
-        places = each.places
-        if found.multiplier != 1:
-            formula = formula.scaled(Fraction(found.multiplier))
-        made.append(
-            Leaf(formula, places, each.significant, found.percent, found.touching, each.plain)
-        )
-    return made
-
-
-def _worked_table(text: str) -> Table | None:
-    """A matrix that has to be worked out, such as a multiple of one."""
-    if "matrix" not in text:
-        return None
-    tree = formulas.parse(text)
-    tree = tree.doit() if hasattr(tree, "doit") else tree
-    if not isinstance(tree, sympy.MatrixBase):
-        return None
-    cells = [[formulas.evaluated("", cell) for cell in tree.row(i)] for i in range(tree.rows)]
-    if any(cell is None for row in cells for cell in row):
-        return None
-    return Table(tuple(tuple((Leaf(cell),) for cell in row if cell) for row in cells))
-
-
-def _number(text: str) -> Leaf | None:
-    """A number as such: an integer, a decimal number, a fraction, a power of ten."""
-    text = text.strip()
-    exponent = 0
-    if found := NUMBER.fullmatch(text):
-        sign, digits = found.groups()
-    elif found := SCIENTIFIC.fullmatch(text):
-        sign, digits = found[1], found[2]
-        exponent = int((found[3] or found[4]).replace(" ", "")[:7])
-    elif found := POWER_OF_TEN.fullmatch(text):
-        sign, digits, exponent = found[1], "1", int(found[4].replace(" ", "")[:7])
-    elif found := RATIO.fullmatch(text):
-        top, bottom = (found[2], found[3]) if found[2] else (found[4], found[5])
-        if int(bottom) == 0:
-            return None
-        value = Fraction(int(top), int(bottom)) * (-1 if found[1] == "-" else 1)
-        return Leaf(formulas.number(value), plain=True)
-    else:
-        return None
-    whole, point, places = digits.partition(".")
-    if abs(exponent) > 10**4:
-        return None
-    value = Fraction(int(whole + places or "0")) * Fraction(10) ** (exponent - len(places))
-    value = -value if sign == "-" else value
-    significant = len((whole + places).lstrip("0"))
-    return Leaf(
-        formulas.number(value),
-        places=len(places) - exponent if point else None,
-        significant=significant,
-        plain=True,
-    )
-
-
-# --- sets of real numbers -------------------------------------------------------------------------
-
-
-def region(text: str) -> sympy.Set | None:
-    """The set of real numbers that a text describes by intervals, inequalities and set signs; None
-    if it describes none."""
-    if not re.search(
-        r"\\(?:cup|cap|setminus|emptyset|infty|leq|geq|neq|lor|land|mathbb|mid)|[<>]|^\s*[(\[\]].*[)\]\[]\s*$",
-        text,
-    ):
-        return None
-    try:
-        return _region(text.strip(), 0)
-    except (TypeError, ValueError, NotImplementedError, AttributeError):
-        return None
-
-
-def _region(text: str, depth: int) -> sympy.Set | None:
-    if depth > 6 or not text:
-        return None
-    text = re.sub(r"^(?:[A-Za-z]\s*\\in|[A-Za-z]\s*=)\s*(?=[\\(\[\]])", "", text)
-    for separators in (EITHER, "[,;]", BOTH):
-        parts = [part.strip() for part in split(text, separators)]
-        if len(parts) > 1:
-            sets = [_region(part, depth + 1) for part in parts]
-            if any(each is None for each in sets):
-                return None
-            conditions = all(re.match(r"[(\[\]\\]", part) is None for part in parts)
-            if separators == BOTH or (separators != EITHER and conditions):
-                both = sympy.Intersection(*sets)
-                if separators == BOTH or both is not sympy.S.EmptySet:
-                    return both
-            return sympy.Union(*sets)
-    parts = split(text, r"\\setminus|(?<=\})\s*-\s*(?=\\\{)|(?<=\))\s*-\s*(?=\\\{)")
-    if len(parts) > 1:
-        sets = [_region(part.strip(), depth + 1) for part in parts]
-        return None if None in sets else sympy.Complement(sets[0], sympy.Union(*sets[1:]))
-    return _simple_region(text, depth)
-
-
-def _simple_region(text: str, depth: int) -> sympy.Set | None:
-    if text == r"\emptyset":
-        return sympy.S.EmptySet
-    if found := re.fullmatch(r"\\mathbb\{([RZNQC])\}(?:\^\{?([+-]|\*)\}?|_\{?([+-])\}?)?", text):
-        points = NUMBER_SETS[found[1]]
-        sign = found[2] or found[3]
-        sides = {"+": sympy.Interval.open(0, sympy.oo), "-": sympy.Interval.open(-sympy.oo, 0)}
-        if sign == "*":
-            return sympy.Complement(points, sympy.FiniteSet(0))
-        return sympy.Intersection(points, sides[sign]) if sign else points
-    if found := re.fullmatch(
-        r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|:|\|)\s*(.*)\\\}", text
-    ):
-        conditions = re.sub(r"(?:,|\\text\{\s*and\s*\})?\s*[A-Za-z]\s*\\in\s*\\mathbb\{R\}\s*,?", "", found[2])
-        return _region(conditions.strip(), depth + 1)
-    if found := re.fullmatch(r"\\\{(.*)\\\}", text):
-        ends = [_end(part) for part in split(found[1], ",")]
-        return None if None in ends else sympy.FiniteSet(*ends)
-    if found := re.fullmatch(r"([(\[\]])(.*)([)\]\[])", text):
-        parts = split(found[2], "[,;]")
-        if len(parts) == 2:
-            low, high = map(_end, parts)
-            if low is None or high is None or not low < high:
-                return None
-            return sympy.Interval(low, high, found[1] != "[", found[3] != "]")
-    return _inequality(text)
-
-
-def _inequality(text: str) -> sympy.Set | None:
-    signs, parts = _relation_signs(text), [part.strip() for part in split(text, RELATION)]
-    if not signs or not set(signs) <= {"<", ">", r"\leq", r"\geq", r"\neq"} or len(parts) > 3:
-        return None
-    unknown = _unknown_of(text)
-    if unknown is None:
-        return None
-    sets = [_one_inequality(parts[i], signs[i], parts[i + 1]) for i in range(len(signs))]
-    return None if any(each is None for each in sets) else sympy.Intersection(*sets)
-
-
-def _one_inequality(left: str, sign: str, right: str) -> sympy.Set | None:
-    if _end(left) is not None and _end(right) is None:
-        turned = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}.get(sign, sign)
-        return _one_inequality(right, turned, left)
-    bound = _end(right)
-    if bound is None:
-        return None
-    if re.fullmatch(r"[A-Za-z]|\\[a-z]+", left):
-        return {
-            "<": lambda: sympy.Interval.open(-sympy.oo, bound),
-            ">": lambda: sympy.Interval.open(bound, sympy.oo),
-            r"\leq": lambda: sympy.Interval(-sympy.oo, bound),
-            r"\geq": lambda: sympy.Interval(bound, sympy.oo),
-            r"\neq": lambda: sympy.Complement(sympy.S.Reals, sympy.FiniteSet(bound)),
-        }[sign]()
-    tree = formulas.parse(left)
-    if not isinstance(tree, sympy.Expr) or len(tree.free_symbols) != 1 or not bound.is_finite:
-        return None
-    kinds = {"<": sympy.Lt, ">": sympy.Gt, r"\leq": sympy.Le, r"\geq": sympy.Ge, r"\neq": sympy.Ne}
-    solved = sympy.solveset(kinds[sign](tree, bound), next(iter(tree.free_symbols)), sympy.S.Reals)
-    return _rounded(solved)
-
-
-def _rounded(points: sympy.Set) -> sympy.Set | None:
-    """The set with its irrational ends rounded as `_end` rounds them."""
-    if isinstance(points, sympy.Union):
-        parts = [_rounded(part) for part in points.args]
-        return None if None in parts else sympy.Union(*parts)
-    if isinstance(points, sympy.Interval):
-        low, high = (_round_end(end) for end in (points.start, points.end))
-        return sympy.Interval(low, high, points.left_open, points.right_open)
-    if isinstance(points, sympy.FiniteSet):
-        return sympy.FiniteSet(*map(_round_end, points.args))
-    return points if points in (sympy.S.EmptySet, sympy.S.Reals) else None
-
-
-def _round_end(end: sympy.Expr) -> sympy.Expr:
-    made = formulas.evaluated("", end) if end.is_finite else None
-    return end if made is None else _as_end(made.real)
-
-
-def _end(text: str) -> sympy.Expr | None:
-    """The end of an interval: a real number, or an infinite one; None of anything else."""
-    text = text.strip()
-    if found := re.fullmatch(r"([-+]?)\s*\\infty", text):
-        return -sympy.oo if found[1] == "-" else sympy.oo
-    leaf = _number(text)
-    made = leaf.formula if leaf else formulas.formula(text)
-    return None if made is None else _as_end(made.real)
-
-
-def _as_end(value: Fraction | None) -> sympy.Expr | None:
-    if value is None:
-        return None
-    if value.denominator.bit_length() > 150:
-        value = Fraction(round(value * 10**50), 10**50)
-    return sympy.Rational(value.numerator, value.denominator)
-
-
-def _unknown_of(text: str) -> str | None:
-    """The one unknown of inequalities; None if there are none or several."""
-    names = set(re.findall(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", re.sub(r"\\text\s*\{[^{}]*\}|\\mathbb\{\w\}|\b(?:or|and)\b", " ", text)))
-    return names.pop() if len(names) == 1 else None

@@ -9,32 +9,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-PREFIXES = ("", "k", "M", "G", "T", "c", "d", "m", "n", "p", "f", "h", r"\mu ", "da")
-BASE = "m g s A K mol cd Hz N Pa J W C V F S Wb T H lm lx Bq Gy L l eV bar cal b B".split()
-OTHER = (
-    "min hr hrs sec secs day days yr yrs ft in yd mi mph kph kmph kmh km/h lb lbs oz gal qt pt rad "
-    "deg atm torr mmHg dB rpm ppm ha sq cu u amu Da gm gms Wh kWh MWh rev USD EUR GBP CNY RMB INR "
-    "Rs cc fps psi dL cL mL mEq N.m units unit pts px"
-).split()
-SYMBOLS = {prefix + base for prefix in PREFIXES for base in BASE} | set(OTHER) | {
-    r"\Omega", r"k\Omega", r"M\Omega", r"\AA", "Ohm", "ohm"
-}  # fmt: skip
-LETTERS = frozenset("mgshKNJWVACLlTFHS")
-"""Units of one letter; the other letters are unknowns."""
-UNSURE = frozenset("mg ms as fs ps ns ab ha pt in us hs cm^1 ml mb nb pb fb cs ds hl dl kl Ml".split())
-"""Units that could as well be a product of unknowns when they touch the number."""
-NO_UNIT = frozenset(
-    "or and to not no non if when where with for than least most more less over times plus minus "
-    "by mod modulo squared cubed factorial half halves third thirds quarter quarters fourth fourths "
-    "fifth fifths sixth sixths eighth eighths tenth tenths hundredth hundredths thousandth thousandths "
-    "dozen dozens hundred hundreds thousand thousands million millions billion billions trillion "
-    "trillions percent percentage pct pi sin cos tan log ln exp sqrt infinity inf choose divided "
-    "multiplied except excluding without only negative positive base st nd rd xor".split()
-) - {"only", "positive", "with", "for", "over"}  # fmt: skip
-"""Words that change what a number says."""
-MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-               "trillion": 10**12}  # fmt: skip
-CURRENCY = re.compile(r"^([-+]?)\s*(?:US|A|C|HK)?\s*(?:\\\$|[$€£¥₹₩]|(?:USD|EUR|GBP|Rs\.?|INR)\s)\s*(?=[-\d.(\\])")
+from elpo_ray.tasks.grading.vocabulary import (
+    MULTIPLIERS,
+    NO_UNIT,
+    UNIT_LETTERS,
+    UNITS,
+    UNSURE_UNITS,
+)
+
+CURRENCY = re.compile(
+    r"^([-+]?)\s*(?:US|A|C|HK)?\s*(?:\\\$|[$€£¥₹₩]|(?:USD|EUR|GBP|Rs\.?|INR)\s)\s*(?=[-\d.(\\])"
+)
 CURRENCY_AFTER = re.compile(r"(?<=[\d)}])\s*(?:\\\$|[$€£¥₹₩¢])$")
 PERCENT = re.compile(
     r"(?<=[\d)}A-Za-z])\s*(?:\\%|%|\\text\s*\{\s*(?:\\?%|per\s?cent|percentage|pct)\.?\s*\}"
@@ -57,7 +42,9 @@ TOKEN = re.compile(
     + f"(?P<power>{POWER})$"
 )
 GROUPED = re.compile(r"/\s*\(([^()]*)\)$")
-FRACTION = re.compile(r"(?<=[\d)}])\s*\\frac\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$")
+FRACTION = re.compile(
+    r"(?<=[\d)}])\s*\\frac\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$"
+)
 WORDS = re.compile(r"(?<=[\d)}])\s+([A-Za-z]{2,}\.?(?:[\s-]+[A-Za-z]+\.?)*)$")
 BEFORE = re.compile(
     r"^(?:\\text\s*\{(?P<text>[^{}]*)\}\s*:?|(?P<words>[A-Za-z]{2,}[A-Za-z' ]*?[ :])(?=\s*[-+\d.(\\$|\[A-Z]))\s*"
@@ -118,7 +105,11 @@ def without_prose(text: str) -> str:
     while found:
         said = (found["text"] or found["words"] or "").strip()
         rest = text[found.end() :].strip()
-        if not rest or TURNS.search(said) or not INTRODUCES.search(found[0].replace("}", "").strip()):
+        if (
+            not rest
+            or TURNS.search(said)
+            or not INTRODUCES.search(found[0].replace("}", "").strip())
+        ):
             break
         text = rest
         found = BEFORE.match(text)
@@ -152,13 +143,15 @@ def _without_unit(text: str) -> tuple[str, bool]:
     if not re.search(r"[\d)}]$", rest):
         return text, False
     word, close = first["word"], not first["gap"]
-    plain = re.fullmatch(r"[-+]?[\d., ]*\d", rest) is not None or re.search(r"10\s*\^\s*\{-?\d+\}$", rest)
+    plain = re.fullmatch(r"[-+]?[\d., ]*\d", rest) is not None or re.search(
+        r"10\s*\^\s*\{-?\d+\}$", rest
+    )
     if len(word) == 1 and not compound:
         if count > 1 or not _numeric(rest):
             return text, False
         unsure = close or not plain
     elif close and not compound:
-        unsure = word in UNSURE
+        unsure = word in UNSURE_UNITS
     if not _numeric(rest):
         return text, False
     return rest, unsure
@@ -168,7 +161,9 @@ def _is_unit(token: re.Match[str], head: str) -> bool:
     if token["text"] is not None:
         return _prose(token["text"])
     word = re.sub(r"\s+", " ", token["word"])
-    return word in SYMBOLS or word in LETTERS or word.removesuffix("s") in SYMBOLS and len(word) > 3
+    return (
+        word in UNITS or word in UNIT_LETTERS or (word.removesuffix("s") in UNITS and len(word) > 3)
+    )
 
 
 def _prose(words: str) -> bool:
@@ -180,7 +175,7 @@ def _prose(words: str) -> bool:
     if any(word.lower() in NO_UNIT for word in found):
         return False
     symbols = re.fullmatch(r"[\w\s./*·()'-]*", plain) is not None
-    long = bool(found) and (len(found[0]) > 2 or found[0] in SYMBOLS or found[0] in LETTERS)
+    long = bool(found) and (len(found[0]) > 2 or found[0] in UNITS or found[0] in UNIT_LETTERS)
     return symbols and (long or len(found) > 1)
 
 
@@ -197,5 +192,10 @@ def _only_units(text: str) -> bool:
 def _numeric(text: str) -> bool:
     """Whether a text is made of digits and operators alone: no unknown in it."""
     return re.search(r"\d", text) is not None and not re.search(
-        r"[A-Za-z=<>]", re.sub(r"(?<=\d)[eE](?=[-+]?\d)|\\(?:frac|sqrt|pi|cdot|times|div|left|right|log|ln|sin|cos|tan)(?![a-z])", "", text)
+        r"[A-Za-z=<>]",
+        re.sub(
+            r"(?<=\d)[eE](?=[-+]?\d)|\\(?:frac|sqrt|pi|cdot|times|div|left|right|log|ln|sin|cos|tan)(?![a-z])",
+            "",
+            text,
+        ),
     )

@@ -269,11 +269,11 @@ def test_rows_without_an_answer_are_named(tmp_path: Path, name: str, bad: Any, f
 @pytest.mark.parametrize(
     ("truth", "fault"),
     [
-        ("no json", "not JSON"),
-        ("[1]", "the tests are not an object"),
+        ('{"inputs": ["1"', "not JSON"),
+        ([1], "reward_model.ground_truth is not a string"),
         ({"inputs": ["1"], "outputs": []}, "1 inputs but 0 outputs"),
         ({"inputs": [], "outputs": []}, "the tests have no lists"),
-        (None, "the tests are not an object"),
+        (None, "reward_model.ground_truth is not a string"),
         ({"test_code": "assert"}, "test_code and entry_point are not both text"),
     ],
 )
