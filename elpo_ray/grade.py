@@ -4,8 +4,8 @@ r"""The verdict on a mathematical answer, and why.
     python -m elpo_ray.grade --file answers.jsonl
 
 GOLD is the right answer and ANSWER what a model put into its box; a text with a box is read as a
-whole turn. A file has one object a line with `gold` and `answer`; each is printed with its `verdict`
-(`equal`, `different` or `undecided`) and `why`, as JSON lines, and keeps its further fields.
+whole turn. A file has one object a line with `gold` and `answer`; each is printed, as a JSON line,
+with its `verdict` (`equal`, `different` or `undecided`) and `why`, and keeps its further fields.
 """
 
 from __future__ import annotations

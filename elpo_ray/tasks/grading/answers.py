@@ -1,5 +1,5 @@
-r"""Reading the answer out of an answer turn: the last boxes, the last line `Answer: …`, the option's
-letter, the last program.
+r"""Reading the answer out of an answer turn: its last boxes, its last line `Answer: …`, the letter
+of an option, the last program.
 
 Everything here is linear in the text, which may be hostile.
 """
@@ -36,7 +36,8 @@ ASKED_LINE = re.compile(
 """How a prompt asks for a line `Answer: …`."""
 PROGRAM = re.compile(r"```(?:python3?|py)[ \t]*\r?\n", re.IGNORECASE)
 WRAPPING = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|bm)\b|[${}*`_\s]|\\[ ,;!]"
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|boldsymbol|bm)\b"
+    r"|[${}*`\s]|_{2}|\\[ ,;!]"
 )
 CHOICE = re.compile(
     r"(?:the|final|correct|option|answer|choice|letter|is|:)*\(?([A-Z])(?:\)|(?![A-Z]))"

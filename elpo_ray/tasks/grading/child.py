@@ -1,6 +1,6 @@
 """A grader process: `python -m elpo_ray.tasks.grading.child CPU_S MEMORY_MIB`.
 
-Reads `{"gold": …, "answer": …}`, says `answer` and `both` when the work on the answer alone and on
+Reads `{"gold": …, "answer": …}`, says `gold`, `answer` or `both` when the work on one of them or on
 both begins, and replies `{"equal": …, "why": …}`. Ends itself with its standard input, when its
 memory ran out, and by a signal when a comparison has used up its processor time, so that none
 outlives its parent at work.
@@ -20,7 +20,8 @@ MemoryError as inequality."""
 ANSWER_CPU_S = 0.9
 """Seconds of processor time for the answer alone, which no answer of a usual size needs."""
 WARM = (
-    r"x^2+\frac{1}{2}", r"\sqrt{2}\cdot 3", r"e^{i\pi/4}", r"2\sin x", r"\binom{5}{2}!", r"f(x)=2x+3",
+    r"x^2+\frac{1}{2}", r"\sqrt{2}\cdot 3", r"e^{i\pi/4}", r"2\sin x", r"\binom{5}{2}!",
+    r"f(x)=2x+3",
     r"\frac{x+1}{x-1}", r"|x-1|", r"\log_{2}8", r"\sum_{k=1}^{n}k", r"\left(a+b\right)^{2}",
 )  # fmt: skip
 """Formulas that are read first: the parser learns its grammar from them."""

@@ -8,6 +8,8 @@ different from every gold answer that is not, so that no model hides behind its 
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +33,8 @@ from elpo_ray.tasks.grading.meanings import (
 )
 from elpo_ray.tasks.grading.notation import tidy
 from elpo_ray.tasks.grading.readings import fold, read
+
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that we keep the time
 
 MAX_CHARS = 1000
 """A longer answer is compared as text only (or one of 20 times the gold answer's length)."""
@@ -62,21 +66,24 @@ def equal(gold: str, answer: str) -> bool | None:
 
 def judge(gold: str, answer: str, stage: Callable[[str], None] = nothing) -> Finding:
     """`equal`, with its reason. May not return: the caller keeps the time. `stage` is told when
-    the work on the answer alone ("answer") and that on both ("both") begins, so that the caller
-    knows whose size it was."""
+    the work on one side ("gold", "answer") or on both ("both") begins, so that the caller knows
+    whose size it was."""
     if gold == answer:
         return Finding(True, "the same text")
     if len(answer) > max(MAX_CHARS, 20 * len(gold)):
         return Finding(False, f"the answer has {len(answer)} characters")
     if _depth(answer) > max(MAX_DEPTH, _depth(gold) + 8):
         return Finding(False, f"the answer's brackets are {_depth(answer)} deep")
-    if fold(tidy(gold)) == fold(tidy(answer)):
+    wanted = fold(tidy(gold))
+    stage("answer")
+    if fold(tidy(answer)) == wanted:
         return Finding(True, "the same text but for how it is written")
-    wanted = _read(gold)
+    stage("gold")
+    meant = _read(gold)
     stage("answer")
     given = read(answer)
     stage("both")
-    return _any(wanted, given)
+    return _any(meant, given)
 
 
 @lru_cache(maxsize=64)
@@ -151,8 +158,10 @@ def _same(gold: Reading, answer: Reading) -> Finding:
             return _any(item, [answer])
         case Leaf(), Several(kind="set", items=(item,)):
             return _any([gold], item)
-        case (Table(), Several()) | (Several(), Table()):
+        case Table(), Several():
             return _same_vector(gold, answer)
+        case Several(), Table():
+            return _same_vector(answer, gold)
     return Finding(False, f"{_kind(gold)} is not {_kind(answer)}")
 
 
@@ -252,7 +261,7 @@ def _same_region(gold: Region, answer: Region) -> Finding:
 
 def _same_equation(gold: Equation, answer: Equation) -> Finding:
     if gold.relation == "=" and answer.relation == "=":
-        names = gold.name.lower() == answer.name.lower() or gold.words or answer.words
+        names = _alike(gold, answer)
         if names and gold.assigns and answer.assigns:
             found = _any(gold.value, answer.value)
             if found.equal:
@@ -270,6 +279,13 @@ def _same_equation(gold: Equation, answer: Equation) -> Finding:
     return Finding(same, "the same equation" if same else "the equations differ")
 
 
+def _alike(gold: Equation, answer: Equation) -> bool:
+    """Whether two equations are about the same thing. Prose names anything; `y` is `f(x)`."""
+    names = {gold.name.lower(), answer.name.lower()}
+    graph = "y" in names and any(re.fullmatch(r"[a-z]\([a-z]\)", name) for name in names)
+    return len(names) == 1 or graph or gold.words or answer.words
+
+
 def _same_list(gold: Several, answer: Several) -> Finding:
     if len(gold.items) != len(answer.items):
         return Finding(False, f"{len(gold.items)} values are not {len(answer.items)}")
@@ -285,11 +301,11 @@ def _same_list(gold: Several, answer: Several) -> Finding:
 
 def _ordered(several: Several) -> list[tuple[Reading, ...]]:
     """The items; those of `y=2, x=1` by their names."""
-    first = [item[0] for item in several.items]
-    if several.kind == "bare" and all(isinstance(each, Equation) for each in first):
-        named = sorted(several.items, key=lambda item: item[0].name)  # type: ignore[union-attr]
-        return named
-    return list(several.items)
+
+    def name(item: tuple[Reading, ...]) -> str:
+        return item[0].name if isinstance(item[0], Equation) else ""
+
+    return sorted(several.items, key=name) if several.kind == "bare" else list(several.items)
 
 
 def _same_set(gold: Several, answer: Several) -> Finding:
@@ -317,19 +333,11 @@ def _same_table(gold: Table, answer: Table) -> Finding:
     return _all(pairs, "the same matrix")
 
 
-def _same_vector(gold: Table | Several, answer: Table | Several) -> Finding:
+def _same_vector(table: Table, several: Several) -> Finding:
     """A matrix of one row or column, and a tuple."""
-    vectors = []
-    for each in (gold, answer):
-        if isinstance(each, Several):
-            if each.kind in ("set", "bare"):
-                return Finding(False, "a matrix is no list")
-            vectors.append(list(each.items))
-        else:
-            cells = [cell for row in each.rows for cell in row]
-            if len(each.rows) > 1 and any(len(row) > 1 for row in each.rows):
-                return Finding(False, "a matrix is no tuple")
-            vectors.append(cells)
-    if len(vectors[0]) != len(vectors[1]):
+    cells = [cell for row in table.rows for cell in row]
+    if several.kind in ("set", "bare") or (len(table.rows) > 1 and len(cells) > len(table.rows)):
+        return Finding(False, "a matrix is no list")
+    if len(cells) != len(several.items):
         return Finding(False, "the vectors have different lengths")
-    return _all(list(zip(*vectors, strict=True)), "the same vector")
+    return _all(list(zip(cells, several.items, strict=True)), "the same vector")

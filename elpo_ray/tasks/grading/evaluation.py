@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import mpmath
 import sympy
@@ -26,7 +26,8 @@ TURNS_BITS = 1 << 12
 TERMS = 2000
 """So many terms of a sum or product are added one by one."""
 
-Value = Fraction | mpc
+Value: TypeAlias = Any
+"""A Fraction, or mpmath's `mpc`, which has no types."""
 Point = Mapping[str, Fraction]
 """Values of the unknowns; one that is missing gets its own by `unknown`."""
 

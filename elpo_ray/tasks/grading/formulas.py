@@ -97,7 +97,7 @@ class Formula:
         """The value of a real constant, exactly or to about 70 digits; None without one."""
         values = self.samples[0].values if self.constant else None
         if values is None or isinstance(values[1], Fraction):
-            return values[1] if values else None  # type: ignore[return-value]
+            return values[1] if values else None
         number = values[1]
         with mpmath.workdps(DIGITS[-1] + 30):
             if (
@@ -245,12 +245,13 @@ def _equal_values(a: tuple[Value, Value], b: tuple[Value, Value]) -> bool:
     """Whether two values, each to 40 and to 80 digits, are equal: the difference of equal ones
     shrinks with the error."""
     if not any(isinstance(value, mpmath.mpc) for value in (*a, *b)):
-        return a[0] == b[0]
+        return bool(a[0] == b[0])
     with mpmath.workdps(DIGITS[-1] + 30):
         coarse, fine = (abs(_number(x) - _number(y)) for x, y in zip(a, b, strict=True))
-    if not coarse or not fine or fine < coarse * mpf(10) ** -20:
+    if not fine or fine < coarse * mpf(10) ** -20:
         return True
-    return bool(fine < max(abs(_number(a[1])), abs(_number(b[1]))) * mpf(10) ** -60)
+    scale = max(abs(_number(a[1])), abs(_number(b[1])))
+    return bool(fine < scale * mpf(10) ** -70)
 
 
 def _product(a: Value, b: Fraction) -> Value:

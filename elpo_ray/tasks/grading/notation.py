@@ -59,7 +59,8 @@ PLAIN_WORDS = (
     (re.compile(r"\^\s*\(([^()]*)\)"), r"^{\1}"),
     (re.compile(r"\^\s*([-+]?\d+(?:\.\d+)?)"), r"^{\1}"),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), r"^{\\circ}"),
-    (re.compile(r"\\(?:mathbb|Bbb|mathbf|boldsymbol)\s*\{?\s*([RZNQC])(?![A-Za-z])\s*\}?"), r"\\mathbb{\1}"),
+    (re.compile(r"\\(?:mathbb|Bbb|mathbf|boldsymbol)\s*\{?\s*([RZNQC])(?![A-Za-z])\s*\}?"),
+     r"\\mathbb{\1}"),
     (re.compile(r"\\text\s*\{\s*([eid])\s*\}"), r"\1"),
     (re.compile(r"\\text\s*\{\s*(sin|cos|tan|log|ln)\s*\}"), r"\\\1"),
     (re.compile(r"\\operatorname\s*\{\s*(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan"
@@ -86,6 +87,7 @@ def tidy(text: str) -> str:
     text = _groups(text)
     text = re.sub(r"\s+", " ", SPACING.sub(_space, text))
     text = _unwrap(text)
+    text = re.sub(r"(?<!\S)\*\*([^*]+)\*\*(?!\S)", r"\1", text)
     text = BOLD.sub(r"{\1}", COLOR.sub("", text))
     for pattern, replacement in PLAIN_WORDS:
         text = pattern.sub(replacement, text)

@@ -50,6 +50,7 @@ class Judgement:
     why: str
 
 
+STAGES = (b"gold\n", b"answer\n", b"both\n")
 VERDICTS = {True: Verdict.EQUAL, False: Verdict.DIFFERENT, None: Verdict.UNDECIDED}
 
 
@@ -134,7 +135,7 @@ class _Child:
         except BrokenPipeError:
             return Judgement(Verdict.UNDECIDED, "the grader had crashed")
         deadline, stage = time.monotonic() + WALLS * self._cpu_s, b""
-        while (line := self._line(deadline)) in (b"answer\n", b"both\n"):
+        while (line := self._line(deadline)) in STAGES:
             stage = line
         if line is None:
             self.worth_another = True

@@ -1,4 +1,4 @@
-r"""What a box can say: numbers and formulas, lists and tuples, intervals and sets, equations, words.
+r"""Reading what a box says: values, lists and tuples, intervals and sets, equations, words.
 
 A text is read into all its plausible meanings (`1,234` is a number or a list of two, `(1,2)` a
 point or an interval); `equality` compares meanings with meanings.
@@ -39,7 +39,7 @@ from elpo_ray.tasks.grading.vocabulary import BASES, NAMED_SETS
 
 MAX_PARTS = 60
 """A list of more parts is compared as text."""
-WORD = r"(?:(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])|\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|\\lor)"
+WORD = r"(?:(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z])|\\text\s*\{[\s,]*(?:and|or|,)[\s,]*\}|\\lor)"
 COMMA = rf"(?:[,;]|\\\\(?![A-Za-z]))(?:\s*{WORD})?|{WORD}"
 BASED = re.compile(r"([0-9A-Fa-f]+)\s*_\s*\{?\s*(?:\\text\s*\{\s*)?([0-9]+|[a-z]+)\s*\}?\s*\}?")
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
@@ -56,7 +56,7 @@ def read(raw: str) -> tuple[Reading, ...]:
     text = tidy(raw)
     worded = WORDED.match(raw.strip().lstrip("$ ")) is not None
     if worded and LETTERS.fullmatch(text) and len(text) > 1:
-        return (*_named_set(text), Words(fold(text)))
+        return (*_named_set(text), *_words(text))
     return _read(text)
 
 
@@ -73,8 +73,12 @@ def _read(text: str) -> tuple[Reading, ...]:
     found: list[Reading] = [*_named_set(text)]
     for variant in _separated(text):
         found += _read_variant(variant)
-    words = [fold(text), fold(without_prose(text))]
-    return (*found, *map(Words, dict.fromkeys(words)))
+    return (*found, *_words(text))
+
+
+def _words(text: str) -> list[Words]:
+    """A text as it stands, and without what introduces it."""
+    return [Words(said) for said in dict.fromkeys((fold(text), fold(without_prose(text))))]
 
 
 def _named_set(text: str) -> tuple[Reading, ...]:
@@ -96,7 +100,7 @@ def _separated(text: str) -> Iterator[str]:
             last = found.end()
     together = "".join([*pieces, joined[last:]])
     yield together
-    if together != joined:
+    if together != joined and not re.search(r",0\d\d", joined):
         yield joined
 
 
@@ -169,11 +173,11 @@ def _read_one(text: str) -> list[Reading]:
     relations = _relation(text)
     if relations:
         return relations
-    within = bare(without_prose(text)).text
-    within = _bracketed(within) if within != text else []
+    shorter = bare(text).text
+    within = _bracketed(shorter) if shorter != text else []
     if within:
         return within
-    if LETTERS.fullmatch(text) and len(text) > 3:
+    if LETTERS.fullmatch(text) and len(text) > (2 if text.isupper() else 3):
         return []
     return leaves(text)
 

@@ -13,8 +13,8 @@ from elpo_ray.tasks.grading.splitting import RELATION, relation_signs, split
 
 EITHER = r"\\cup|\\lor|\\text\s*\{[\s,]*or[\s,]*\}|(?<![A-Za-z\\{])or(?![A-Za-z])"
 BOTH = r"\\cap|\\land|\\text\s*\{[\s,]*and[\s,]*\}|(?<![A-Za-z\\{])and(?![A-Za-z])"
-NUMBER_SETS = {"R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals, "Q": sympy.S.Rationals,
-               "C": sympy.S.Complexes}  # fmt: skip
+NUMBER_SETS = {"R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals,
+               "Q": sympy.S.Rationals, "C": sympy.S.Complexes}  # fmt: skip
 
 
 def region(text: str) -> sympy.Set | None:
@@ -86,7 +86,7 @@ def _simple_region(text: str, depth: int) -> sympy.Set | None:
 
 def _inequality(text: str) -> sympy.Set | None:
     signs, parts = relation_signs(text), [part.strip() for part in split(text, RELATION)]
-    if not signs or not set(signs) <= {"<", ">", r"\leq", r"\geq", r"\neq"} or len(parts) > 3:
+    if not signs or not set(signs) <= {"=", "<", ">", r"\leq", r"\geq", r"\neq"} or len(parts) > 3:
         return None
     unknown = unknown_of(text)
     if unknown is None:
@@ -104,6 +104,7 @@ def _one_inequality(left: str, sign: str, right: str) -> sympy.Set | None:
         return None
     if re.fullmatch(r"[A-Za-z]|\\[a-z]+", left):
         return {
+            "=": lambda: sympy.FiniteSet(bound),
             "<": lambda: sympy.Interval.open(-sympy.oo, bound),
             ">": lambda: sympy.Interval.open(bound, sympy.oo),
             r"\leq": lambda: sympy.Interval(-sympy.oo, bound),

@@ -38,16 +38,16 @@ MULTIPLIED = re.compile(
 POWER = r"(?:\s*\^\s*(?:\{\s*-?\s*\d+\s*\}|-?\d+))?"
 TOKEN = re.compile(
     r"(?P<gap>\s*)(?P<join>/|\\cdot|\\times)?\s*"
-    r"(?:\\text\s*\{(?P<text>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|(?P<word>(?:\\mu\s*)?(?:[kM]?\\Omega|\\AA|(?<![A-Za-z\\])[A-Za-z]++))\.?)"
-    + f"(?P<power>{POWER})$"
+    r"(?:(?:\\mu\s*)?\\text\s*\{(?P<text>[^{}]*(?:\{[^{}]*\}[^{}]*)*)\}|(?P<word>(?:\\mu\s*)?(?:[kM]?\\Omega|\\AA|(?<![A-Za-z\\])[A-Za-z]++))\.?)"
+    rf"(?P<power>{POWER})$"
 )
 GROUPED = re.compile(r"/\s*\(([^()]*)\)$")
-FRACTION = re.compile(
-    r"(?<=[\d)}])\s*\\frac\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}$"
-)
+_BRACED = r"\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
+FRACTION = re.compile(rf"(?<=[\d)}}])\s*\\frac\s*{_BRACED}\s*{_BRACED}$")
 WORDS = re.compile(r"(?<=[\d)}])\s+([A-Za-z]{2,}\.?(?:[\s-]+[A-Za-z]+\.?)*)$")
 BEFORE = re.compile(
-    r"^(?:\\text\s*\{(?P<text>[^{}]*)\}\s*:?|(?P<words>[A-Za-z]{2,}[A-Za-z' ]*?[ :])(?=\s*[-+\d.(\\$|\[A-Z]))\s*"
+    r"^(?:\\text\s*\{(?P<text>[^{}]*)\}\s*:?"
+    r"|(?P<words>[A-Za-z]{2,}[A-Za-z' ]*?[ :])(?=\s*[-+\d.(\\$|\[A-Z]))\s*"
 )
 INTRODUCES = re.compile(
     r"(?:\b(?:is|are|be|equals?|equal to|answer|approximately|about|exactly|roughly|total|get|just|"
@@ -56,8 +56,8 @@ INTRODUCES = re.compile(
 )
 TURNS = re.compile(
     r"\b(?:not|no|never|non|negative|minus|least|most|less|more|greater|fewer|than|between|over|under|"
-    r"above|below|except|half|twice|thrice|double|triple|square|cube|root|base|mod|log|all|any|only if|"
-    r"unless|either|isn't|cannot|can't)\b",
+    r"above|below|except|half|twice|thrice|double|triple|square|cube|root|base|mod|log|all|any|"
+    r"only if|unless|either|isn't|cannot|can't)\b",
     re.IGNORECASE,
 )
 
@@ -140,7 +140,7 @@ def _without_unit(text: str) -> tuple[str, bool]:
         return text, False
     if first["word"] is None:  # \text{…} says that it is no unknown
         return (rest, False) if _numeric(rest) or count == 1 else (text, False)
-    if not re.search(r"[\d)}]$", rest):
+    if not re.search(r"(?:[\d)}]|\\pi)$", rest):
         return text, False
     word, close = first["word"], not first["gap"]
     plain = re.fullmatch(r"[-+]?[\d., ]*\d", rest) is not None or re.search(
@@ -168,11 +168,13 @@ def _is_unit(token: re.Match[str], head: str) -> bool:
 
 def _prose(words: str) -> bool:
     """Whether words (the content of `\\text{…}`) can name a unit or the thing counted."""
-    plain = re.sub(r"\^\{?-?\d+\}?|(?<=[a-z]) (?:squared|cubed)(?![a-z])", "", words)
+    plain = re.sub(r"\\mu(?![a-z])|\^\{?-?\d+\}?|(?<=[a-z]) (?:squared|cubed)(?![a-z])", "", words)
     if re.search(r"\d|[=<>+]|\\", plain) or not plain.strip():
         return not plain.strip()
     found = re.findall(r"[A-Za-z]+", plain)
     if any(word.lower() in NO_UNIT for word in found):
+        return False
+    if not found or {found[0].lower(), found[-1].lower()} & {"and", "or", "to"}:
         return False
     symbols = re.fullmatch(r"[\w\s./*·()'-]*", plain) is not None
     long = bool(found) and (len(found[0]) > 2 or found[0] in UNITS or found[0] in UNIT_LETTERS)

@@ -1,4 +1,4 @@
-r"""Spellings: characters and LaTeX commands that say the same, units, and words that are no units."""
+"""Spellings: characters and LaTeX commands that say the same, units, words that are no units."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ m g s A K mol cd Hz N Pa J W C V F S Wb T H lm lx Bq Gy L l eV bar cal b B
 _OTHER = r"""
 min hr hrs sec secs day days yr yrs ft in yd mi mph kph kmph kmh lb lbs oz gal qt pt rad deg atm
 torr mmHg dB rpm ppm ha sq cu u amu Da gm gms Wh kWh MWh rev USD EUR GBP CNY RMB INR Rs cc fps psi
-dL cL mL mEq unit units pts px \Omega k\Omega M\Omega \AA Ohm ohm
+dL cL mL mEq unit units pts px AU \Omega k\Omega M\Omega \AA Ohm ohm
 """.split()  # noqa: SIM905
 UNITS = frozenset(prefix + base for prefix in _PREFIXES for base in _BASE) | frozenset(_OTHER)
 UNIT_LETTERS = frozenset("mgshKNJWVACLlTFHS")
@@ -96,7 +96,7 @@ UNSURE_UNITS = frozenset(
 """Units that could as well be a product of unknowns when they touch the number."""
 NO_UNIT = frozenset(
     """
-    and or to not no non if when where than least most more less times plus minus by mod modulo
+    not no non if when where than least most more less times plus minus by mod modulo
     squared cubed factorial half halves third thirds quarter quarters fourth fourths fifth fifths
     sixth sixths eighth eighths tenth tenths hundredth hundredths thousandth thousandths dozen
     dozens hundred hundreds thousand thousands million millions billion billions trillion
