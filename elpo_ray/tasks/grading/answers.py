@@ -40,8 +40,8 @@ WRAPPING = re.compile(
     r"|[${}*`\s]|_{2}|\\[ ,;!]"
 )
 CHOICE = re.compile(
-    r"(?:the|final|correct|option|answer|choice|letter|is|:)*\(?([A-Z])(?:\)|(?![A-Z]))"
-    r"(?:$|\.$|[.:)(,=-]|iscorrect)",
+    r"(?:the|final|correct|option|answer|choice|letter|is|:)*[(\[]?([A-Z])[)\]]?"
+    r"(?:$|[.:,(]|(?<=[)\]])|is(?:the)?(?:correct|right))",
     re.IGNORECASE,
 )
 TWO_CHOICES = re.compile(
@@ -118,7 +118,7 @@ def answer_line(text: str) -> str | None:
     lines = ANSWER_LINE.findall(text)
     if not lines:
         return None
-    said = lines[-1].strip()
+    said = lines[-1].strip(" \t*`")
     if not said:
         return None
     return boxed_answer(said) or said

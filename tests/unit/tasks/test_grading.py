@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from elpo_ray.tasks.grading.answers import choice_letter, last_boxed, last_program, strict_box
+from elpo_ray.tasks.grading.answers import (
+    answer_line,
+    asks_for_line,
+    boxed_answer,
+    choice_letter,
+    last_boxed,
+    last_program,
+    strict_box,
+)
 from elpo_ray.tasks.grading.equality import equal
 from elpo_ray.tasks.grading.pool import MathGrader, Verdict
 
@@ -147,7 +155,7 @@ def test_a_verdict_has_a_reason(grader: MathGrader) -> None:
     for gold, answer, why in [
         ("7", "8", "7 is not 8"),
         ("1/2", "0.5", "the same value"),
-        ("[1,2]", "(1,2)", "open and closed"),
+        ("[1,2]", "(1,2)", "the sets of numbers differ"),
         ("7", "9" * 10**5, "100000 characters"),
     ]:
         assert why in asyncio.run(grader.judge(gold, answer)).why
@@ -201,6 +209,89 @@ def test_last_boxed_balances_braces() -> None:
     assert last_boxed(r"\boxed{" * 10**5) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so our answer is $\boxed 2$.", "2"),
+        (r"$\boxed 25$ in all", "25"),
+        (r"thus \boxed -3.5.", "-3.5"),
+        (r"it is $\boxed\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"it is \boxed \pi, so", r"\pi"),
+        (r"\boxed 7 is the answer", "7"),
+        (r"\boxed {7}", "7"),
+        ("\\boxed\n{7}", "7"),
+        (r"\fbox{7}", "7"),
+        (r"\framebox{7}", "7"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"$x=\boxed{3}$ and $y=\boxed{4}$.", "3, 4"),
+        (r"\boxed{3} or \boxed{4}", "3, 4"),
+        (r"\(\boxed{3}\), \(\boxed{4}\), and \(\boxed{5}\)", "3, 4, 5"),
+        (r"$\boxed{3}\text{ and }\boxed{4}$", "3, 4"),
+        (r"\boxed{3} and $y$ is \boxed{4}", "3, 4"),
+        (r"\boxed{3}, \boxed{3}", "3"),
+        (r"\boxed{3}, no: \boxed{4}", "4"),
+        (r"First \boxed{3}. Then \boxed{4}", "4"),
+        (r"\boxed{3} is wrong and \boxed{4} is right", "4"),
+        ("\\boxed{3}\n\n\\boxed{4}", "4"),
+        (r"\boxed{x=\boxed{3}}", "3"),
+        (r"\boxedx{7}", None),
+        (r"\boxed", None),
+        (r"\boxed{open", None),
+        (r"\boxed{3} and \boxed{open", None),
+    ],
+)
+def test_boxes(text: str, content: str | None) -> None:
+    assert boxed_answer(text) == content
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [r"\boxed{" * 10**5, "\n" * 10**6, "Answer" * 10**5, r"\boxed " * 10**5, "$ " * 10**5,
+     r"\boxed{1}, " * 10**5, "{" * 10**6, r"\boxed{1}" + " " * 10**6 + r"\boxed{2}"],
+)  # fmt: skip
+def test_reading_takes_time_linear_in_the_text(hostile: str) -> None:
+    start = time.process_time()
+    boxed_answer(hostile)
+    answer_line(hostile)
+    choice_letter(hostile)
+    asks_for_line(hostile)
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("So it is 7.\nAnswer: 7", "7"),
+        ("Answer: 6\nNo.\n**Answer:** $7$\n", "$7$"),
+        ("**Answer: 7**", "7"),
+        ("Final answer: 7", "7"),
+        (r"Answer: \boxed{7}", "7"),
+        (r"Answer: $\boxed{7}$.", "7"),
+        ("the answer is: 7", None),
+        ("Answer:\n7", None),
+        ("7", None),
+    ],
+)
+def test_the_answer_line(text: str, said: str | None) -> None:
+    assert answer_line(text) == said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asks"),
+    [
+        ("The last line of your response should be of the form Answer: $Answer", True),
+        ("Finish with a last line 'Answer: ' followed by the number.", True),
+        ("Write `Answer: N` on its own line.", True),
+        ("Your reply must end with Answer: and the value", True),
+        ("Question: how many?\nAnswer:", False),
+        (r"Put the answer into \boxed{}.", False),
+        ("The line y = x. Answer: with a number?", False),
+    ],
+)
+def test_prompts_that_ask_for_an_answer_line(prompt: str, asks: bool) -> None:
+    assert asks_for_line(prompt) is asks
+
+
 def test_strict_box_lies_within_the_last_hundred_characters() -> None:
     box = r"\boxed{7}"
     assert strict_box(box + "x" * 91) == "7"
@@ -210,7 +301,13 @@ def test_strict_box_lies_within_the_last_hundred_characters() -> None:
 @pytest.mark.parametrize(
     ("text", "letter"),
     [("B", "B"), ("(b)", "B"), (r"\text{B}", "B"), (r"\textbf{(C)}", "C"), ("B. Helium", "B"),
-     ("Option D", "D"), ("Helium", None), ("", None), ("42", None)],
+     ("Option D", "D"), ("Helium", None), ("", None), ("42", None), ("**B**", "B"), ("$B$", "B"),
+     (r"\mathbf{(B)}", "B"), ("B) 5 m/s", "B"), ("B: Helium", "B"), ("The answer is B", "B"),
+     ("B.", "B"), ("[B]", "B"), (r"\text{B. } C_6H_{12}", "B"), ("(B), because it is smaller", "B"),
+     ("B is correct", "B"), ("A or B", None), ("A/B", None), ("A and C", None), ("A, B", None),
+     ("(A) or (B)", None), (r"\text{A or B}", None), ("A, B and C", None), ("B & C", None),
+     ("C_6H_{12}", None), ("C6H12", None), ("CO_2", None), ("A+B", None), ("B^+", None),
+     ("A molecule", None), ("CD", None), ("D_2O", None), ("B'", None), (r"C\,_6", None)],
 )  # fmt: skip
 def test_choice_letter(text: str, letter: str | None) -> None:
     assert choice_letter(text) == letter

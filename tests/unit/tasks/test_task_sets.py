@@ -24,6 +24,8 @@ from elpo_ray.tasks.grading.programs import (
     read_tests,
     same_lines,
 )
+from elpo_ray.tasks.open_agentrl import read, read_plain
+from elpo_ray.tasks.rewards import ANSWER_LINE, KIND
 from elpo_ray.types import Problem
 
 AIME = {"ID": "2024-I-1", "Problem": "Find $x$.", "Solution": "…", "Answer": 204}
@@ -109,6 +111,13 @@ def test_mathematics(tmp_path: Path, suffix: str, name: str, row: Any, truth: st
     assert r"\boxed{answer}" in text and truth not in text.replace(r"\boxed{answer}", "")
 
 
+def test_a_box_without_braces_is_an_answer(tmp_path: Path) -> None:
+    solutions = [r"so our answer is $\boxed 2$.", r"it is \fbox{3}", r"$\boxed{4}$ and $\boxed{5}$"]
+    put(tmp_path, "math.jsonl", *({"problem": "q", "solution": text} for text in solutions))
+    problems = task(tmp_path, "math").eval_problems(3)
+    assert [problem.ground_truth for problem in problems] == ["2", "3", "4, 5"]
+
+
 def test_options_are_shuffled_by_the_seed(tmp_path: Path) -> None:
     put(tmp_path, "gpqa_diamond.jsonl", GPQA)
     letters = Counter()
@@ -178,6 +187,28 @@ def test_rl_mix_asks_each_source_in_its_own_way(tmp_path: Path, suffix: str) -> 
     assert "```python block" in texts[2] and "standard input" in texts[2]
     assert [p.id for p in made.eval_problems(10)] == ["aime24-0", "aime25-0"]
     assert asked["train-0"].extra["index"] == 0
+
+
+@pytest.mark.parametrize("source", ["taco", "apps", "code_contests", "encode-math", "dapo", ""])
+def test_the_ground_truth_says_what_kind_of_row_it_is(tmp_path: Path, source: str) -> None:
+    row = RL | {"data_source": source}
+    tests = row | {"reward_model": {"ground_truth": json.dumps(CODE)}}
+    unpacked = row | {"reward_model": {"ground_truth": CODE}}
+    answer = row | {"reward_model": {"ground_truth": r"\{1, 2\}"}}
+    braces = row | {"reward_model": {"ground_truth": "{1,2}"}}
+    rows = (tests, unpacked, answer, braces)
+    kinds = [read_plain(each, "p", 0).extra[KIND] for each in rows]
+    assert kinds == ["code", "code", "math", "math"]
+
+
+def test_a_prompt_that_asks_for_an_answer_line_is_not_told_of_a_box() -> None:
+    prompt = [{"role": "user", "content": "How many? The last line should be Answer: the number."}]
+    for source in ("math_dapo", "other"):
+        asked = read(RL | {"data_source": source, "prompt": prompt}, "p", 0)
+        text = asked.messages[-1]["content"]
+        assert asked.extra[ANSWER_LINE] is True
+        assert "box" not in text and text.count("without units") == 1
+    assert ANSWER_LINE not in read(RL, "p", 0).extra
 
 
 @pytest.mark.parametrize(
