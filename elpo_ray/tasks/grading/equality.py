@@ -76,7 +76,7 @@ def judge(gold: str, answer: str, stage: Callable[[str], None] = nothing) -> Fin
         return Finding(False, f"the answer's brackets are {_depth(answer)} deep")
     wanted = fold(tidy(gold))
     stage("answer")
-    if fold(tidy(answer)) == wanted:
+    if fold(tidy(answer)) == wanted != "":
         return Finding(True, "the same text but for how it is written")
     stage("gold")
     meant = _read(gold)
