@@ -130,6 +130,7 @@ def parse(text: str) -> Any:
         text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\{\\circ\}", r"{(\\frac{\1\\pi}{180})}", text)
     text = re.sub(r"\^\{\\circ\}", "", text)
     text = DECIMAL.sub(_decimal, text).replace(r"\lg", r"\log_{10}")
+    text = re.sub(r"\\log\s*_\s*\{?\s*e\s*\}?", r"\\ln ", text)
     try:
         return latex2sympy(text, is_real=True, normalization_config=NORMAL, conversion_config=PLAIN)
     except (MemoryError, RecursionError):

@@ -13,6 +13,10 @@ from elpo_ray.tasks.grading.splitting import RELATION, relation_signs, split
 
 EITHER = r"\\cup|\\lor|\\text\s*\{[\s,]*or[\s,]*\}|(?<![A-Za-z\\{])or(?![A-Za-z])"
 BOTH = r"\\cap|\\land|\\text\s*\{[\s,]*and[\s,]*\}|(?<![A-Za-z\\{])and(?![A-Za-z])"
+UNKNOWN = re.compile(
+    r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])"
+    r"|\\(?:alpha|beta|gamma|delta|theta|lambda|mu|rho|sigma|tau|phi|omega)(?![a-z])"
+)
 NUMBER_SETS = {"R": sympy.S.Reals, "Z": sympy.S.Integers, "N": sympy.S.Naturals,
                "Q": sympy.S.Rationals, "C": sympy.S.Complexes}  # fmt: skip
 
@@ -157,10 +161,6 @@ def _as_end(value: Fraction | None) -> sympy.Expr | None:
 
 def unknown_of(text: str) -> str | None:
     """The one unknown of inequalities; None if there are none or several."""
-    names = set(
-        re.findall(
-            r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])",
-            re.sub(r"\\text\s*\{[^{}]*\}|\\mathbb\{\w\}|\b(?:or|and)\b", " ", text),
-        )
-    )
+    text = re.sub(r"\\text\s*\{[^{}]*\}|\\mathbb\{\w\}|\b(?:or|and)\b", " ", text)
+    names = set(UNKNOWN.findall(text)) - {"e", "i", r"\pi"}
     return names.pop() if len(names) == 1 else None
