@@ -87,6 +87,9 @@ class RewardConfig(Section, key="task.reward"):
     times that by the clock."""
     graders: PositiveInt = 2
     """Processes of each rollout worker that compare answers; they start when first needed."""
+    exact_output: bool = False
+    """Numbers in a program's output must be equal; otherwise two decimals are equal within 1e-6,
+    relative or absolute."""
     overlong_buffer: NonNegativeInt = 0
     """Tokens before `overlong_limit` over which the reward falls by up to `overlong_factor`
     (DAPO); 0 turns it off."""
