@@ -66,8 +66,8 @@ def _unreadable(word: str, root: type) -> str:
         return f"{shown}: the value has a line break or another control character; leave it out"
     if value[:1] in tuple("[{\"'"):
         return (
-            f"{shown}: the value cannot be read; close every bracket and quote, and put texts in it "
-            "in double quotes where they have other signs than letters, digits and ._/:-"
+            f"{shown}: the value cannot be read; close every bracket and quote, and put texts in "
+            "it in double quotes where they have other signs than letters, digits and ._/:-"
         )
     return (
         f"{shown}: the value has signs that must be quoted, once for the value and once for the "
