@@ -113,13 +113,11 @@ def shell_word(text: str) -> str:
     if text.isprintable():
         return shlex.quote(text)
     signs = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    told = "".join(
-        signs.get(sign) or (sign if sign.isprintable() else _coded(sign)) for sign in text
-    )
+    told = "".join(signs[s] if s in signs else s if s.isprintable() else _bytes(s) for s in text)
     return f"$'{told}'"
 
 
-def _coded(sign: str) -> str:
+def _bytes(sign: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
 
 

@@ -57,8 +57,8 @@ class Session:
         return self._state
 
     async def call(self, code: str) -> CallResult:
-        """Run one cell. A failure of the sandbox is a result too, and so is the refusal of code that
-        is too long: both leave `state` as it was.
+        """Run one cell. A failure of the sandbox is a result too, and so is the refusal of too
+        long a code: both leave `state` as it was.
 
         Raises ValueError when the session is closed.
         """

@@ -130,19 +130,19 @@ def test_keys_have_limits(values: dict[str, Any], said: str) -> None:
         ContainerConfig(runtime=Runtime.pyxis)
 
 
-ODD = [
-    "a\nb",
-    "a\n#SBATCH --uid=0\n",
-    "$(touch hit)",
-    "`touch hit`",
-    "a'b",
-    'a"b',
-    "a;b",
-    "ü\t\x1b \\",
-]
-
-
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "a\nb",
+        "\n#SBATCH --uid=0\n",
+        "$(touch hit)",
+        "`touch hit`",
+        "a'b",
+        'a"b',
+        "a;b",
+        "ü\t\x1b\\",
+    ],
+)
 def test_no_value_of_the_run_becomes_a_line_or_a_command(odd: str, tmp_path: Path) -> None:
     word = f"logging.project={hydra_value(odd)}"
     script = slurm_script(CPU, [*QUICK, word])
