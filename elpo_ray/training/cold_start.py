@@ -87,8 +87,11 @@ def _cached(config: Config) -> Path:
 
 def check_demonstrations(config: Config, task: Task, base: Path) -> None:
     """Raise ValueError if the run has to begin with a cold start and no demonstration fits."""
-    if not config.cold_start.enabled or config.trainer.resume or _cached(config).exists():
-        return
+    if config.cold_start.enabled and not config.trainer.resume and not _cached(config).exists():
+        _check_first(config, task, base)
+
+
+def _check_first(config: Config, task: Task, base: Path) -> None:
     if next(_examples(config, task, base), None) is None:
         raise _no_demonstration(config)
 
@@ -163,7 +166,7 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
 def rehearse(config: Config) -> None:
     """Everything that `train_supervised` looks at before its first actor. Raises ValueError."""
     task = make_task(config.task, config.trainer.seed)
-    sft_batches(config, task, base_model(config, task))
+    _check_first(config, task, base_model(config, task))
     if config.cluster.address is not None:
         with Cluster(config, engines=False):
             return  # it is there, with the GPUs that are asked for

@@ -142,6 +142,7 @@ ROW = {
     "reward_model": {"ground_truth": "7"},
 }
 OTHER = ROW | {"prompt": [{"role": "user", "content": "What is 3 + 5?"}]}
+LONG = ROW | {"prompt": [{"role": "user", "content": "What is 3 + 5? " * 500}]}
 
 
 @pytest.mark.parametrize("run", [elpo_ray.main.run, elpo_ray.sft.run])
@@ -152,7 +153,7 @@ OTHER = ROW | {"prompt": [{"role": "user", "content": "What is 3 + 5?"}]}
         ([OTHER, {**OTHER, "reward_model": {}}], {}, r"train\.jsonl'.*row 2: reward_model"),
         ([OTHER, ROW], {}, "asks the same as"),
         ([OTHER], {"cold_start.enabled": True}, "it has no demonstration within"),
-        ([OTHER], {"model.max_context": 8, "task.max_turn_tokens": 4}, "tokens of prompt"),
+        ([LONG], {}, "train-0 alone has .* tokens of prompt"),
         ([], {}, "no problems in it"),
     ],
 )
