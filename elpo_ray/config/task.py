@@ -120,7 +120,7 @@ class TaskConfig(Section, key="task"):
     reward: RewardConfig = field(default_factory=RewardConfig)
     train_file: str | None = None
     """JSON-lines or parquet file of training problems instead of the task's own, with the same
-    fields (docs/tasks.md). Task `jsonl` has none of its own; `check_only` needs none."""
+    fields (docs/tasks.md). Task `jsonl` has none of its own."""
     eval_file: str | None = None
     """File of held-out problems, in the same form."""
     demonstrations_file: str | None = None
