@@ -145,16 +145,25 @@ OTHER = ROW | {"prompt": [{"role": "user", "content": "What is 3 + 5?"}]}
 LONG = ROW | {"prompt": [{"role": "user", "content": "What is 3 + 5? " * 500}]}
 
 
-@pytest.mark.parametrize("run", [elpo_ray.main.run, elpo_ray.sft.run])
+train = elpo_ray.main.run
+NO_DEMONSTRATION = "it has no demonstration within"
+
+
 @pytest.mark.parametrize(
-    ("rows", "changes", "said"),
+    ("run", "rows", "changes", "said"),
     [
-        ([OTHER, {**OTHER, "prompt": "What?"}], {}, r"train\.jsonl'.*row 2: prompt is not a list"),
-        ([OTHER, {**OTHER, "reward_model": {}}], {}, r"train\.jsonl'.*row 2: reward_model"),
-        ([OTHER, ROW], {}, "asks the same as"),
-        ([OTHER], {"cold_start.enabled": True}, "it has no demonstration within"),
-        ([LONG], {}, "train-0 alone has .* tokens of prompt"),
-        ([], {}, "no problems in it"),
+        (
+            train,
+            [OTHER, {**OTHER, "prompt": "What?"}],
+            {},
+            r"train\.jsonl'.*row 2: prompt is not a list",
+        ),
+        (train, [OTHER, {**OTHER, "reward_model": {}}], {}, r"train\.jsonl'.*row 2: reward_model"),
+        (train, [OTHER, ROW], {}, "asks the same as"),
+        (train, [OTHER], {"cold_start.enabled": True}, NO_DEMONSTRATION),
+        (elpo_ray.sft.run, [OTHER], {}, NO_DEMONSTRATION),
+        (train, [LONG], {}, "train-0 alone has .* tokens of prompt"),
+        (train, [], {}, "no problems in it"),
     ],
 )
 def test_what_stops_a_run_before_its_first_actor_stops_check_only_too(
@@ -170,9 +179,6 @@ def test_what_stops_a_run_before_its_first_actor_stops_check_only_too(
     monkeypatch.chdir(tmp_path)
     for name, own in (("train", rows), ("eval", [ROW])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
-    supervised = run is elpo_ray.sft.run
-    if supervised and "cold_start.enabled" not in changes:
-        pytest.skip("a cold start reads demonstrations, not problems")
     values = {
         "check_only": True, "cluster.gpus": False, "task.name": "jsonl",
         "task.train_file": "train.jsonl", "task.eval_file": "eval.jsonl",
