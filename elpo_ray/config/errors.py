@@ -37,8 +37,10 @@ def explain(error: BaseException, root: type = Config) -> str | None:
     if re.search(r"Key '[^']*' (?:is )?not in", text) and key is not None:
         return unknown_key(key, root)
     unread = next((word for word in (getattr(e, "override", None) for e in chain) if word), None)
-    if unread is not None or ("Error parsing override" in text and override):
-        return _unreadable(unread or (override[1] if override else ""), root)
+    if unread is not None:
+        return _unreadable(unread, root)
+    if "Error parsing override" in text and override:
+        return f"{override[1]}: not of the form key=value; write for example trainer.steps=20"
     if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'\n", text):
         listed = shlex.quote(f"{match[1]}=[{match[2]}]")
         text_of_it = _quoted(match[1], match[2])
