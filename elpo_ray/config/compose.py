@@ -20,7 +20,7 @@ from elpo_ray.config.errors import explain
 from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
-from elpo_ray.config.values import typed
+from elpo_ray.config.values import hydra_override, typed
 from elpo_ray.types import Fault
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Command(Generic[T]):
     def __call__(self) -> NoReturn:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
         try:
-            composed = _compose(self._folder, self._config_name)
+            composed = _compose(self._folder, self._config_name, self._schema)
             code = max((self._run(typed(self._schema, one)) for one in composed), default=0)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             message = explain(error, self._schema)
@@ -66,10 +66,11 @@ class Command(Generic[T]):
         sys.exit(code)
 
 
-def _compose(folder: Path, config_name: str) -> list[DictConfig]:
+def _compose(folder: Path, config_name: str, schema: type) -> list[DictConfig]:
     """What Hydra makes of the command line: one configuration, several under --multirun, none
     after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
     composed: list[DictConfig] = []
+    sys.argv[1:] = [hydra_override(word, schema) for word in sys.argv[1:]]
     hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
         composed.append
     )()
@@ -82,7 +83,8 @@ def composed(overrides: Sequence[str]) -> Config:
     ConfigStore.instance().store(name="config_schema", node=Config)
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return typed(Config, hydra.compose("config", list(overrides)))
+            words = [hydra_override(word, Config) for word in overrides]
+            return typed(Config, hydra.compose("config", words))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         message = explain(error)
         if message is None:

@@ -113,7 +113,7 @@ class Reward:
         """None without a verdict."""
         kind, truth = problem.extra[KIND], problem.ground_truth
         if kind in (CODE, LIVECODEBENCH):
-            return await _grade_program(kind, truth, text, tools)
+            return await _grade_program(kind, truth, text, tools, self._config.exact_output)
         found = self._read(problem, text)
         if found is None:
             return Grade(False, in_form=False)
@@ -159,14 +159,14 @@ class Reward:
         return -1.0
 
 
-async def _grade_program(kind: str, truth: Any, text: str, tools: Tools) -> Grade:
+async def _grade_program(kind: str, truth: Any, text: str, tools: Tools, exact: bool) -> Grade:
     program = last_program(text)
     if program is None:
         return Grade(False, in_form=False)
     # In a thread: private tests are megabytes that have to be unpacked.
     reader = read_livecodebench if kind == LIVECODEBENCH else read_tests
     tests = await asyncio.to_thread(reader, truth)
-    report = await run_tests(program, tests, tools)
+    report = await run_tests(program, tests, tools, exact=exact)
     if not report.compiles:
         return Grade(False, in_form=False)
     return Grade(report.passed == report.total, in_form=True, fraction=report.fraction)

@@ -20,6 +20,7 @@ from elpo_ray.tasks import FAMILIES, make_task
 from elpo_ray.tasks.grading.programs import Test as Case
 from elpo_ray.tasks.grading.programs import (
     decode_private,
+    matches,
     read_livecodebench,
     read_tests,
     same_lines,
@@ -235,10 +236,56 @@ def test_tests_of_rl_data(truth: Any, tests: list[Case]) -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "same"),
     [("3\n", "3", True), (" 1 2 \n3", "1 2\n3\n", True), ("1.0", "1", True), ("1 2", "1  2", True),
-     ("3", "4", False), ("3\n3", "3", False), ("a", "A", False), ("", "0", False)],
+     ("3", "4", False), ("3\n3", "3", False), ("a", "A", False), ("", "0", False),
+     ("a b", "a  b", False), ("12:05", "12:5", False), ("v1.50", "v1.5", False),
+     ("50000000000000001", "50000000000000000", False), ("1e999999999", "1e999999999.", False),
+     ("nan", "1", False), ("inf", "inf", True), ("1 2", "1 2 3", False), ("3", "2.9999999", False)],
 )  # fmt: skip
 def test_outputs_are_compared_line_by_line(ours: str, theirs: str, same: bool) -> None:
     assert same_lines(ours, theirs) is same
+    assert same_lines(ours, theirs, exact=True) is same
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "close"),
+    [("0.333333", "0.3333333333", True), ("0.33333", "0.3333333333", False),
+     ("1000000.5", "1000001.0", True), ("1000000.5", "1000002.0", False),
+     ("0.500001", "0.5", True), ("0.5000011", "0.5", False), ("1e-7", "2e-7", True),
+     ("Case #1: 0.50000001", "Case #1: 0.5", True), ("Case #2: 0.5", "Case #1: 0.5", False),
+     ("(0.5, -1.0000001)", "(0.5, -1.0)", True), ("[0.5,1.1]", "[0.5,1.0]", False),
+     ("1.2.3", "1.2.30", False), ("-0.0", "0.0", True), ("1e400", "2e400", False)],
+)  # fmt: skip
+def test_two_decimals_are_equal_within_a_millionth(ours: str, theirs: str, close: bool) -> None:
+    assert same_lines(ours, theirs) is close
+    if ours != "-0.0":
+        assert not same_lines(ours, theirs, exact=True)
+    assert same_lines(f"x\n{ours}\n", f"x\n{theirs}") is close
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [("4", 4, True), ("4.0", 4, True), ("4", 4.0, True), ("4.0000001", 4, False),
+     ("4.0000001", 4.0, True), ('"4"', 4, False), ("4", "4", False), ("[1, [2.0]]", [1, [2]], True),
+     ("[1, 2]", [2, 1], False), ('{"b": 1.0, "a": 2}', {"a": 2, "b": 1}, True),
+     ('{"a": 1}', {"a": 1, "b": 2}, False), ("NaN", float("nan"), True), ("null", None, True),
+     ("null", 0, False), ("true", True, True), ("[" * 9999, [], False), ("", "", False)],
+)  # fmt: skip
+def test_results_are_compared_as_values(ours: str, theirs: Any, same: bool) -> None:
+    assert matches(Case(call="f", expected=theirs), ours, False) is same
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "right", "wrong"),
+    [([[3]], ["12"], '"12"', "12"), ([[3]], [["12"]], '"12"', "12"), ([[3]], [12], "12", '"12"'),
+     (["3"], ["12"], "12", '"12"'), (["3"], ['"12"'], '"12"', "12"), (["3"], ["abc"], '"abc"', "1"),
+     ([3], ["[1]"], '"[1]"', "[1]"), ([[3]], [[[1]]], "[1]", "1")],
+)  # fmt: skip
+def test_results_have_the_rows_own_types(
+    inputs: list[Any], outputs: list[Any], right: str, wrong: str
+) -> None:
+    (test,) = read_tests({"fn_name": "f", "inputs": inputs, "outputs": outputs})
+    assert test.arguments == (3,)
+    assert matches(test, right, False) and not matches(test, wrong, False)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
