@@ -82,4 +82,6 @@ def _template(config: Config) -> Iterator[Finding]:
     task = make_task(config.task, config.trainer.seed)
     with tempfile.TemporaryDirectory(prefix="elpo-doctor-") as scratch:  # of the tiny model
         config = replace(config, cold_start=replace(config.cold_start, cache=scratch))
-        yield from policy.template(config, local_folder(base_model(config, task)))
+        folder = local_folder(base_model(config, task))
+        yield from policy.template(config, folder)
+        yield from policy.architecture(config, folder)

@@ -14,7 +14,7 @@ from elpo_ray.config.rules import require
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
 from elpo_ray.models.folder import check_model_path, check_weights
 from elpo_ray.tasks import make_task
-from elpo_ray.training.checks import check, check_prompts
+from elpo_ray.training.checks import check, check_model, check_prompts
 from elpo_ray.types import Message
 
 HUB_TIMEOUT_S = 10.0
@@ -119,6 +119,17 @@ def template(config: Config, folder: Path) -> Iterator[Finding]:
     yield ok("chat template", f"tools {tools}: {len(turn)} tokens of call there and back")
     check_prompts(config, task, folder)
     yield ok("prompts", f"fit model.max_context={config.model.max_context}")
+
+
+def architecture(config: Config, folder: Path) -> Iterator[Finding]:
+    """Whether the learner can train the model, and how."""
+    notice = check_model(config, folder)
+    if notice is None:
+        yield ok(
+            "architecture", f"can be trained with learner.packing={config.learner.packing.value}"
+        )
+    else:
+        yield warning("architecture", notice, "nothing: only the saving is lost")
 
 
 def sandbox(config: Config) -> Iterator[Finding]:

@@ -3,7 +3,8 @@ running ranks or from a checkpoint.
 
 Invariants: all ranks iterate in lockstep (gathering shards is a collective); a bucket holds at most
 `max_bytes`, or a single larger tensor; a tied tensor appears once, under the name that
-`save_pretrained` keeps; adapters are merged into their weights, and the model stays as it is.
+`save_pretrained` keeps; experts are separate tensors, as Hugging Face stores them; adapters are
+merged into their weights, and the model stays as it is.
 """
 
 from __future__ import annotations
@@ -25,27 +26,9 @@ from elpo_ray.learner import lora
 from elpo_ray.learner.checkpoint import SHARD_BYTES, StateFiles, read_meta, shared_folder
 from elpo_ray.learner.masters import gathered
 from elpo_ray.learner.policy import DTYPES
+from elpo_ray.models.layout import named_weights, stored
 
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-
-
-def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, each once; under ZeRO-3 still in shards.
-
-    Raises ValueError on models that Hugging Face stores in another layout than it runs.
-    """
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions:
-        raise ValueError(
-            f"{type(model).__name__}: its checkpoint layout differs from its modules (fused "
-            "experts), which cannot be exported yet; choose a dense model"
-        )
-    tied = set(model.all_tied_weights_keys)
-    return {
-        name: tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if name not in tied
-    }
 
 
 def weight_buckets(
@@ -70,7 +53,7 @@ def weight_buckets(
                         full[name] = lora.merged(whole, down, up, scale)
                     else:
                         full[name] = whole.clone() if sharded else whole
-        yield full
+        yield stored(model, full)
 
 
 def _sources(weights: dict[str, Tensor]) -> dict[str, list[Tensor]]:
@@ -153,26 +136,27 @@ def convert_checkpoint(checkpoint: Path, base: Path, target: Path) -> None:
     """Write the policy saved in `checkpoint` to the existing folder `target`; config, tokenizer and
     chat template come from `base`, a model of the same architecture.
 
-    Needs no GPU and no process group: weights are put together on the CPU of one machine, in its
-    memory twice. Raises ValueError if `checkpoint` is none, or of another architecture than `base`.
+    Needs no GPU and no process group: weights are put together on the CPU of one machine, as many
+    at a time as one file holds. Raises ValueError if `checkpoint` is none, or of another
+    architecture than `base`.
     """
     meta = read_meta(checkpoint)
     dtype = DTYPES[Precision(meta["precision"])]
-    files = StateFiles(checkpoint)
-    state = {name: _saved_weight(files, sources, meta["scale"]).to(dtype)
-             for name, sources in lora.sources(meta["parameters"]).items()}  # fmt: skip
-    saved = {name: list(tensor.shape) for name, tensor in state.items()}
-    shape = AutoConfig.from_pretrained(base)
-    model = AutoModelForCausalLM.from_config(shape, dtype=dtype)  # type: ignore[no-untyped-call]
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    if shapes != saved:
+    files, sources = StateFiles(checkpoint), lora.sources(meta["parameters"])
+    with torch.device("meta"):
+        shape = AutoConfig.from_pretrained(base)
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype)  # type: ignore[no-untyped-call]
+    saved = {name: meta["parameters"][source.base] for name, source in sources.items()}
+    if {name: list(parameter.shape) for name, parameter in model.named_parameters()} != saved:
         raise ValueError(
             f"checkpoint {checkpoint}: it holds a {meta['architecture']} of other shapes than the "
             f"model in {base}; give the model folder that the run began with"
         )
-    model.load_state_dict(state, strict=False)  # tied weights are absent
-    model.save_pretrained(target)
-    _copy_others(base, target)
+    shards: list[dict[str, Any]] = []
+    for bucket in _split({name: [p] for name, p in model.named_parameters()}, SHARD_BYTES):
+        whole = {n: _saved_weight(files, sources[n], meta["scale"]).to(dtype) for n in bucket}
+        _write_shard(target, stored(model, whole), shards)
+    _finish(base, target, shards, dtype)
 
 
 def _saved_weight(files: StateFiles, sources: lora.WeightSources, scale: float) -> Tensor:

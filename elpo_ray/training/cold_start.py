@@ -31,6 +31,7 @@ from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics, progress_bar
 from elpo_ray.tasks import make_task
+from elpo_ray.training.checks import check_model
 from elpo_ray.training.loop import Outcome, RunLoop
 
 STEPS_PER_CALL = 10
@@ -137,6 +138,9 @@ def train_supervised(config: Config) -> Outcome:
     task = make_task(config.task, config.trainer.seed)
     base = base_model(config, task)
     batches = sft_batches(config, task, base)
+    notice = check_model(config, base)
+    if notice is not None:
+        console.print(notice, highlight=False, soft_wrap=True)
     with Cluster(config, engines=False) as cluster:
         run.begin(config)
         learner = _sft_learner(config, cluster, base, len(batches))
