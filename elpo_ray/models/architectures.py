@@ -18,8 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from elpo_ray.config.learner import Packing
 from elpo_ray.config.model import TinyArchitecture, TinyModelConfig
 
-CHECKED_BY = "tests/real/learner/test_architectures.py"
+CHECKED_BY = "tests/real/rollout/test_engine_architectures.py"
 """The test that compares engine with learner and trees with flat sequences."""
+
+CONTEXT = 1024
+"""Tokens of context of the tiny models in the table."""
 
 
 @dataclass(frozen=True)
@@ -212,9 +215,10 @@ def architecture_rows() -> list[ArchitectureRow]:
 
     rows = []
     for architecture in TinyArchitecture:
-        config = tiny_config(TinyModelConfig(architecture=architecture), 1024)
+        shape = TinyModelConfig(architecture=architecture)
+        config = tiny_config(shape, CONTEXT, bos_token_id=None, eos_token_id=1, pad_token_id=0)
         model_class = _class_of(config)
-        verdict = judge(model_class, config, 1024)
+        verdict = judge(model_class, config, CONTEXT)
         test = f"{CHECKED_BY} ({architecture.value})"
         packing = "no" if verdict.packing is None else verdict.packing.value
         remarks = [verdict.reason] if verdict.reason else _remarks(config)

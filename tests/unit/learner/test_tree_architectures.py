@@ -74,5 +74,5 @@ def test_a_layer_that_hides_its_window_is_refused() -> None:
     (packs,) = plan([tree], RULES).ranks
     model: Any = tiny_model(TinyArchitecture.gemma3, CONTEXT).double()
     model.model.layers[0].self_attn.sliding_window = None
-    with pytest.raises(ValueError, match="asks for a window of None tokens where .* says 16"):
+    with pytest.raises(ValueError, match=r"asks for a window of None tokens where .* says 16"):
         gradient(model, packs, TREE)

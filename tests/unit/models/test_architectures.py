@@ -116,10 +116,10 @@ def test_the_files_have_what_the_learner_sends(
 
 def config_of(folder: Path, **changes: Any) -> Config:
     return Config(
-        model=ModelConfig(path=str(folder), max_context=64),
+        model=ModelConfig(path=str(folder)),
         cluster=ClusterConfig(gpus=False),
         engine=EngineConfig(transfer=Transfer.host),
-        learner=LearnerConfig(max_tokens_per_pack=64, **changes),
+        learner=LearnerConfig(**changes),
     )
 
 
