@@ -13,6 +13,7 @@ from elpo_ray.config.rollout import Preload
 from elpo_ray.config.rules import require
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
 from elpo_ray.models.folder import check_model_path, check_weights
+from elpo_ray.runs.folder import run_of
 from elpo_ray.tasks import make_task
 from elpo_ray.training.checks import check, check_model, check_prompts
 from elpo_ray.types import Message
@@ -31,6 +32,11 @@ def model_files(path: str | None) -> Iterator[Finding]:
     folder = Path(path)
     if not folder.exists():
         yield from _hub(path)
+        return
+    run = run_of(folder)
+    if run is not None:
+        checkpoint = run.newest_checkpoint()
+        yield ok("model", f"the newest weights of a run, {checkpoint or folder / 'model'}")
         return
     files = check_weights(folder)
     size = sum(file.stat().st_size for file in files)

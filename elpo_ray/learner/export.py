@@ -10,7 +10,6 @@ merged into their weights, and the model stays as it is.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from elpo_ray.config.learner import LoraConfig
 from elpo_ray.config.model import Precision
 from elpo_ray.learner import lora
 from elpo_ray.learner.checkpoint import SHARD_BYTES, StateFiles, read_meta, shared_folder
 from elpo_ray.learner.masters import gathered
 from elpo_ray.learner.policy import DTYPES
 from elpo_ray.models.layout import named_weights, stored
-
-WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
+from elpo_ray.runs.folder import copy_but_weights
 
 
 def weight_buckets(
@@ -118,18 +117,11 @@ def _finish(source: Path, folder: Path, shards: list[dict[str, Any]], dtype: tor
         (folder / "model.safetensors.index.json").write_text(
             json.dumps({"metadata": {"total_size": total}, "weight_map": index})
         )
-    _copy_others(source, folder)
+    copy_but_weights(source, folder)
     config = json.loads((source / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     config.pop("torch_dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-
-
-def _copy_others(source: Path, target: Path) -> None:
-    """Copy the files of a model folder that are neither weights nor `config.json`."""
-    for file in source.iterdir():
-        if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHT_FILES):
-            shutil.copyfile(file, target / file.name)
 
 
 def convert_checkpoint(checkpoint: Path, base: Path, target: Path) -> None:
@@ -157,6 +149,30 @@ def convert_checkpoint(checkpoint: Path, base: Path, target: Path) -> None:
         whole = {n: _saved_weight(files, sources[n], meta["scale"]).to(dtype) for n in bucket}
         _write_shard(target, stored(model, whole), shards)
     _finish(base, target, shards, dtype)
+
+
+def convert_adapter(checkpoint: Path, base: Path, target: Path) -> None:
+    """Write the adapters saved in `checkpoint` to the existing folder `target`, as PEFT does, with
+    the tokenizer and chat template of `base`. They belong to the weights that the phase began with,
+    which `adapter_config.json` names. Raises ValueError if there are none."""
+    meta = read_meta(checkpoint)
+    if meta["lora"] is None:
+        raise ValueError(
+            f"adapter=only: {checkpoint} has no adapters, all weights were trained; use "
+            "adapter=merged"
+        )
+    dtype, files = DTYPES[Precision(meta["precision"])], StateFiles(checkpoint)
+    names = [
+        name
+        for source in lora.sources(meta["parameters"]).values()
+        for name in (source.down, source.up)
+        if name is not None
+    ]
+    copy_but_weights(base, target)
+    for name in ("config.json", "generation_config.json"):  # a folder with them is a whole model
+        (target / name).unlink(missing_ok=True)
+    tensors = {name: files[f"weight/{name}"].to(dtype) for name in names}
+    lora.write_adapter(target, LoraConfig(**meta["lora"]), tensors, meta["reference"])
 
 
 def _saved_weight(files: StateFiles, sources: lora.WeightSources, scale: float) -> Tensor:

@@ -29,7 +29,7 @@ from elpo_ray.evaluation.oracle import localization_accuracy
 from elpo_ray.evaluation.summary import mean_success
 from elpo_ray.forest.trees import TrainForest, pack
 from elpo_ray.interfaces import Task
-from elpo_ray.models.base import base_model
+from elpo_ray.learner.saved import starting_folder
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.folder import RunFolder, read_state
 from elpo_ray.runs.metrics import (
@@ -77,6 +77,7 @@ def train(config: Config) -> Outcome:
                 start.folder, config.optimizer_steps, start.learner, partial(waiting, console)
             )
             run.keep_tokenizer(local_folder(start.folder))
+            run.keep_base(local_folder(start.folder))
             learner.connect(rollouts)
             freeze_gc()
         with closing(Metrics(run.path, config, console)) as metrics:
@@ -97,7 +98,7 @@ def train(config: Config) -> Outcome:
 def _checked_base(config: Config, task: Task) -> tuple[Path, str | None]:
     """The folder of the model, once the task's prompts fit it and it can be trained, and a line for
     the user if it is trained otherwise than asked for. ValueError if not."""
-    base = base_model(config, task)
+    base = starting_folder(config, task)
     with importing():
         check_prompts(config, task, base)
         return base, check_model(config, base)
