@@ -186,9 +186,10 @@ def check_trainable(folder: Path, max_context: int) -> Verdict:
     model_class, config = causal_lm(folder)
     verdict = judge(model_class, config, max_context)
     if verdict.packing is None:
+        remedy = "" if "; " in str(verdict.reason) else "; choose another model"
         raise ValueError(
             f"model.path={str(folder)!r}: {model_class.__name__} cannot be trained, since "
-            f"{verdict.reason}"
+            f"{verdict.reason}{remedy}"
         )
     return verdict
 

@@ -86,6 +86,13 @@ def test_a_rotary_embedding_that_depends_on_the_length_is_taken_below_it() -> No
     assert "lower model.max_context to 4096" in str(reason)
 
 
+def test_a_model_that_cannot_be_trained_is_refused_in_one_line(tmp_path: Path) -> None:
+    Gemma2Config().save_pretrained(tmp_path)
+    said = r"model\.path='.*': Gemma2ForCausalLM cannot be trained, since .*; choose another model$"
+    with pytest.raises(ValueError, match=said):
+        check_model(config_of(tmp_path), tmp_path)
+
+
 def test_models_that_transformers_does_not_know(tmp_path: Path) -> None:
     for kind, said in (("nope-7", "no causal language model for it"), ("t5", "of type 't5'")):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
