@@ -111,6 +111,7 @@ def write_adapter(
     `reference` = the model that they belong to."""
     import peft
 
+    assert config.rank is not None, "adapters have a rank"
     targets = config.target_modules
     if targets == ["all-linear"]:
         owners = {name.removesuffix(_DOWN) for name in tensors if name.endswith(_DOWN)}

@@ -67,8 +67,8 @@ def saved_model(run: RunFolder, path: Path, key: str) -> Path:
 
 
 def export_run(
-    run: Path,
-    folder: Path | None = None,
+    run: str | Path,
+    folder: str | Path | None = None,
     step: int | None = None,
     adapter: Adapter | str = Adapter.merged,
 ) -> Path:
@@ -79,9 +79,9 @@ def export_run(
     they were trained. `adapter`: whether adapters are merged or written by themselves. Raises
     ValueError, in one line, if there is nothing to export or `folder` is in use.
     """
-    source, wanted = _run(run), Adapter(adapter)
-    checkpoint = _checkpoint(source, run, step)
-    target = source.path / "export" if folder is None else folder
+    source, wanted = _run(Path(run)), Adapter(adapter)
+    checkpoint = _checkpoint(source, Path(run), step)
+    target = source.path / "export" if folder is None else Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target}: exists and is not empty; name another folder")
     try:

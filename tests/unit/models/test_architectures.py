@@ -30,6 +30,8 @@ from elpo_ray.config.learner import LearnerConfig, Packing
 from elpo_ray.config.model import ModelConfig, TinyArchitecture
 from elpo_ray.config.rollout import EngineConfig, Transfer
 from elpo_ray.config.run import ClusterConfig
+from elpo_ray.doctor.finding import Status
+from elpo_ray.doctor.policy import architecture
 from elpo_ray.models.architectures import architecture_rows, check_trainable, judge
 from elpo_ray.models.layout import named_weights, stored, stored_shapes
 from elpo_ray.training.checks import check_model
@@ -142,6 +144,12 @@ def test_a_run_says_before_its_start_what_it_will_not_do(tmp_path: Path) -> None
     )
     flat = config_of(tmp_path / "bloom", packing=Packing.flat)
     assert check_model(flat, tmp_path / "bloom") is None
+    findings = [
+        next(architecture(config_of(tmp_path / name), tmp_path / name))
+        for name in ("gemma", "bloom")
+    ]
+    assert [finding.status for finding in findings] == [Status.OK, Status.WARNING]
+    assert findings[1].detail == notice
 
 
 def test_weights_that_the_engines_would_not_take_are_named(tmp_path: Path) -> None:
