@@ -41,6 +41,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         folder / "cache",
         "trainer.run_name=run",
         f"trainer.steps={STEPS}",
+        "trainer.inputs_per_step=8",
+        "learner.minibatch_inputs=4",
+        "task.countdown.demonstrations=2560",  # it then solves some problems
         f"model.tiny.architecture={request.param.value}",
     )
     return folder / "run"
@@ -57,37 +60,41 @@ def exported(run: Path) -> Path:
 def test_engine_and_learner_agree_in_a_run(run: Path) -> None:
     rows = metrics(run)
     assert [row["step"] for row in rows] == [1, 2]
+    assert any(row["grad_norm"] > 0 for row in rows)
     for row in rows:
-        assert row["grad_norm"] > 0
         assert abs(row["mismatch_k3"]) < 1e-6
-        assert row["mismatch_ratio_max"] == pytest.approx(1, abs=1e-3)
+        assert row["mismatch_ratio_max"] < 1 + 1e-3
 
 
-def first_turns(run: Path) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
-    """The messages of each tree of the second step, and each turn that followed them at once."""
-    lines = (run / "trees" / "step_00002.jsonl").read_text().splitlines()
+def first_turns(run: Path, step: int) -> list[tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """The messages of each tree of a step, with each turn that followed them at once."""
+    lines = (run / "trees" / f"step_{step:05d}.jsonl").read_text().splitlines()
     trees = [json.loads(line) for line in lines]
     return [(t["messages"], node) for t in trees for node in t["nodes"] if node["parent"] == 0]
 
 
-def test_an_export_says_what_the_run_said(run: Path, exported: Path) -> None:
-    """Tokenizer and template are the run's, too: the prompts are rendered by them."""
-    chat = Chat.from_folder(str(exported), TASK.tools)
-    model = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
+def check_turns(run: Path, step: int, folder: Path) -> None:
+    """The turns of a step are those of the model in `folder`, prompts rendered by its template."""
+    chat = Chat.from_folder(str(folder), TASK.tools)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     assert model.dtype == torch.float32
-    turns = first_turns(run)
+    turns = first_turns(run, step)
     assert len(turns) >= 4
     for messages, node in turns:
-        assert node["weight_version"] == 1
+        assert node["weight_version"] == step - 1
         prompt = list(chat.prompt_ids(messages))
         logprobs, _ = exact(model, prompt, tuple(node["token_ids"]), 1.0)
         assert node["token_logprobs"] == pytest.approx(logprobs, abs=1e-4)
 
 
+def test_an_export_says_what_the_run_said(run: Path, exported: Path) -> None:
+    check_turns(run, 2, exported)
+
+
 async def test_vllm_loads_an_export(run: Path, exported: Path) -> None:
     chat = Chat.from_folder(str(exported), TASK.tools)
     model = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
-    prompt = list(chat.prompt_ids(first_turns(run)[0][0]))
+    prompt = list(chat.prompt_ids(first_turns(run, 2)[0][0]))
     async with running(exported) as engine:
         turn = await engine.generate(prompt, Sampling(temperature=1.0, max_tokens=64, seed=0))
     logprobs, _ = exact(model, prompt, turn.token_ids, 1.0)
@@ -98,7 +105,7 @@ async def test_vllm_loads_an_export(run: Path, exported: Path) -> None:
 
 @pytest.mark.long
 def test_a_run_begins_with_the_newest_weights_of_another(run: Path) -> None:
-    said = train(
+    train(
         run.parent,
         run.parent / "cache",
         "trainer.run_name=next",
@@ -106,9 +113,5 @@ def test_a_run_begins_with_the_newest_weights_of_another(run: Path) -> None:
         f"model.path={run}",
         "cold_start.enabled=false",
     )
-    assert "flat sequences" not in said
-    before, after = (
-        json.loads((run.parent / n / "summary.json").read_text()) for n in ("run", "next")
-    )
-    assert after["pass_at_1_before"] == before["pass_at_1_after"]
-    assert (run / "checkpoints" / "step_00002" / "model" / "model.safetensors").is_file()
+    newest = run / "checkpoints" / "step_00002" / "model"
+    check_turns(run.parent / "next", 1, newest)
