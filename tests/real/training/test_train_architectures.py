@@ -22,7 +22,8 @@ from tests.real.runs import command, metrics, train
 
 pytestmark = pytest.mark.real
 
-STEPS = 2
+STEPS, CONTEXT = 2, 384
+"""The run's steps, and its tokens of context."""
 TASK = make_task(Config(cluster=ClusterConfig(gpus=False)).task, 0)
 CHECKED = TinyArchitecture.qwen3_moe
 
@@ -95,7 +96,7 @@ async def test_vllm_loads_an_export(run: Path, exported: Path) -> None:
     chat = Chat.from_folder(str(exported), TASK.tools)
     model = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
     prompt = list(chat.prompt_ids(first_turns(run, 2)[0][0]))
-    async with running(exported) as engine:
+    async with running(exported, CONTEXT) as engine:
         turn = await engine.generate(prompt, Sampling(temperature=1.0, max_tokens=64, seed=0))
     logprobs, _ = exact(model, prompt, turn.token_ids, 1.0)
     assert turn.logprobs == pytest.approx(logprobs, abs=1e-4)

@@ -40,13 +40,8 @@ def gradient(
     return total, torch.cat(grads)
 
 
-@pytest.mark.parametrize("architecture", TinyArchitecture)
-def test_trees_equal_flat_sequences(architecture: TinyArchitecture) -> None:
-    """float64, but for the norms, which detour over fp32, and for experts, whose kernel has fp32 at
-    most."""
-    experts = architecture is TinyArchitecture.qwen3_moe
-    dtype = torch.float32 if experts else torch.float64
-    model = tiny_model(architecture, CONTEXT).to(dtype).train()
+def compare(model: Any, dtype: torch.dtype) -> None:
+    model = model.to(dtype).train()
     trees = weighted([build(i) for i in range(3)], Aggregation.seq_mean_token_mean)
     (packs,) = plan(trees, replace(RULES, max_tokens=75)).ranks
     flat = replace(RULES, share_gain=None, padded=True, max_tokens=100)
@@ -56,6 +51,23 @@ def test_trees_equal_flat_sequences(architecture: TinyArchitecture) -> None:
     want_loss, want = gradient(model, alone, replace(ROWS, dtype=dtype))
     assert loss == pytest.approx(want_loss, rel=1e-6)
     assert (found - want).norm() / want.norm() < 1e-5
+
+
+@pytest.mark.parametrize("architecture", TinyArchitecture)
+def test_trees_equal_flat_sequences(architecture: TinyArchitecture) -> None:
+    """float64, but for the norms, which detour over fp32, and for experts, whose kernel has fp32 at
+    most."""
+    experts = architecture is TinyArchitecture.qwen3_moe
+    compare(tiny_model(architecture, CONTEXT), torch.float32 if experts else torch.float64)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "phi3"])
+def test_architectures_that_may_slide(architecture: str) -> None:
+    """Some layers of a Qwen, all of a Phi-3."""
+    slides: dict[str, Any] = {"sliding_window": CONTEXT // 4}
+    if architecture != "phi3":
+        slides |= {"use_sliding_window": True, "max_window_layers": 1}
+    compare(tiny_model(TinyArchitecture(architecture), CONTEXT, **slides), torch.float64)
 
 
 def test_a_window_changes_the_gradient() -> None:
