@@ -26,12 +26,14 @@ from elpo_ray.cluster.learner import LearnerGroup
 from elpo_ray.config import Config
 from elpo_ray.forest.trees import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
-from elpo_ray.models.base import base_key, base_model, conversations, digest
+from elpo_ray.learner.saved import starting_folder
+from elpo_ray.models.base import base_key, conversations, digest
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics, progress_bar
 from elpo_ray.tasks import make_task
+from elpo_ray.training.checks import check_model
 from elpo_ray.training.loop import Outcome, RunLoop
 
 STEPS_PER_CALL = 10
@@ -57,7 +59,7 @@ def starting_model(
     """
     if not config.cold_start.enabled or config.trainer.resume is not None:
         return StartingModel(base, None)
-    folder = _cached(config)
+    folder = _cached(config, base)
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
         return StartingModel(folder, None)
@@ -80,14 +82,16 @@ def starting_model(
     return StartingModel(folder, learner)
 
 
-def _cached(config: Config) -> Path:
+def _cached(config: Config, base: Path) -> Path:
     """Where the model of a cold start before RL is kept."""
-    return Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config))}"
+    return Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config, base))}"
 
 
 def check_demonstrations(config: Config, task: Task, base: Path) -> None:
     """Raise ValueError if the run has to begin with a cold start and no demonstration fits."""
-    if config.cold_start.enabled and not config.trainer.resume and not _cached(config).exists():
+    if not config.cold_start.enabled or config.trainer.resume is not None:
+        return
+    if not _cached(config, base).exists():
         _check_first(config, task, base)
 
 
@@ -102,12 +106,12 @@ def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> Le
     return learner
 
 
-def _cold_start_key(config: Config) -> dict[str, Any]:
+def _cold_start_key(config: Config, base: Path) -> dict[str, Any]:
     settings = asdict(config.cold_start)
     del settings["cache"], settings["enabled"]
     adapters = config.learner.adapters
     return ({} if adapters is None else {"adapters": asdict(adapters)}) | {
-        "base": config.model.path or base_key(config),
+        "base": base_key(config) if config.model.path is None else str(base),
         "task": [
             config.task.name,
             config.task.demonstrations_file,
@@ -166,7 +170,9 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
 def rehearse(config: Config) -> None:
     """Everything that `train_supervised` looks at before its first actor. Raises ValueError."""
     task = make_task(config.task, config.trainer.seed)
-    _check_first(config, task, base_model(config, task))
+    base = starting_folder(config, task)
+    _check_first(config, task, base)
+    check_model(config, base)
     if config.cluster.address is not None:
         with Cluster(config, engines=False):
             return  # it is there, with the GPUs that are asked for
@@ -178,10 +184,14 @@ def train_supervised(config: Config) -> Outcome:
     config = _named(config)
     run = RunFolder.of(config)
     task = make_task(config.task, config.trainer.seed)
-    base = base_model(config, task)
+    base = starting_folder(config, task)
     batches = sft_batches(config, task, base)
+    notice = check_model(config, base)
+    if notice is not None:
+        console.print(notice, highlight=False, soft_wrap=True)
     with Cluster(config, engines=False) as cluster:
         run.begin(config)
+        run.keep_base(local_folder(base))
         learner = _sft_learner(config, cluster, base, len(batches))
         with closing(Metrics(run.path, config, console, SUPERVISED_COLUMNS)) as metrics:
             return SupervisedTrainer(
