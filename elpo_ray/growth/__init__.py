@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from elpo_ray.config.growth import GrowthConfig, GrowthRule
-from elpo_ray.growth import bel, entropy_branch, independent, random_branch
+from elpo_ray.growth import bel, entropy_branch, independent, posterior, random_branch
 from elpo_ray.interfaces import Rollout
 
 GROWTH: dict[GrowthRule, Callable[[Rollout, GrowthConfig], Awaitable[None]]] = {
     GrowthRule.bel: bel.grow,
+    GrowthRule.posterior: posterior.grow,
     GrowthRule.independent: independent.grow,
     GrowthRule.entropy_branch: entropy_branch.grow,
     GrowthRule.random_branch: random_branch.grow,
@@ -32,6 +33,7 @@ def width(config: GrowthConfig) -> int:
     otherwise."""
     widths = {
         GrowthRule.bel: config.bel.b_max,
+        GrowthRule.posterior: config.bel.b_max,
         GrowthRule.entropy_branch: config.entropy.initial,
         GrowthRule.random_branch: config.random.trees * config.random.chains,
     }
