@@ -171,15 +171,20 @@ class Trainer(RunLoop):
         """The inputs of `step`, from the `cursor`-th one of the training stream on, and their
         trees. Inputs that the rollout workers gave up leave a record and are passed over."""
 
+        growth = self.config.algorithm.growth
+        fitted: dict[str, Any] = {}
+        if growth.posterior.fit_beta:
+            staleness, start = self.config.schedule.staleness, growth.posterior.beta
+            fitted["beta"] = self.state.beta_fit.before(step, staleness, start)
+
         def grow_inputs(first: int, count: int) -> list[Grown]:
             stream = range(cursor + first, cursor + first + count)
             inputs = [self.task.train_problem(i) for i in stream]
-            results = self.rollouts.grow(inputs, step)
+            results = self.rollouts.grow(inputs, step, **fitted)
             self.run.set_aside(step + 1, [tree for tree in results if isinstance(tree, SetAside)])
             pairs = zip(inputs, results, strict=True)
             return [(problem, tree) for problem, tree in pairs if isinstance(tree, RolloutTree)]
 
-        growth = self.config.algorithm.growth
         batch = collect(grow_inputs, self.config.trainer.inputs_per_step, growth.dynamic)
         if not batch.grown:
             raise Fault(
@@ -213,6 +218,8 @@ class Trainer(RunLoop):
         values |= self.rollouts.metrics() | stats | seconds
         if judged:
             values["localization_accuracy"] = right / judged
+        if (posterior := self.config.algorithm.growth.posterior).fit_beta:
+            self.state.beta_fit.add(self.state.step, batch.trees, posterior.beta)
         self.state.add(
             rollouts=values["rollouts"],
             tokens_generated=values["tokens_generated"],

@@ -83,6 +83,8 @@ def outline(tree: RolloutTree) -> Any:
 
 RULES = [
     bel(16),
+    bel(16, use_tree=True, early_stop=True),
+    GrowthConfig(rule=GrowthRule.posterior),
     GrowthConfig(rule=GrowthRule.independent, n_total=16),
     GrowthConfig(rule=GrowthRule.entropy_branch, entropy=EntropyBranchConfig(initial=2)),
     GrowthConfig(rule=GrowthRule.random_branch, random=RandomBranchConfig(trees=2, rounds=2)),

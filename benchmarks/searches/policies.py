@@ -1,0 +1,71 @@
+"""The policies whose banks are made: the tiny one before and after training, or any model folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.rollouts.setup import cold_start, quickstart
+from elpo_ray.cluster.cluster import Cluster
+from elpo_ray.config import Config
+from elpo_ray.config.measure import MeasureConfig
+from elpo_ray.evaluation.source import resolve
+
+HARDER = (
+    "task.countdown.numbers=6",
+    "task.countdown.operators='+-*'",
+    "task.max_turns=7",
+    "model.max_context=512",
+)
+"""Six numbers and all operators instead of five numbers with + and -."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of bank."""
+
+    overrides: tuple[str, ...] = ()
+    """Of the quickstart's configuration."""
+    temperature: float = 1.0
+    trained: bool = False
+    """Whether the policy was trained for the quickstart's 20 steps after its cold start."""
+
+
+KINDS = {
+    "v0": Kind(),
+    "v20": Kind(trained=True),
+    "harder": Kind(overrides=HARDER, temperature=1.3),
+}
+
+
+def configuration(kind: Kind) -> Config:
+    """A run's configuration with which the bank is sampled."""
+    return quickstart(*kind.overrides, f"sampling.temperature={kind.temperature}")
+
+
+def policy(name: str, home: Path, console: Console) -> Path:
+    """The folder of a kind's policy, which is made if need be; runs lie in `home`."""
+    kind = KINDS[name]
+    if kind.trained:
+        run = home / f"training-{name}"
+        if not (run / "summary.json").is_file():
+            train(run, kind.overrides)
+        source = resolve(MeasureConfig(model=str(run)))
+        assert source.folder is not None, "a run has a model folder"
+        return source.folder
+    config = quickstart(*kind.overrides)
+    with Cluster(config) as cluster:
+        return cold_start(config, cluster)
+
+
+def train(run: Path, overrides: tuple[str, ...]) -> None:
+    """A whole quickstart."""
+    command = [
+        sys.executable, "-m", "elpo_ray.main", "+experiment=quickstart", *overrides,
+        f"trainer.run_dir={run.parent}", f"trainer.run_name={run.name}",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=sys.stderr)

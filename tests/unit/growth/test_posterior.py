@@ -1,0 +1,427 @@
+"""Search by evidence: Bayes' rule on small cases, a planted step, and nothing that depends on
+timing."""
+
+import asyncio
+import itertools
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes import FakeTask, Word, leaf_of, make_config, make_worker, planted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_bel import Fates
+
+from elpo_ray.config.growth import (
+    BelConfig,
+    FreeEvidence,
+    GrowthConfig,
+    GrowthRule,
+    PosteriorConfig,
+    Prior,
+)
+from elpo_ray.dump import MalformedTreeError, dump_tree, read_tree
+from elpo_ray.evaluation.oracle import localization_accuracy
+from elpo_ray.growth import bel as bel_rule
+from elpo_ray.growth import posterior as posterior_rule
+from elpo_ray.growth.belief import (
+    Belief,
+    credible_interval,
+    entropy,
+    log_no_success,
+    prior_over,
+    surprise,
+)
+from elpo_ray.growth.posterior import free_evidence
+from elpo_ray.tree import Probe, RolloutTree
+from elpo_ray.types import FinishReason, Score, Step, ToolKind, ToolResult, Turn
+
+TASK = FakeTask()
+PROBLEM = TASK.train_problem(0)
+
+
+def posterior(n_total: int = 16, b_max: int = 3, **knobs: Any) -> GrowthConfig:
+    return GrowthConfig(
+        rule=GrowthRule.posterior,
+        n_total=n_total,
+        bel=BelConfig(b_max=b_max),
+        posterior=PosteriorConfig(**knobs),
+    )
+
+
+def grow(plan: Any, growth: GrowthConfig) -> RolloutTree:
+    tree = asyncio.run(make_worker(plan, make_config(growth)).grow(PROBLEM, 0))
+    assert len(tree.leaves()) == growth.n_total
+    return tree
+
+
+# --- belief ---
+
+
+def by_enumeration(prior: list[float], beta: tuple[float, float], seen: dict[int, list[bool]]):
+    """The posterior by its definition: every anchor's V is integrated over numerically."""
+    a, b = beta
+    grid = [(i + 0.5) / 20000 for i in range(20000)]
+    density = [v ** (a - 1) * (1 - v) ** (b - 1) for v in grid]
+    whole = math.fsum(density)
+    weights = []
+    for step, weight in enumerate(prior, start=1):
+        for anchor, outcomes in seen.items():
+            won, lost = outcomes.count(True), outcomes.count(False)
+            if anchor < step:
+                chance = (d * v**won * (1 - v) ** lost for d, v in zip(density, grid, strict=True))
+                weight *= math.fsum(chance) / whole
+            elif won:
+                weight = 0.0
+        weights.append(weight)
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        {},
+        {2: [False]},
+        {1: [False, False], 3: [False]},
+        {2: [True], 3: [False, False]},
+        {1: [False], 2: [True, False], 3: [False]},
+        {3: [True]},
+    ],
+)
+def test_the_posterior_is_bayes_rule(seen: dict[int, list[bool]]) -> None:
+    prior, beta = [0.1, 0.4, 0.3, 0.2], (1.5, 2.0)
+    belief = Belief.of(prior, beta)
+    for anchor, outcomes in seen.items():
+        for success in outcomes:
+            belief = belief.seen(anchor, success)
+    assert belief.posterior() == pytest.approx(by_enumeration(prior, beta, seen), abs=1e-4)
+
+
+def test_no_success_has_the_beta_functions_likelihood() -> None:
+    a, b, f = 0.6, 1.0, 5
+    beta = lambda x, y: math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)  # noqa: E731
+    assert log_no_success(f, a, b) == pytest.approx(beta(a, b + f) - beta(a, b))
+    assert log_no_success(0, a, b) == 0
+
+
+@given(
+    prior=st.lists(st.floats(0.01, 1), min_size=2, max_size=9),
+    evidence=st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=20),
+    a=st.floats(0.1, 5),
+    b=st.floats(0.1, 5),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_order_of_completions_does_not_matter(
+    prior: list[float], evidence: list[tuple[int, bool]], a: float, b: float
+) -> None:
+    total = math.fsum(prior)
+    evidence = [(1 + (m - 1) % (len(prior) - 1), success) for m, success in evidence]
+    one = other = Belief.of([p / total for p in prior], (a, b))
+    for m, success in evidence:
+        one = one.seen(m, success)
+    for m, success in reversed(evidence):
+        other = other.seen(m, success)
+    found = one.posterior()
+    assert found == pytest.approx(other.posterior())
+    assert math.fsum(found) == pytest.approx(1) and min(found) >= 0
+    sound = max((m for m, success in evidence if success), default=0)
+    assert all(p == 0 for p in found[:sound]) and all(p > 0 for p in found[sound:])
+
+
+@given(prior=st.lists(st.floats(0.01, 1), min_size=3, max_size=7), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_the_next_anchor_is_the_one_that_tells_most(prior: list[float], seed: int) -> None:
+    total, draw = math.fsum(prior), random.Random(seed)
+    belief = Belief.of([p / total for p in prior], (0.6, 1.0))
+    for _ in range(draw.randrange(4)):
+        belief = belief.seen(draw.randrange(1, len(prior)), draw.random() < 0.3)
+    now = belief.posterior()
+
+    def expected(m: int) -> float:
+        """By enumeration over where the critical step is, and over the outcome."""
+        a, b = belief.beta
+        chance = a / (a + b + belief.failures[m - 1])
+        success = sum(p * chance for c, p in enumerate(now, start=1) if c > m)
+        parts = []
+        for outcome, share in ((True, success), (False, 1 - success)):
+            weights = [
+                p * ((chance if outcome else 1 - chance) if c > m else float(not outcome))
+                for c, p in enumerate(now, start=1)
+            ]
+            if share > 0:
+                parts.append(share * entropy([w / sum(weights) for w in weights]))
+        return entropy(now) - sum(parts)
+
+    gains = [expected(m) for m in range(1, len(prior))]
+    assert gains[belief.best_anchor() - 1] == pytest.approx(max(gains), abs=1e-9)
+
+
+def turn_of(logprobs: tuple[float, ...], entropies: tuple[float, ...] = ()) -> Step:
+    ids = tuple(range(len(logprobs)))
+    entropies = entropies or (0.0,) * len(ids)
+    return Step(Turn(ids, logprobs, entropies, FinishReason.STOP, 0))
+
+
+def test_surprise_is_one_less_the_mean_of_the_least_likely_tokens() -> None:
+    step = turn_of((math.log(0.5), math.log(0.1), math.log(0.9)))
+    assert surprise(step, 1) == pytest.approx(0.9)
+    assert surprise(step, 2) == pytest.approx(1 - (0.1 + 0.5) / 2)
+    assert surprise(step, 9) == pytest.approx(1 - (0.1 + 0.5 + 0.9) / 3)
+
+
+def test_each_prior_says_what_it_is_named_after() -> None:
+    steps = [turn_of((0.0,), (0.0,)), turn_of((math.log(0.5),), (2.0,))]
+    assert prior_over(steps, posterior(prior=Prior.uniform)) == [0.5, 0.5]
+    floor = 1e-3
+    expected = [floor / (floor + 0.5), 0.5 / (floor + 0.5)]
+    assert prior_over(steps, posterior(prior=Prior.surprise)) == pytest.approx(expected)
+    expected = [floor / (floor + 2), 2 / (floor + 2)]
+    assert prior_over(steps, posterior(prior=Prior.entropy)) == pytest.approx(expected)
+
+
+def test_the_interval_is_the_shortest_that_holds_the_mass() -> None:
+    assert credible_interval([0.1, 0.2, 0.3, 0.4], 0.4) == (4, 4)
+    assert credible_interval([0.1, 0.2, 0.3, 0.4], 0.7) == (3, 4)
+    assert credible_interval([0.25] * 4, 0.5) == (1, 2)
+    assert credible_interval([0.25] * 4, 1.0) == (1, 4)
+
+
+# --- free evidence ---
+
+
+def tree_of(*trajectories: tuple[str, bool | None]) -> RolloutTree:
+    """Trajectories from the prompt, a letter a step; the last one answers."""
+    tree = RolloutTree("t", len(trajectories))
+    for letters, verdict in trajectories:
+        steps = [
+            Step(
+                Turn((ord(letter),), (0.0,), (0.0,), FinishReason.STOP, 0),
+                observation_ids=(1,),
+                result=ToolResult(ToolKind.OK, letter.lower()),
+            )
+            for letter in letters
+        ]
+        steps[-1] = replace(steps[-1], result=None, observation_ids=())
+        score = Score(0.0, bool(verdict), graded=verdict is not None)
+        tree.add_trajectory(0, steps, score)
+    return tree
+
+
+def test_a_trajectory_counts_at_every_anchor_it_shares() -> None:
+    tree = tree_of(("abcX", False), ("abcX", False), ("abdX", True), ("aXX", None), ("ABcX", True))
+    leaves = [leaf.id for leaf in tree.leaves()]
+    found = free_evidence(tree, leaves[0], leaves, FreeEvidence.tokens)
+    assert found == [Probe(1, 2, 1), Probe(2, 2, 1), Probe(3, 1, 0)]
+    assert free_evidence(tree, leaves[0], leaves[:2], FreeEvidence.tokens) == [
+        Probe(1, 1, 0),
+        Probe(2, 1, 0),
+        Probe(3, 1, 0),
+    ]
+    assert free_evidence(tree, leaves[0], leaves, FreeEvidence.none) == []
+
+
+def test_an_equal_state_is_an_equal_history_of_results() -> None:
+    tree = tree_of(("abcX", False), ("ABcX", True), ("abX", False))
+    leaves = [leaf.id for leaf in tree.leaves()]
+    found = free_evidence(tree, leaves[0], leaves, FreeEvidence.state)
+    assert found == [Probe(1, 2, 1), Probe(2, 2, 1), Probe(3, 1, 1)]
+
+
+def test_binary_search_takes_successes_of_the_tree_for_known() -> None:
+    tree = tree_of(("abcX", False), ("abdX", True), ("abcX", False), ("aX", True), ("abcX", None))
+    leaves = [leaf.id for leaf in tree.leaves()]
+    assert bel_rule.known_sound(tree, leaves[0], leaves) == 2
+    assert bel_rule.known_sound(tree, leaves[0], leaves[2:]) == 1
+    assert bel_rule.known_sound(tree, leaves[0], leaves[4:]) == 0
+
+
+# --- the search ---
+
+
+@pytest.mark.parametrize("num_tool_steps", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("prior", list(Prior))
+def test_a_planted_step_is_named(num_tool_steps: int, prior: Prior) -> None:
+    """Completions of sound prefixes always succeed: V is close to 1."""
+    growth = posterior(32, b_max=1, prior=prior, beta=(50.0, 0.5), max_probes=20, threshold=0.9)
+    for critical in range(1, num_tool_steps + 2):
+        tree = grow(planted(num_tool_steps, critical), growth)
+        found = tree.localizations[0]
+        assert found.confirmed and found.interval == (critical, critical)
+        assert found.critical == tree.path(found.leaf)[critical - 1]
+        assert found.posterior is not None and found.posterior.last[critical - 1] >= 0.9
+        assert len(found.posterior.trail) == len(found.probes) + 1
+        judged = sum(one.confirmed for one in tree.localizations)
+        assert localization_accuracy(TASK, [PROBLEM], [tree]) == (judged, judged)
+
+
+def test_a_search_names_no_step_after_its_last_probe() -> None:
+    tree = grow(planted(8, 4), posterior(16, b_max=1, max_probes=1))
+    assert all(len(found.probes) <= 1 for found in tree.localizations)
+    found = tree.localizations[0]
+    assert not found.confirmed and found.critical is None
+    low, high = found.interval
+    assert low < high and found.posterior is not None
+    assert math.fsum(found.posterior.last[low - 1 : high]) >= 0.8
+
+
+def test_without_probes_only_the_prior_and_the_tree_can_name() -> None:
+    tree = grow(planted(3, 2), posterior(8, max_probes=0))
+    assert tree.localizations and all(not found.probes for found in tree.localizations)
+    assert all(entry["kind"] == "root" for entry in tree.ledger)
+
+
+def test_a_completion_without_a_verdict_is_spent_and_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fakes import completion_of
+
+    from elpo_ray.types import UNGRADED
+
+    async def score(self: FakeTask, problem: object, steps: list[Step], *_: object) -> Score:
+        return UNGRADED if completion_of(steps[-1]) == 1 else Score(-1.0, False)
+
+    monkeypatch.setattr(FakeTask, "score", score)
+    tree = grow(planted(2, 1), posterior(2, b_max=1))
+    [found] = tree.localizations
+    assert found.probes == [replace(found.probes[0], attempts=0, successes=0)]
+    assert found.posterior is not None
+    assert found.posterior.trail[0] == found.posterior.trail[1]
+    assert found.leaf == leaf_of(tree, 0)
+
+
+KNOBS = st.builds(
+    posterior,
+    n_total=st.integers(2, 24),
+    b_max=st.integers(1, 4),
+    prior=st.sampled_from(Prior),
+    free_evidence=st.sampled_from(FreeEvidence),
+    threshold=st.floats(0.3, 1.0),
+    max_probes=st.integers(0, 6),
+)
+BEL = st.builds(
+    lambda n_total, b_max, **knobs: GrowthConfig(
+        n_total=n_total, bel=BelConfig(b_max=b_max, **knobs)
+    ),
+    n_total=st.integers(2, 24),
+    b_max=st.integers(1, 4),
+    verify_final=st.booleans(),
+    use_tree=st.booleans(),
+    early_stop=st.booleans(),
+)
+
+
+class FewWords(Fates):
+    """Fates whose trajectories share prefixes: steps have one of two tokens."""
+
+    async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
+        leaf = await super().complete(at, anchor=anchor)
+        for node in self.tree.path(leaf):
+            step = self.tree.nodes[node].step
+            assert step is not None
+            token = int(step.turn.entropies[0] * 2)
+            turn = replace(step.turn, token_ids=(token,), logprobs=(-step.turn.entropies[0],))
+            result = None if step.result is None else ToolResult(ToolKind.OK, str(token))
+            self.tree.nodes[node].step = replace(step, turn=turn, result=result)
+        return leaf
+
+
+@given(seed=st.integers(0, 10_000), config=st.one_of(KNOBS, BEL))
+@settings(max_examples=300, deadline=None)
+def test_what_is_sampled_early_changes_nothing(seed: int, config: GrowthConfig) -> None:
+    rule = posterior_rule if config.rule is GrowthRule.posterior else bel_rule
+    one, other = (FewWords(seed, config.n_total, fixed=fixed) for fixed in (False, True))
+    for rollout in (one, other):
+        asyncio.run(rule.grow(rollout, config))
+        assert rollout.remaining == 0
+    assert one.found() == other.found() and one.asked() == other.asked()
+
+
+def test_the_tree_does_give_evidence_in_that_world() -> None:
+    """What the test above compares is not empty."""
+    trees = [FewWords(seed, 24, fixed=True) for seed in range(20)]
+    for rollout in trees:
+        asyncio.run(posterior_rule.grow(rollout, posterior(24)))
+    found = list(itertools.chain.from_iterable(tree.tree.localizations for tree in trees))
+    assert any(f.posterior and f.posterior.free for f in found)
+    assert {f.confirmed for f in found} == {True, False}
+    assert max(rollout.together for rollout in trees) > 3
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32), config=st.one_of(KNOBS, BEL))
+def test_any_policy_spends_the_budget_and_keeps_the_books(seed: int, config: GrowthConfig) -> None:
+    draw = random.Random(seed)
+
+    def plan(number: int, before: list[str]) -> list[Word]:
+        words: list[Word] = [
+            (draw.choice("gggb?"), draw.random()) for _ in range(draw.randint(0, 5))
+        ]
+        return [*words, (draw.choice(["=ok", "=no"]), draw.random())]
+
+    tree = grow(plan, config)
+    assert sorted(e["leaf"] for e in tree.ledger) == [leaf.id for leaf in tree.leaves()]
+    probed = sum(e["anchor"] is not None for e in tree.ledger)
+    assert probed == sum(p.attempts for found in tree.localizations for p in found.probes)
+    for found in tree.localizations:
+        low, high = found.interval
+        assert 1 <= low <= high <= len(tree.path(found.leaf))
+        assert found.confirmed == (found.critical is not None)
+    again = read_tree(dump_tree(tree))
+    assert again.localizations == tree.localizations
+
+
+def test_early_stop_ends_a_probe_with_its_first_success() -> None:
+    settings = {"b_max": 1, "x_min": 3, "x_max": 3}
+    for early, attempts in ((False, 3), (True, 1)):
+        growth = GrowthConfig(n_total=12, bel=BelConfig(early_stop=early, **settings))
+        found = grow(planted(1, 2), growth).localizations[0]
+        assert found.probes == [Probe(1, attempts, attempts)]
+    growth = GrowthConfig(n_total=12, bel=BelConfig(early_stop=True, **settings))
+    assert grow(planted(1, 1), growth).localizations[0].probes == [Probe(1, 3, 0)]
+
+
+@pytest.mark.parametrize("verify_final", [True, False])
+def test_a_tree_that_shows_every_step_sound_leaves_nothing_to_probe(verify_final: bool) -> None:
+    """All tool steps of the failure are shared by a success: its answer was wrong, which
+    Algorithm 1 as written cannot say."""
+    fates = FewWords(0, 4, fixed=True)
+    fates.tree = tree_of(("abX", False), ("abY", True))
+    leaf, other = (leaf.id for leaf in fates.tree.leaves())
+    known = bel_rule.known_sound(fates.tree, leaf, [leaf, other])
+    settings = BelConfig(verify_final=verify_final)
+    found = asyncio.run(bel_rule.search(fates, leaf, settings, known + 1))
+    assert (found.probes, found.interval) == ([], (3, 3))
+    assert found.critical == (leaf if verify_final else None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prior": [1.0]}, r"posterior\.prior=.*one number a step"),
+        ({"trail": []}, r"posterior\.trail"),
+        ({"beta": [0.0, 1.0]}, r"posterior\.beta"),
+        ({"free": [{"anchor": 1, "attempts": 0, "successes": 1}]}, r"posterior\.free\[0\]"),
+    ],
+)
+def test_a_dump_with_a_broken_posterior_is_refused(change: dict[str, Any], message: str) -> None:
+    record = dump_tree(grow(planted(3, 2), posterior(8, b_max=1)))
+    record["localizations"][0]["posterior"] |= change
+    with pytest.raises(MalformedTreeError, match=message):
+        read_tree(record)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"threshold": 0.0}, r"posterior\.threshold=0\.0"),
+        ({"beta": (0.0, 1.0)}, r"posterior\.beta"),
+        ({"least_likely": 0}, r"posterior\.least_likely=0"),
+        ({"max_probes": -1}, r"posterior\.max_probes=-1"),
+    ],
+)
+def test_knobs_out_of_bounds_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        posterior(**knobs)
