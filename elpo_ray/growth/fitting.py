@@ -70,7 +70,7 @@ def probed_anchors(trees: Sequence[RolloutTree]) -> Iterator[tuple[int, int, flo
 
 def fit(outcomes: dict[str, float], configured: Beta) -> Beta:
     """The likeliest (a, b) on a grid around the configured ones."""
-    counts = [(*map(int, key.split(",")), weight) for key, weight in outcomes.items()]
+    counts = [(tuple(map(int, key.split(","))), weight) for key, weight in outcomes.items()]
     places = [RESOLUTION * i for i in range(-round(REACH / RESOLUTION), 1)]
     places += [-place for place in reversed(places[:-1])]
 
@@ -78,7 +78,7 @@ def fit(outcomes: dict[str, float], configured: Beta) -> Beta:
         a, b = (value * math.exp(log) for value, log in zip(configured, shift, strict=True))
         likelihood = math.fsum(
             weight * _log_likelihood(attempts, successes, a, b)
-            for attempts, successes, weight in counts
+            for (attempts, successes), weight in counts
         )
         return likelihood - sum(log * log for log in shift) / (2 * SPREAD**2)
 

@@ -61,8 +61,9 @@ def tree_record(
     for name in ("ids", "entropies", "logprobs"):
         columns[name] = [_tokens(node, f"token_{name}", limits) for node in nodes]
     if credit is not None:
-        for name in ("r", "a_branch", "a_traj", "advantage", "clip_low", "share"):
+        for name in ("r", "a_branch", "a_traj", "advantage", "share"):
             columns[name] = [short(value) for value in getattr(credit, name).tolist()]
+        columns["clip_low"] = [short(value) for value in credit.loosest_clip_low.tolist()]
     return {
         "task": tree.task_id,
         "budget": tree.budget,
