@@ -144,7 +144,7 @@ def write_run(
     for step in range(1, steps + 1):
         trees = [grow(1000 * step + i, config, words) for i in range(inputs)]
         run.write_trees(step, trees)
-        values = tree_metrics(trees, config.algorithm.growth.bel)
+        values = tree_metrics(trees, config.algorithm.growth)
         lines.append(json.dumps({"step": step, **values}) + "\n")
     (run.path / "metrics.jsonl").write_text("".join(lines))
     if planned in (None, steps):

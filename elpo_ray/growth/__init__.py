@@ -38,3 +38,18 @@ def width(config: GrowthConfig) -> int:
         GrowthRule.random_branch: config.random.trees * config.random.chains,
     }
     return min(widths.get(config.rule, config.n_total), config.n_total)
+
+
+def fair_roots(config: GrowthConfig) -> int:
+    """How many trajectories from the prompt every input begins with, whatever comes of them: their
+    mean success is an unbiased estimate of pass@1. What is sampled later may depend on outcomes; so
+    may how many AEPO's monitored start begins with, all but its first. A rule that is not listed
+    begins with one."""
+    fair = {
+        GrowthRule.bel: config.bel.b_max,
+        GrowthRule.posterior: config.bel.b_max,
+        GrowthRule.independent: config.n_total,
+        GrowthRule.entropy_branch: 1 if config.entropy.monitor else config.entropy.initial,
+        GrowthRule.random_branch: config.random.trees * config.random.chains,
+    }
+    return min(fair.get(config.rule, 1), config.n_total)
