@@ -1,8 +1,8 @@
-"""A bank: what a policy does on some problems, sampled once, so that searches can be replayed on it.
+"""A bank: what a policy does on some problems, sampled once, so that searches can be replayed.
 
-For each problem it holds many trajectories from the prompt and, for each prefix of a failed one that
-the task's oracle calls recoverable, the outcomes of several completions. A prefix that two failed
-trajectories share, token for token, is completed once for both.
+For each problem it holds many trajectories from the prompt and, for each prefix of a failed one
+that the task's oracle calls recoverable, the outcomes of several completions. A prefix that two
+failed trajectories share, token for token, is completed once for both.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def make_bank(config: Config, folder: Path, size: BankSize, path: Path, console:
                     raise result
                 lines[place] = json.dumps(result)
                 advance(len(lines))
-                if len(lines) % 10 == 0:
+                if len(lines) % 5 == 0:
                     console.print(f"{path.stem}: {len(lines)} of {len(jobs)} problems sampled")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "\n".join(lines[place] for place in sorted(lines)) + "\n")

@@ -1,15 +1,16 @@
-"""The policies whose banks are made: the tiny one before and after training, or any model folder."""
+"""The policies whose banks are made: the tiny one before and after training, or any model."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks.rollouts.setup import cold_start, quickstart
+from benchmarks.searches.bank import BankSize
 from elpo_ray.cluster.cluster import Cluster
 from elpo_ray.config import Config
 from elpo_ray.config.measure import MeasureConfig
@@ -33,13 +34,15 @@ class Kind:
     temperature: float = 1.0
     trained: bool = False
     """Whether the policy was trained for the quickstart's 20 steps after its cold start."""
+    size: BankSize = field(default_factory=lambda: BankSize(100, 48, 32))
 
 
 KINDS = {
     "v0": Kind(),
     "v20": Kind(trained=True),
-    "harder": Kind(overrides=HARDER, temperature=1.3),
+    "harder": Kind(overrides=HARDER, temperature=1.3, size=BankSize(60, 40, 8)),
 }
+"""The harder one has few equal prefixes, hence many to complete: it is smaller."""
 
 
 def configuration(kind: Kind) -> Config:
@@ -54,12 +57,18 @@ def policy(name: str, home: Path, console: Console) -> Path:
         run = home / f"training-{name}"
         if not (run / "summary.json").is_file():
             train(run, kind.overrides)
-        source = resolve(MeasureConfig(model=str(run)))
-        assert source.folder is not None, "a run has a model folder"
-        return source.folder
+        return model_of(str(run))
     config = quickstart(*kind.overrides)
     with Cluster(config) as cluster:
         return cold_start(config, cluster)
+
+
+def model_of(name: str) -> Path:
+    """The model folder that a folder, a run or a checkpoint is."""
+    source = resolve(MeasureConfig(model=name))
+    if source.folder is None:
+        raise ValueError(f"--model={name}: is a server; a bank needs a folder or a run")
+    return source.folder
 
 
 def train(run: Path, overrides: tuple[str, ...]) -> None:

@@ -1,0 +1,156 @@
+"""What a rule's tallies say, with intervals; a line and a picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.searches.replay import Tally
+
+RESAMPLES = 4000
+BINS = (0.0, 0.8, 0.85, 0.9, 0.95, 0.99, 1.0)
+"""Ends of the bins of a named step's posterior."""
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One rule on one bank with one budget."""
+
+    bank: str
+    n_total: int
+    rule: str
+    precision: float
+    """Right ones among named steps."""
+    precision_interval: Interval
+    gain_interval: Interval
+    """Of the precision's difference to the first rule's."""
+    named: float
+    """Named ones among searches."""
+    located: float
+    """Inputs with a rightly named step."""
+    located_interval: Interval
+    located_gain_interval: Interval
+    wrong: float
+    """Wrongly named steps an input."""
+    searches: float
+    """Searches an input."""
+    probes: float
+    """Probes a search."""
+    turns: float
+    """Turns one after the other, an input."""
+    calibration: list[tuple[float, float, int]]
+    """(mean posterior, share right, number of named steps) by bins of the posterior."""
+
+
+HEAD = (
+    f"{'bank':8} {'N':>3} {'rule':33} {'precision':>9} {'95 %':>13} {'gain 95 %':>15} {'named':>6}"
+    f" {'located':>8} {'gain 95 %':>15} {'wrong':>6} {'turns':>6}"
+)
+
+
+def line(row: Row) -> str:
+    """The row for a terminal."""
+
+    def between(ends: Interval, sign: str = "") -> str:
+        return f"{ends[0]:{sign}.3f}–{ends[1]:{sign}.3f}"
+
+    return (
+        f"{row.bank:8} {row.n_total:3} {row.rule:33} {row.precision:9.3f} "
+        f"{between(row.precision_interval):>13} {between(row.gain_interval, '+'):>15} "
+        f"{row.named:6.3f} {row.located:8.3f} {between(row.located_gain_interval, '+'):>15} "
+        f"{row.wrong:6.3f} {row.turns:6.1f}"
+    )
+
+
+def summarize(
+    key: tuple[str, int, str], tallies: Sequence[Tally], baseline: Sequence[Tally]
+) -> Row:
+    """The numbers of a rule, beside those of another one on the same trees."""
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(tallies), (RESAMPLES, len(tallies)))
+
+    def sums(of: Sequence[Tally], name: str) -> NDArray[np.float64]:
+        return np.array([getattr(tally, name) for tally in of], dtype=np.float64)
+
+    def ratio(of: Sequence[Tally], part: str, whole: str) -> Callable[[Any], NDArray[np.float64]]:
+        parts, wholes = sums(of, part), sums(of, whole)
+        return lambda chosen: parts[chosen].sum(-1) / np.maximum(wholes[chosen].sum(-1), 1)
+
+    def interval(values: NDArray[np.float64]) -> Interval:
+        low, high = np.quantile(values, [0.025, 0.975])
+        return float(low), float(high)
+
+    everything = np.arange(len(tallies))
+    precision, before = ratio(tallies, "right", "named"), ratio(baseline, "right", "named")
+    located, located_before = (ratio(of, "located", "trees") for of in (tallies, baseline))
+    trees = sums(tallies, "trees").sum()
+    searches = max(sums(tallies, "searches").sum(), 1)
+    wrong = sums(tallies, "named").sum() - sums(tallies, "right").sum()
+    return Row(
+        *key,
+        precision=float(precision(everything)),
+        precision_interval=interval(precision(draws)),
+        gain_interval=interval(precision(draws) - before(draws)),
+        named=float(sums(tallies, "named").sum() / searches),
+        located=float(located(everything)),
+        located_interval=interval(located(draws)),
+        located_gain_interval=interval(located(draws) - located_before(draws)),
+        wrong=float(wrong / trees),
+        searches=float(searches / trees),
+        probes=float(sums(tallies, "probes").sum() / searches),
+        turns=float(sums(tallies, "turns").sum() / trees),
+        calibration=calibration([pair for tally in tallies for pair in tally.beliefs]),
+    )
+
+
+def calibration(beliefs: Sequence[tuple[float, bool]]) -> list[tuple[float, float, int]]:
+    """(mean posterior, share right, count) of named steps by their posterior."""
+    rows = []
+    for low, high in pairwise(BINS):
+        inside = [pair for pair in beliefs if low <= pair[0] < high or pair[0] == high == 1.0]
+        if inside:
+            posterior, right = np.mean(np.array(inside, dtype=np.float64), axis=0)
+            rows.append((float(posterior), float(right), len(inside)))
+    return rows
+
+
+DRAWN = ("bel", "bel, use_tree", "posterior", "posterior, uniform, nothing free")
+"""The rules of the picture."""
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Precision and located inputs against the budget, a column of panels a bank."""
+    from matplotlib.figure import Figure
+
+    banks = list(dict.fromkeys(row.bank for row in rows))
+    figure = Figure(figsize=(3.4 * len(banks), 5.2), layout="constrained")
+    panels = figure.subplots(2, len(banks), squeeze=False, sharex=True, sharey="row")
+    for column, bank in enumerate(banks):
+        for place, rule in enumerate(DRAWN):
+            mine = [row for row in rows if (row.bank, row.rule) == (bank, rule)]
+            for axes, value, ends in (
+                (panels[0, column], "precision", "precision_interval"),
+                (panels[1, column], "located", "located_interval"),
+            ):
+                middle = np.array([getattr(row, value) for row in mine])
+                low, high = np.array([getattr(row, ends) for row in mine]).T
+                at = np.array([row.n_total * (1 + 0.02 * (place - 1.5)) for row in mine])
+                axes.errorbar(
+                    at, middle, [middle - low, high - middle], marker="o", capsize=2, label=rule
+                )
+        panels[0, column].set(title=bank, xscale="log", ylim=(0, 1.02))
+        panels[1, column].set(xlabel="budget N_total", ylim=(0, 1.02))
+        budgets = sorted({row.n_total for row in rows})
+        panels[1, column].set_xticks(budgets, [str(budget) for budget in budgets], minor=False)
+        panels[1, column].minorticks_off()
+    panels[0, 0].set_ylabel("right, of named steps")
+    panels[1, 0].set_ylabel("inputs with a right step")
+    panels[0, -1].legend(fontsize=7, loc="lower right")
+    figure.savefig(path)
