@@ -101,7 +101,8 @@ def chains(args: argparse.Namespace, tool_steps: int) -> list[Chain]:
     if args.beta:
         if len(args.beta) != 2:
             raise ValueError(f"--beta={args.beta}: give two numbers, as in 0.6,1")
-        return [Chain.spread(*args.beta, tool_steps)]
+        a, b = args.beta
+        return [Chain.spread(a, b, tool_steps)]
     return [Chain.even(success, tool_steps) for success in args.success]
 
 

@@ -148,6 +148,22 @@ def _search(tree: RolloutTree, found: Localization) -> dict[str, Any]:
             for p in found.probes
             if p.anchor <= len(path)
         ],
+        "posterior": _posterior(found),
+    }
+
+
+def _posterior(found: Localization) -> dict[str, Any] | None:
+    """Return how a search by evidence moved, None of a binary search."""
+    belief = found.posterior
+    if belief is None:
+        return None
+    return {
+        "prior": [short(value) for value in belief.prior],
+        "free": [
+            {"anchor": p.anchor, "attempts": p.attempts, "successes": p.successes}
+            for p in belief.free
+        ],
+        "trail": [[short(value) for value in row] for row in belief.trail],
     }
 
 

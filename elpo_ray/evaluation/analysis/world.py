@@ -172,7 +172,9 @@ class Findings:
             truth = first_doomed(steps)
             self.named += found.critical is not None
             right += found.critical == tree.path(found.leaf)[truth - 1]
-            for probe in found.probes if bel is not None else ():
+            for probe in found.probes:
+                if bel is None:
+                    continue
                 complete = probe.attempts == probe_size(steps, probe.anchor, bel)
                 if probe.anchor < truth and complete:
                     self.probes_sound += 1
