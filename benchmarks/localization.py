@@ -2,14 +2,14 @@
 
     python benchmarks/localization.py [v0 v20 harder] [--n-total 8 16 32] [--seeds 8]
     python benchmarks/localization.py --model FOLDER_OR_RUN --set task=…        # a bank of its own
-    python benchmarks/localization.py --plot docs/images/localization.svg
+    python benchmarks/localization.py --pictures docs/images     # localization.png, search.png
 
 A bank holds what a policy did on the training stream's first problems (`searches/bank.py`): the
 tiny policy after its cold start (v0) and after the quickstart's 20 steps (v20), and `harder`: six
 numbers, all operators, temperature 1.3. Banks are made once, on CPU in some minutes each, and kept
 in `runs/localization/`. Every rule then grows the same trees from them. A line a rule appears
-as soon as it is known; at the end one JSON object is printed, with 95 % intervals by bootstrap over
-problems.
+as soon as it is known, with 95 % intervals by bootstrap over problems; `gain` is the difference to
+the first rule on the same trees. `--json` writes everything, the calibration too.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file lies 
 from rich.console import Console  # noqa: E402
 
 from benchmarks.searches.bank import make_bank, read_bank  # noqa: E402
+from benchmarks.searches.pictures import against_budget, one_search  # noqa: E402
 from benchmarks.searches.policies import KINDS, Kind, configuration, model_of, policy  # noqa: E402
 from benchmarks.searches.replay import replay  # noqa: E402
 from benchmarks.searches.rules import RULES  # noqa: E402
-from benchmarks.searches.tables import HEAD, Row, draw, line, summarize  # noqa: E402
+from benchmarks.searches.tables import HEAD, Row, line, summarize  # noqa: E402
 
 HOME = Path("runs/localization")
 
@@ -52,8 +53,10 @@ def main() -> None:
                 row = summarize((name, n_total, rule), tallies, baseline)
                 rows.append(row)
                 print(line(row), flush=True)
-    if args.plot is not None:
-        draw(rows, args.plot)
+        if args.pictures is not None and name == names[0]:
+            one_search(bank, RULES["posterior"], args.pictures / "search.png")
+    if args.pictures is not None:
+        against_budget(rows, args.pictures / "localization.png")
     if args.json is not None:
         args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
@@ -85,7 +88,7 @@ def arguments() -> Any:
     parser.add_argument("--problems", type=int, help="of a new bank")
     parser.add_argument("--roots", type=int, help="trajectories from the prompt of each")
     parser.add_argument("--completions", type=int, help="of each recoverable prefix")
-    parser.add_argument("--plot", type=Path, help="draw precision against budget here")
+    parser.add_argument("--pictures", type=Path, help="a folder for two pictures")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     return parser.parse_args()
 

@@ -38,7 +38,10 @@ class BankRollout:
 
     enough, fixed = False, True
 
-    def __init__(self, trajectories: Sequence[Trajectory], n_total: int, seed: str) -> None:
+    def __init__(
+        self, trajectories: Sequence[Trajectory], n_total: int, seed: str, *, waits: bool = True
+    ) -> None:
+        """With `waits` a completion takes as many seconds of the loop's time as it has turns."""
         self.tree = RolloutTree("bank", n_total)
         self.random = random.Random(seed)
         self.remaining = n_total
@@ -46,6 +49,7 @@ class BankRollout:
         """The trajectories from the prompt by leaf."""
         self._order = self.random.sample(range(len(trajectories)), len(trajectories))
         self._trajectories = trajectories
+        self._waits = waits
         self._of_node: dict[int, int] = {}
         self._pools: dict[tuple[int, int], list[bool]] = {}
 
@@ -63,7 +67,7 @@ class BankRollout:
             number = self._of_node[at]
             steps, success = [ANSWER], self._outcome(number, anchor)
             turns = len(self._trajectories[number].steps) - anchor
-        await asyncio.sleep(turns)
+        await asyncio.sleep(turns if self._waits else 0)
         leaf = self.tree.add_trajectory(at, list(steps), Score(float(success), success))
         if at == 0:
             self.of_leaf[leaf] = self._trajectories[number]

@@ -1,11 +1,10 @@
-"""What a rule's tallies say, with intervals; a line and a picture of it."""
+"""What a rule's tallies say, with intervals, and a line of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,38 +118,3 @@ def calibration(beliefs: Sequence[tuple[float, bool]]) -> list[tuple[float, floa
             posterior, right = np.mean(np.array(inside, dtype=np.float64), axis=0)
             rows.append((float(posterior), float(right), len(inside)))
     return rows
-
-
-DRAWN = ("bel", "bel, use_tree", "posterior", "posterior, uniform, nothing free")
-"""The rules of the picture."""
-
-
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Precision and located inputs against the budget, a column of panels a bank."""
-    from matplotlib.figure import Figure
-
-    banks = list(dict.fromkeys(row.bank for row in rows))
-    figure = Figure(figsize=(3.4 * len(banks), 5.2), layout="constrained")
-    panels = figure.subplots(2, len(banks), squeeze=False, sharex=True, sharey="row")
-    for column, bank in enumerate(banks):
-        for place, rule in enumerate(DRAWN):
-            mine = [row for row in rows if (row.bank, row.rule) == (bank, rule)]
-            for axes, value, ends in (
-                (panels[0, column], "precision", "precision_interval"),
-                (panels[1, column], "located", "located_interval"),
-            ):
-                middle = np.array([getattr(row, value) for row in mine])
-                low, high = np.array([getattr(row, ends) for row in mine]).T
-                at = np.array([row.n_total * (1 + 0.02 * (place - 1.5)) for row in mine])
-                axes.errorbar(
-                    at, middle, [middle - low, high - middle], marker="o", capsize=2, label=rule
-                )
-        panels[0, column].set(title=bank, xscale="log", ylim=(0, 1.02))
-        panels[1, column].set(xlabel="budget N_total", ylim=(0, 1.02))
-        budgets = sorted({row.n_total for row in rows})
-        panels[1, column].set_xticks(budgets, [str(budget) for budget in budgets], minor=False)
-        panels[1, column].minorticks_off()
-    panels[0, 0].set_ylabel("right, of named steps")
-    panels[1, 0].set_ylabel("inputs with a right step")
-    panels[0, -1].legend(fontsize=7, loc="lower right")
-    figure.savefig(path)

@@ -65,7 +65,30 @@ def tree_metrics(trees: Sequence[RolloutTree], growth: GrowthConfig) -> Values:
         "entropy_root": mean([segment_entropy(s, bel) for n, s in nodes if n.parent == 0]),
         "entropy_tool": mean([segment_entropy(s, bel) for n, s in nodes if n.parent != 0]),
         "turns_per_rollout": mean([len(t.path(leaf.id)) for t in trees for leaf in t.leaves()]),
+        **posterior_metrics(trees),
         **{f"tool/{kind}": count for kind, count in sorted(kinds.items())},
+    }
+
+
+def posterior_metrics(trees: Sequence[RolloutTree]) -> Values:
+    """Numbers of searches by evidence; none where there was no such search."""
+    beliefs = [
+        (search, search.posterior)
+        for tree in trees
+        for search in tree.localizations
+        if search.posterior is not None
+    ]
+    if not beliefs:
+        return {}
+    named = [max(belief.last) for search, belief in beliefs if search.critical is not None]
+    alike = [max((known.attempts for known in belief.free), default=0) for _, belief in beliefs]
+    a, b = beliefs[0][1].beta
+    return {
+        "posterior/named": mean(named),
+        "posterior/highest": mean([max(belief.last) for _, belief in beliefs]),
+        "posterior/probes": mean([len(search.probes) for search, _ in beliefs]),
+        "posterior/alike": mean(alike),
+        "posterior/beta_mean": a / (a + b),
     }
 
 

@@ -19,7 +19,7 @@ from elpo_ray.config.growth import (
 from elpo_ray.growth import GROWTH, fair_roots
 from elpo_ray.growth.budget import Cost, Ledger
 from elpo_ray.runs.metrics import Stopwatch, comparison_axes, tree_metrics, waiting
-from elpo_ray.tree import RolloutTree
+from elpo_ray.tree import Localization, Posterior, Probe, RolloutTree
 from elpo_ray.types import UNGRADED, FinishReason, Score, Step, ToolKind, ToolResult, Turn
 
 ANSWER = Step(Turn((1, 2), (0.0, 0.0), (0.5, 0.5), FinishReason.STOP, 0))
@@ -139,3 +139,19 @@ def test_a_wait_is_a_line_off_a_terminal_and_a_spinner_on_one() -> None:
         text = console.file.getvalue()
         assert said in text
         assert (text == said) is not terminal
+
+
+def test_searches_by_evidence_have_numbers_of_their_own() -> None:
+    tree = tree_of([False, True])
+    free = [Probe(1, 3, 1), Probe(2, 1, 0)]
+    sure = Posterior([0.5, 0.5], (0.6, 1.0), free, [[0.5, 0.5], [0.9, 0.1]])
+    unsure = Posterior([0.5, 0.5], (0.6, 1.0), [], [[0.6, 0.4]])
+    tree.localizations += [
+        Localization(1, 1, True, (1, 1), [Probe(1, 1, 0)], sure),
+        Localization(1, None, False, (1, 2), [], unsure),
+    ]
+    values = tree_metrics([tree], GrowthConfig(rule=GrowthRule.posterior))
+    assert values["posterior/named"] == 0.9 and values["posterior/highest"] == 0.75
+    assert (values["posterior/probes"], values["posterior/alike"]) == (0.5, 1.5)
+    assert values["posterior/beta_mean"] == pytest.approx(0.375)
+    assert not [key for key in tree_metrics([tree_of([True])], GrowthConfig()) if "/named" in key]
