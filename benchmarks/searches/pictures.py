@@ -51,8 +51,8 @@ def _curve(axes: Any, rows: Sequence[Row], value: str, shift: float, label: str)
 
 
 def one_search(bank: Bank, config: GrowthConfig, path: Path) -> None:
-    """The posterior as it moves: of the first search of the bank, by problem, that has evidence from
-    the tree, a probe that fails and one that succeeds, and names a step."""
+    """The posterior as it moves: of the first search of the bank, by problem, that has evidence
+    from the tree, a probe that fails and one that succeeds, and names a step."""
     found, truth = next(_telling(bank, config))
     belief = found.posterior
     assert belief is not None, "a search by evidence"
