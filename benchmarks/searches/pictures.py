@@ -17,7 +17,7 @@ from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.growth import posterior
 from elpo_ray.tree import Localization
 
-DRAWN = ("bel", "bel, use_tree", "posterior", "posterior, uniform, nothing free")
+DRAWN = ("bel", "bel, use_tree", "posterior", "posterior, nothing free")
 """The rules against the budget."""
 DPI = 130
 
