@@ -25,11 +25,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file lies 
 
 from rich.console import Console  # noqa: E402
 
-from benchmarks.searches.bank import make_bank, read_bank  # noqa: E402
+from benchmarks.searches.bank import facts, make_bank, read_bank, shuffled  # noqa: E402
 from benchmarks.searches.pictures import against_budget, one_search  # noqa: E402
 from benchmarks.searches.policies import KINDS, Kind, configuration, model_of, policy  # noqa: E402
 from benchmarks.searches.replay import replay  # noqa: E402
-from benchmarks.searches.rules import RULES  # noqa: E402
+from benchmarks.searches.rules import RULES, SHUFFLED  # noqa: E402
 from benchmarks.searches.tables import HEAD, Row, line, summarize  # noqa: E402
 
 HOME = Path("runs/localization")
@@ -44,11 +44,13 @@ def main() -> None:
     for name in names:
         path = bank_file(name, args, console)
         bank = read_bank(path)
+        said = ", ".join(f"{key} {value:.4g}" for key, value in facts(bank).items())
+        print(f"{name:8} {said}", flush=True)
         for n_total in args.n_total:
             baseline = None
             for rule in args.rules:
                 config = replace(RULES[rule], n_total=n_total)
-                tallies = replay(bank, config, args.seeds)
+                tallies = replay(shuffled(bank) if rule == SHUFFLED else bank, config, args.seeds)
                 baseline = baseline or tallies
                 row = summarize((name, n_total, rule), tallies, baseline)
                 rows.append(row)

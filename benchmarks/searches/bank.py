@@ -8,9 +8,11 @@ failed trajectories share, token for token, is completed once for both.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -143,6 +145,50 @@ def make_bank(config: Config, folder: Path, size: BankSize, path: Path, console:
 def read_bank(path: Path) -> Bank:
     """The bank in a file."""
     return [list(_trajectories(json.loads(line))) for line in path.read_text().splitlines()]
+
+
+def shuffled(bank: Bank) -> Bank:
+    """The bank with the log-probabilities and entropies of each trajectory's turns dealt out to its
+    steps anew: a prior on them knows nothing."""
+    rng = random.Random(0)
+
+    def mixed(steps: list[Step]) -> list[Step]:
+        others = rng.sample(steps, len(steps))
+        return [
+            replace(
+                step,
+                turn=replace(
+                    step.turn, logprobs=other.turn.logprobs, entropies=other.turn.entropies
+                ),
+            )
+            for step, other in zip(steps, others, strict=True)
+        ]
+
+    return [[replace(one, steps=mixed(one.steps)) for one in problem] for problem in bank]
+
+
+def facts(bank: Bank) -> dict[str, float]:
+    """What a bank is like: the policy's success rate; how many of the trajectories are different;
+    of the sound prefixes of failed ones the mean chance of success V, how many lie below 0.1, and
+    how often two and eight completions all fail."""
+    roots = [one for problem in bank for one in problem]
+    failed = [one for one in roots if not one.success]
+    values = [sum(pool) / len(pool) for one in failed for pool in one.pools]
+    distinct = {
+        (number, tuple(step.turn.token_ids for step in one.steps))
+        for number, problem in enumerate(bank)
+        for one in problem
+    }
+    return {
+        "problems": len(bank),
+        "trajectories": len(roots),
+        "success": 1 - len(failed) / len(roots),
+        "distinct": len(distinct) / len(roots),
+        "V": fmean(values) if values else 0.0,
+        "V below 0.1": fmean(value < 0.1 for value in values) if values else 0.0,
+        "2 miss": fmean((1 - value) ** 2 for value in values) if values else 0.0,
+        "8 miss": fmean((1 - value) ** 8 for value in values) if values else 0.0,
+    }
 
 
 def _trajectories(record: dict[str, Any]) -> Iterator[Trajectory]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from benchmarks.searches.bank import Bank, Trajectory
 from elpo_ray import growth
 from elpo_ray.config.growth import GrowthConfig
+from elpo_ray.growth.bel import known_sound
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Score, Step, Turn
 
@@ -96,6 +97,9 @@ class Tally:
     right: int = 0
     located: int = 0
     """Trees with at least one rightly named step."""
+    contradicted: int = 0
+    """Named steps that a successful trajectory from the prompt of the same tree has too, with all
+    steps before, token for token."""
     probes: int = 0
     turns: float = 0.0
     """From the first completion's begin to the last one's end."""
@@ -111,6 +115,10 @@ class Tally:
             right += hit
             self.named += found.critical is not None
             self.probes += len(found.probes)
+            if found.critical is not None:
+                successes = [leaf for leaf, one in rollout.of_leaf.items() if one.success]
+                known = known_sound(rollout.tree, found.leaf, successes)
+                self.contradicted += known > path.index(found.critical)
             if found.posterior is not None and found.critical is not None:
                 self.beliefs.append((max(found.posterior.last), hit))
         self.trees += 1

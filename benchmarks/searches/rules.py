@@ -36,7 +36,10 @@ RULES = {
     "posterior, uniform, nothing free": posterior(prior=Prior.uniform, free_evidence=NONE),
     "posterior, no probes": posterior(max_probes=0),
     "posterior, probes without limit": posterior(max_probes=99),
+    "posterior, prior shuffled": posterior(),
     "least likely token": posterior(threshold=0.01, free_evidence=NONE, max_probes=0),
 }
 """The first one is what the others are compared with. `posterior` is algorithm=elpo_posterior; the
 last names the likeliest step of its prior without a look at any completion."""
+SHUFFLED = "posterior, prior shuffled"
+"""This one is tried on `bank.shuffled`."""

@@ -36,6 +36,8 @@ class Row:
     """Inputs with a rightly named step."""
     located_interval: Interval
     located_gain_interval: Interval
+    contradicted: float
+    """Named steps that a success of the same tree shows to be recoverable."""
     wrong: float
     """Wrongly named steps an input."""
     searches: float
@@ -101,6 +103,9 @@ def summarize(
         located=float(located(everything)),
         located_interval=interval(located(draws)),
         located_gain_interval=interval(located(draws) - located_before(draws)),
+        contradicted=float(
+            sums(tallies, "contradicted").sum() / max(sums(tallies, "named").sum(), 1)
+        ),
         wrong=float(wrong / trees),
         searches=float(searches / trees),
         probes=float(sums(tallies, "probes").sum() / searches),
