@@ -103,9 +103,7 @@ def summarize(
         located=float(located(everything)),
         located_interval=interval(located(draws)),
         located_gain_interval=interval(located(draws) - located_before(draws)),
-        contradicted=float(
-            sums(tallies, "contradicted").sum() / max(sums(tallies, "named").sum(), 1)
-        ),
+        contradicted=float(ratio(tallies, "contradicted", "named")(everything)),
         wrong=float(wrong / trees),
         searches=float(searches / trees),
         probes=float(sums(tallies, "probes").sum() / searches),
