@@ -6,7 +6,7 @@
 
 A bank holds what a policy did on the training stream's first problems (`searches/bank.py`): the
 tiny policy after its cold start (v0) and after the quickstart's 20 steps (v20), and `harder`: six
-numbers, all operators, temperature 1.3. Banks are made once, on CPU in some minutes each, and kept
+numbers, all operators, temperature 1.2. Banks are made once, on CPU in some minutes each, and kept
 in `runs/localization/`. Every rule then grows the same trees from them. A line a rule appears
 as soon as it is known, with 95 % intervals by bootstrap over problems; `gain` is the difference to
 the first rule on the same trees. `--json` writes everything, the calibration too.

@@ -72,7 +72,7 @@ def steps_of(tree: RolloutTree, leaf: int, chat: Chat) -> list[Step]:
 def searches(run: Path, config: Config) -> Iterator[tuple[RolloutTree, list[Search]]]:
     """Every tree of a run and its searches that the oracle can judge."""
     task = make_task(config.task, config.trainer.seed)
-    folder = resolve(MeasureConfig(model=str(run))).folder
+    folder = resolve(MeasureConfig(model=str(run), tasks=[config.task.name.value])).folder
     assert folder is not None, "a run has a model folder"
     chat = Chat.from_folder(str(folder), task.tools)
     for dump in sorted((run / "trees").glob("step_*.jsonl")):

@@ -19,10 +19,14 @@ from elpo_ray.evaluation.source import resolve
 HARDER = (
     "task.countdown.numbers=6",
     "task.countdown.operators='+-*'",
+    "task.countdown.high=4",
+    "task.countdown.max_value=30",
+    "task.countdown.demonstrations=9000",
     "task.max_turns=7",
     "model.max_context=512",
 )
-"""Six numbers and all operators instead of five numbers with + and -."""
+"""Six numbers and all operators instead of five numbers with + and -. The numbers are small and the
+demonstrations more, so that the tiny policy solves some: with numbers up to 9 it solves 1 %."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Kind:
 KINDS = {
     "v0": Kind(),
     "v20": Kind(trained=True),
-    "harder": Kind(overrides=HARDER, temperature=1.3, size=BankSize(60, 40, 8)),
+    "harder": Kind(overrides=HARDER, temperature=1.2, size=BankSize(60, 40, 8)),
 }
 """The harder one has few equal prefixes, hence many to complete: it is smaller."""
 
@@ -65,7 +69,7 @@ def policy(name: str, home: Path, console: Console) -> Path:
 
 def model_of(name: str) -> Path:
     """The model folder that a folder, a run or a checkpoint is."""
-    source = resolve(MeasureConfig(model=name))
+    source = resolve(MeasureConfig(model=name, tasks=["countdown"]))
     if source.folder is None:
         raise ValueError(f"--model={name}: is a server; a bank needs a folder or a run")
     return source.folder

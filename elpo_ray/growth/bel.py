@@ -43,34 +43,56 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
     await search_failures(rollout, bel, begin)
 
 
-async def search_failures(rollout: Rollout, bel: BelConfig, begin: Begin) -> None:
+async def search_failures(
+    rollout: Rollout, bel: BelConfig, begin: Begin, most: int | None = None
+) -> None:
     """Collect failures and search one of them, again and again (Algorithm 1).
 
     Concurrent sampling is equivalent to the sequential loop: only what that loop samples in any
-    case is sampled early. B_max - |B| trajectories can fill the buffer at most. While a search goes
-    on, trajectories of the next buffer are sampled too, where the budget is fixed: as many as it
-    can pay for even if the search costs the most it can. The search must know nothing of them.
+    case is sampled early (`sure_roots`), and only where the budget is fixed. What was sampled ahead
+    is looked at when the loop comes to it; until then no search knows of it. `most`: completions
+    that no search exceeds, if that is known beforehand.
     """
-    tree = rollout.tree
-    early: list[int] = []
+    tree, b_max = rollout.tree, bel.b_max
+    ahead: list[int] = []
     roots: list[int] = []
-    while (rollout.remaining > 0 or early) and not rollout.enough:
-        roots += early
-        failures = [leaf for leaf in early if outcome(tree, leaf) is False]
-        early = []
-        while len(failures) < bel.b_max and rollout.remaining > 0 and not rollout.enough:
-            leaves = await sample(rollout, min(bel.b_max - len(failures), rollout.remaining))
-            failures += [leaf for leaf in leaves if outcome(tree, leaf) is False]
-            roots += leaves
+
+    def left() -> int:
+        """Rollouts that the sequential loop has left."""
+        return rollout.remaining + len(ahead)
+
+    while left() > 0 and not rollout.enough:
+        failures: list[int] = []
+        while (missing := b_max - len(failures)) > 0 and left() > 0 and not rollout.enough:
+            if not ahead:
+                bound = most if rollout.fixed else None
+                ahead = await sample(rollout, sure_roots(left(), missing, b_max, bound))
+            taken, ahead = ahead[:missing], ahead[missing:]
+            failures += [leaf for leaf in taken if outcome(tree, leaf) is False]
+            roots += taken
         searchable = [leaf for leaf in failures if num_tool_steps(tree.steps(leaf)) > 0]
-        if searchable and rollout.remaining > 0:
+        if searchable and left() > 0:
             # max keeps the first of equals; failures are in sampling order
             searched = max(searchable, key=lambda leaf: entropy_gain(tree.steps(leaf), bel))
-            most, search = begin(searched, tuple(roots))
-            spare = rollout.remaining - most
-            count = min(bel.b_max, max(0, spare)) if rollout.fixed else 0
-            early, found = await together(sample(rollout, count), search)
+            cost, search = begin(searched, tuple(roots))
+            sure = sure_roots(max(0, left() - cost), b_max, b_max, most) - len(ahead)
+            count = max(0, sure) if rollout.fixed else 0
+            more, found = await together(sample(rollout, count), search)
+            ahead += more
             tree.localizations.append(found)
+
+
+def sure_roots(left: int, missing: int, b_max: int, most: int | None) -> int:
+    """How many of `left` rollouts go to trajectories from the prompt whatever comes of them, if the
+    next search waits for `missing` failures, every later one for `b_max`, and none costs more than
+    `most`; None: that is not known, so that only those before the next search are sure."""
+    sure = 0
+    while left > missing:
+        sure, left = sure + missing, left - missing
+        if most is None or left <= most:
+            return sure
+        left, missing = left - most, b_max
+    return sure + left
 
 
 async def search(rollout: Rollout, leaf: int, bel: BelConfig, lo: int = 1) -> Localization:

@@ -16,7 +16,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from elpo_ray.config.growth import FreeEvidence, GrowthConfig
-from elpo_ray.growth.bel import num_tool_steps, outcome, search_failures
+from elpo_ray.growth.bel import num_tool_steps, outcome, search_failures, sure_roots
 from elpo_ray.growth.belief import Belief, credible_interval, prior_over
 from elpo_ray.growth.common import common_steps, same_result, same_tokens
 from elpo_ray.growth.independent import sample
@@ -33,7 +33,13 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
         most = 0 if named >= config.posterior.threshold else config.posterior.max_probes
         return most, search(rollout, leaf, free, config)
 
-    await search_failures(rollout, config.bel, begin)
+    await search_failures(rollout, config.bel, begin, config.posterior.max_probes)
+
+
+def first_roots(config: GrowthConfig) -> int:
+    """How many trajectories from the prompt are sampled at once at the beginning."""
+    b_max = config.bel.b_max
+    return sure_roots(config.n_total, b_max, b_max, config.posterior.max_probes)
 
 
 async def search(

@@ -32,8 +32,10 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def tree_metrics(trees: Sequence[RolloutTree], growth: GrowthConfig) -> Values:
-    """Numbers of one step's trees.
+def tree_metrics(
+    trees: Sequence[RolloutTree], growth: GrowthConfig, *, fixed: bool = True
+) -> Values:
+    """Numbers of one step's trees; `fixed`: every input spent its own budget.
 
     `pass_at_1` counts the trajectories that each input begins with (`growth.fair_roots`) and every
     input alike. Completions of a chosen prefix are no fair sample of the policy, nor are later
@@ -43,7 +45,7 @@ def tree_metrics(trees: Sequence[RolloutTree], growth: GrowthConfig) -> Values:
     spent = sum((Totals.of(tree.ledger) for tree in trees), Totals())
     all_scores = [leaf.score for tree in trees for leaf in tree.leaves() if leaf.score]
     scores = [score for score in all_scores if score.graded]
-    first = [_first_outcomes(tree, fair_roots(growth)) for tree in trees]
+    first = [_first_outcomes(tree, fair_roots(growth, fixed=fixed)) for tree in trees]
     bel = growth.bel
     searches = [(tree, search) for tree in trees for search in tree.localizations]
     found = [len(t.path(s.critical)) for t, s in searches if s.critical is not None]
@@ -130,11 +132,15 @@ def rollout_metrics(trees: Sequence[RolloutTree], n_total: int, version: int) ->
     }
 
 
-def step_metrics(batch: StepBatch, growth: GrowthConfig, step: int) -> Values:
+def step_metrics(
+    batch: StepBatch, growth: GrowthConfig, step: int, *, fixed: bool = True
+) -> Values:
     """Numbers of everything that the `step`-th step grew, also what was not trained on; `step`
-    counts from 1."""
+    counts from 1. `fixed` as in `tree_metrics`."""
     trees = batch.trees
-    values = tree_metrics(trees, growth) | rollout_metrics(trees, growth.n_total, step - 1)
+    values = tree_metrics(trees, growth, fixed=fixed) | rollout_metrics(
+        trees, growth.n_total, step - 1
+    )
     return values | {
         "inputs_grown": len(batch.grown),
         "inputs_trained": len(batch.trained),

@@ -24,6 +24,7 @@ from elpo_ray.cluster.learner import LearnerGroup
 from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.cluster.waits import LearnerLost
 from elpo_ray.config import Config
+from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.credit import assign
 from elpo_ray.evaluation.oracle import localization_accuracy
 from elpo_ray.evaluation.summary import mean_success
@@ -214,12 +215,13 @@ class Trainer(RunLoop):
         """Dump the trees, log one object of numbers, add to the run's totals. What this takes is in
         the next step's `seconds`."""
         right, judged = localization_accuracy(self.task, batch.inputs, batch.trees)
-        values = step_metrics(batch, self.config.algorithm.growth, self.state.step)
+        growth, fixed = self.config.algorithm.growth, self.config.budget.scope is BudgetScope.input
+        values = step_metrics(batch, growth, self.state.step, fixed=fixed)
         values |= self.rollouts.metrics() | stats | seconds
         if judged:
             values["localization_accuracy"] = right / judged
-        if (posterior := self.config.algorithm.growth.posterior).fit_beta:
-            self.state.beta_fit.add(self.state.step, batch.trees, posterior.beta)
+        if growth.posterior.fit_beta:
+            self.state.beta_fit.add(self.state.step, batch.trees, growth.posterior.beta)
         self.state.add(
             rollouts=values["rollouts"],
             tokens_generated=values["tokens_generated"],

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -425,3 +426,38 @@ def test_a_dump_with_a_broken_posterior_is_refused(change: dict[str, Any], messa
 def test_knobs_out_of_bounds_are_refused(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         posterior(**knobs)
+
+
+@cache
+def fewest(left: int, missing: int, b_max: int, most: int) -> int:
+    """Roots of the sequential loop at its worst, over all outcomes and all costs of searches."""
+    if left == 0:
+        return 0
+    if missing == 0:
+        return min(fewest(max(0, left - cost), b_max, b_max, most) for cost in range(most + 1))
+    return 1 + min(fewest(left - 1, missing - failed, b_max, most) for failed in (0, 1))
+
+
+@given(
+    left=st.integers(0, 24),
+    missing=st.integers(1, 4),
+    b_max=st.integers(1, 4),
+    most=st.integers(0, 6),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_is_sampled_ahead_is_what_is_sampled_in_any_case(
+    left: int, missing: int, b_max: int, most: int
+) -> None:
+    missing = min(missing, b_max)
+    assert bel_rule.sure_roots(left, missing, b_max, most) == fewest(left, missing, b_max, most)
+    assert bel_rule.sure_roots(left, missing, b_max, None) == min(left, missing)
+
+
+def test_the_first_trajectories_are_sampled_at_once() -> None:
+    """Of 16 rollouts, three failures and a search of four leave at least five more of the former:
+    three, then again a search and two."""
+    assert posterior_rule.first_roots(posterior(16)) == 3 + 3 + 2
+    fates = FewWords(0, 16, fixed=True)
+    asyncio.run(posterior_rule.grow(fates, posterior(16)))
+    assert fates.together >= 8
+    assert posterior_rule.first_roots(posterior(16, max_probes=0)) == 16
