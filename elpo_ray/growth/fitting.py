@@ -2,7 +2,8 @@
 
 Which probed prefixes were recoverable is not known, only believed: a prefix counts with the
 probability that its search gave it at its end. What is fitted is a mode: the likelihood of all
-counted outcomes, times a prior that keeps a and b near the configured values while little is known.
+counted outcomes, given what the tree showed of their prefixes before, times a prior that keeps a
+and b near the configured values while little is known.
 
 Invariant: what a step's searches use is fitted to finished steps only and stays the same for the
 whole step, so that a tree can be grown again.
@@ -33,7 +34,7 @@ class BetaFit:
     """Outcomes of the probes of all finished steps, and what was fitted to them; JSON data."""
 
     outcomes: dict[str, float] = field(default_factory=dict)
-    """Weights of probed anchors by "attempts,successes"."""
+    """Weights of probed anchors by "failures known before,attempts,successes"."""
     fitted: dict[str, Beta] = field(default_factory=dict)
     """By the number of finished steps: what was fitted after them. The last few only."""
 
@@ -46,26 +47,28 @@ class BetaFit:
     def add(self, step: int, trees: Sequence[RolloutTree], configured: Beta) -> None:
         """Count the probes of the trees of the `step`-th finished step, from 1, and fit anew."""
         self.outcomes = {key: DECAY * weight for key, weight in self.outcomes.items()}
-        for attempts, successes, weight in probed_anchors(trees):
-            key = f"{attempts},{successes}"
+        for *counts, weight in probed_anchors(trees):
+            key = ",".join(map(str, counts))
             self.outcomes[key] = self.outcomes.get(key, 0.0) + weight
         kept = {key: beta for key, beta in self.fitted.items() if int(key) in (step - 1, step - 2)}
         self.fitted = {**kept, str(step): fit(self.outcomes, configured)}
 
 
-def probed_anchors(trees: Sequence[RolloutTree]) -> Iterator[tuple[int, int, float]]:
-    """(attempts, successes, probability that the anchor is recoverable) of every anchor that a
-    search by evidence probed."""
+def probed_anchors(trees: Sequence[RolloutTree]) -> Iterator[tuple[int, int, int, float]]:
+    """(failures known before, attempts, successes, probability that the anchor is recoverable) of
+    every anchor that a search by evidence probed."""
     for tree in trees:
         for found in tree.localizations:
             if found.posterior is None:
                 continue
+            known = {one.anchor: one.attempts - one.successes for one in found.posterior.free}
             for anchor in sorted({probe.anchor for probe in found.probes}):
                 mine = [probe for probe in found.probes if probe.anchor == anchor]
                 attempts = sum(probe.attempts for probe in mine)
                 successes = sum(probe.successes for probe in mine)
                 if attempts:
-                    yield attempts, successes, math.fsum(found.posterior.last[anchor:])
+                    sound = math.fsum(found.posterior.last[anchor:])
+                    yield known.get(anchor, 0), attempts, successes, sound
 
 
 def fit(outcomes: dict[str, float], configured: Beta) -> Beta:
@@ -77,8 +80,8 @@ def fit(outcomes: dict[str, float], configured: Beta) -> Beta:
     def fitness(shift: tuple[float, float]) -> float:
         a, b = (value * math.exp(log) for value, log in zip(configured, shift, strict=True))
         likelihood = math.fsum(
-            weight * _log_likelihood(attempts, successes, a, b)
-            for (attempts, successes), weight in counts
+            weight * _log_likelihood(attempts, successes, a, b + known)
+            for (known, attempts, successes), weight in counts
         )
         return likelihood - sum(log * log for log in shift) / (2 * SPREAD**2)
 

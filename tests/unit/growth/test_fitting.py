@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -20,7 +20,22 @@ def tree_with(last: list[float], *probes: tuple[int, bool]) -> RolloutTree:
 
 def test_an_anchor_counts_as_far_as_it_is_believed_to_be_recoverable() -> None:
     tree = tree_with([0.1, 0.2, 0.7], (2, False), (1, False), (2, False), (1, True))
-    assert list(probed_anchors([tree])) == [(2, 1, pytest.approx(0.9)), (2, 0, pytest.approx(0.7))]
+    assert list(probed_anchors([tree])) == [
+        (0, 2, 1, pytest.approx(0.9)),
+        (0, 2, 0, pytest.approx(0.7)),
+    ]
+
+
+def test_a_prefix_that_failed_before_is_expected_to_fail_again() -> None:
+    """Two failures of the tree came before the probes of anchor 1: given them, a failure says
+    less about Beta(a, b)."""
+    tree = tree_with([0.1, 0.9], (1, False))
+    belief = tree.localizations[0].posterior
+    assert belief is not None
+    tree.localizations[0].posterior = replace(belief, free=[Probe(1, 2, 0)])
+    assert list(probed_anchors([tree])) == [(2, 1, 0, pytest.approx(0.9))]
+    means = [a / (a + b) for a, b in (fit({key: 9.0}, (0.6, 1.0)) for key in ("0,1,0", "2,1,0"))]
+    assert means[0] < means[1] < 0.6 / 1.6
 
 
 def test_binary_searches_count_nothing() -> None:
@@ -35,7 +50,7 @@ def test_the_fit_finds_the_mean_that_made_the_outcomes(a: float, b: float) -> No
     for _ in range(4000):
         chance = draw.betavariate(a, b)
         won = sum(draw.random() < chance for _ in range(4))
-        key = f"4,{won}"
+        key = f"0,4,{won}"
         outcomes[key] = outcomes.get(key, 0.0) + 1
     found = fit(outcomes, (0.6, 1.0))
     assert found[0] / sum(found) == pytest.approx(a / (a + b), abs=0.05)
@@ -63,4 +78,4 @@ def test_older_outcomes_count_less() -> None:
     state = BetaFit()
     state.add(1, [tree_with([0.0, 1.0], (1, True))], (0.6, 1.0))
     state.add(2, [tree_with([0.0, 1.0], (1, False))], (0.6, 1.0))
-    assert state.outcomes == {"1,1": pytest.approx(0.9), "1,0": 1.0}
+    assert state.outcomes == {"0,1,1": pytest.approx(0.9), "0,1,0": 1.0}
