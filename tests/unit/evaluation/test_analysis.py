@@ -21,7 +21,7 @@ from fakes import (
 )
 
 from elpo_ray.config.algorithm import AlgorithmConfig
-from elpo_ray.config.growth import GrowthConfig, GrowthRule
+from elpo_ray.config.growth import GrowthConfig, GrowthRule, PosteriorConfig, Prior
 from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
 from elpo_ray.evaluation.analysis import localization, ranking, recovery
 from elpo_ray.evaluation.analysis.catalog import AnalyzeJob, Record
@@ -55,6 +55,20 @@ async def test_sure_probes_always_agree_and_are_right(critical: int) -> None:
     for row in rows:
         assert (row["agree"], row["right"], row["steps apart"]) == (1.0, 1.0, 0.0)
         assert row["false irrecoverable"] in (0.0, None)
+
+
+@pytest.mark.parametrize("critical", range(1, TOOL_STEPS + 2))
+async def test_searches_by_evidence_are_analyzed_too(critical: int) -> None:
+    belief = PosteriorConfig(prior=Prior.uniform, beta=(50.0, 0.5), max_probes=9)
+    algorithm = AlgorithmConfig(growth=GrowthConfig(rule=GrowthRule.posterior, posterior=belief))
+    worker = make_worker(planted(TOOL_STEPS, critical))
+    config = settings(
+        AnalysisName.localization, rollouts=1, failures=1, xs=[1, 3], repeats=2, algorithm=algorithm
+    )
+    records = await examine(worker, config)
+    assert [(r["x"], r["repeat"]) for r in records] == [(1, 0), (1, 1)]
+    assert {record["named"] for record in records} == {critical}
+    assert localization.summarize(records)[0]["right"] == 1.0
 
 
 async def test_a_budget_caps_what_a_search_may_spend() -> None:

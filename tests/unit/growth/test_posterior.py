@@ -1,4 +1,4 @@
-"""Search by evidence: a planted step, evidence from the tree, and nothing that depends on timing."""
+"""Search by evidence: a planted step, evidence from the tree, nothing that depends on timing."""
 
 import asyncio
 import itertools
