@@ -19,7 +19,7 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, cast
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from elpo_ray.tree import Localization, Node, RolloutTree
+from elpo_ray.tree import Localization, Node, Posterior, RolloutTree
 from elpo_ray.types import EndReason, Score, Step, ToolKind
 
 FORMAT = 1
@@ -153,6 +153,7 @@ def dump_tree(tree: RolloutTree, tokens: bool = True) -> dict[str, Any]:
             "confirmed": found.confirmed,
             "interval": list(found.interval),
             "probes": msgspec.to_builtins(found.probes),
+            **({"posterior": msgspec.to_builtins(found.posterior)} if found.posterior else {}),
         }
         for found in tree.localizations
     ]
@@ -329,9 +330,27 @@ def _check_localization(
     _expect(on_path, f"{where}.critical", critical, f"must be on the path to {leaf}")
     sound = critical is not None or not found.confirmed
     _expect(sound, f"{where}.confirmed", found.confirmed, "names no critical")
-    for i, probe in enumerate(found.probes):
-        sound = probe.successes <= probe.attempts
-        _expect(sound, f"{where}.probes[{i}]", probe, "needs attempts >= successes")
+    free = found.posterior.free if found.posterior else []
+    for name, probes in (("probes", found.probes), ("posterior.free", free)):
+        for i, probe in enumerate(probes):
+            sound = probe.successes <= probe.attempts
+            _expect(sound, f"{where}.{name}[{i}]", probe, "needs attempts >= successes")
+    if found.posterior is not None:
+        _check_posterior(found.posterior, found, len(tree.path(index[leaf])), f"{where}.posterior")
+
+
+def _check_posterior(belief: Posterior, found: Localization, steps: int, where: str) -> None:
+    """Check that each list of a search's posterior has one probability a step."""
+    for name, row in [
+        ("prior", belief.prior),
+        *((f"trail[{i}]", r) for i, r in enumerate(belief.trail)),
+    ]:
+        _expect(len(row) == steps, f"{where}.{name}", row, f"needs one number a step, {steps}")
+        total = math.fsum(row)
+        _expect(abs(total - 1) < 1e-6, f"{where}.{name}", row, "must add up to 1")
+    rows = len(found.probes) + 1
+    _expect(len(belief.trail) == rows, f"{where}.trail", belief.trail, f"needs {rows} rows")
+    _expect(min(belief.beta) > 0, f"{where}.beta", belief.beta, "needs numbers above 0")
 
 
 def _refusal(message: str, record: Any) -> MalformedTreeError:

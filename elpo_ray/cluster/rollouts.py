@@ -99,12 +99,15 @@ class RolloutGroup:
 
     # --- what the driver asks for ---
 
-    def grow(self, inputs: Sequence[Problem], step: int) -> list[RolloutTree | SetAside]:
-        """One tree an input, in order."""
+    def grow(
+        self, inputs: Sequence[Problem], step: int, beta: tuple[float, float] | None = None
+    ) -> list[RolloutTree | SetAside]:
+        """One tree an input, in order; `beta` as in `GrowJob`."""
         _, n_total, most = self._config.allowance
         width = growth.width(self._config.algorithm.growth)
         jobs = [
-            GrowJob(problem=problem, width=width, step=step, budget=n_total) for problem in inputs
+            GrowJob(problem=problem, width=width, step=step, budget=n_total, beta=beta)
+            for problem in inputs
         ]
         shared = None
         if self._config.budget.scope is BudgetScope.batch:

@@ -128,8 +128,8 @@ class Config(Section, key=""):
             yield "budget.min", remedy
         if most < n_total:
             yield "budget.max", remedy
-        rule = self.algorithm.growth.rule
-        if self.budget.scope is BudgetScope.batch and rule is not GrowthRule.bel:
+        rule, searching = self.algorithm.growth.rule, (GrowthRule.bel, GrowthRule.posterior)
+        if self.budget.scope is BudgetScope.batch and rule not in searching:
             remedy = f"growth rule {rule.value} has no search to end early; use input"
             yield "budget.scope", remedy
 

@@ -43,7 +43,10 @@ class ElcScope(Enum):
     critical_subtree = "critical_subtree"
     """Every failed leaf through a confirmed critical node, from that step on."""
     searched_only = "searched_only"
-    """Only the searched trajectory, from its critical step on."""
+    """Only the searched trajectory's own terms, from its critical step on."""
+    posterior = "posterior"
+    """Only the searched trajectory's own terms, on each step as far as the search believes that the
+    critical step lies there or before; also where it named no step (not in the paper)."""
     first_wrong_all = "first_wrong_all"
     """Every failed leaf, from the shallowest node on its path with no success below."""
 

@@ -34,7 +34,7 @@ RULES: dict[CreditRule, Callable[[Sequence[RolloutTree], CreditConfig], list[Par
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Values per node, indexed by node id. Shape of each: [num_nodes]."""
+    """Values per node, indexed by node id. Shape of each, unless it says otherwise: [num_nodes]."""
 
     r: Array
     """Step reward (Eq. 6)."""
@@ -49,7 +49,13 @@ class Credit:
     share: Array
     """Multiplies the weight of the node's tokens in the loss."""
     clip_low: Array
-    """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11)."""
+    """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11). Shape: [num_nodes], or
+    [num_leaves, num_nodes] where it depends on the leaf, in the order of `RolloutTree.leaves`."""
+
+    @property
+    def loosest_clip_low(self) -> Array:
+        """The lowest bound that any leaf has on a node."""
+        return self.clip_low if self.clip_low.ndim == 1 else self.clip_low.min(axis=0)
 
 
 def assign(trees: Sequence[RolloutTree], config: AlgorithmConfig) -> list[Credit]:

@@ -60,16 +60,21 @@ class RolloutWorker:
         budget: int | None = None,
         journal: Sequence[Completion] = (),
         on_complete: Callable[[Completion], None] = lambda done: None,
+        beta: tuple[float, float] | None = None,
     ) -> RolloutTree:
         """Spend one input's budget, the configured n_total without it, by the configured rule.
 
         `step` is the training step, part of every seed. `journal`: what an earlier attempt has
-        completed, in order; `on_complete` gets every further completion. Raises InfrastructureError
-        once one was lost `sandbox.retries` + 1 times, ValueError if the prompt does not fit.
+        completed, in order; `on_complete` gets every further completion. `beta` replaces
+        `growth.posterior.beta`. Raises InfrastructureError once one was lost `sandbox.retries` + 1
+        times, ValueError if the prompt does not fit.
         """
         rollout = TreeRollout(self, problem, step, budget, journal, on_complete)
+        config = self.settings.growth
+        if beta is not None:
+            config = replace(config, posterior=replace(config.posterior, beta=beta))
         try:
-            await growth.GROWTH[self.settings.growth.rule](rollout, self.settings.growth)
+            await growth.GROWTH[config.rule](rollout, config)
         finally:
             await rollout.close()
         tree, ledger = rollout.tree, rollout.ledger

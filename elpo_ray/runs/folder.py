@@ -30,6 +30,7 @@ from omegaconf import OmegaConf
 from elpo_ray.config import Config
 from elpo_ray.dump import dump_tree
 from elpo_ray.growth.budget import Ledger
+from elpo_ray.growth.fitting import BetaFit
 from elpo_ray.rollout.journal import replay
 from elpo_ray.runs.atomic import new_folder, write_whole
 from elpo_ray.scheduling.jobs import SetAside
@@ -51,6 +52,8 @@ class RunState:
     cursor: int = 0
     """Training problems handed out so far."""
     pass_at_1_before: float | None = None
+    beta_fit: BetaFit = field(default_factory=BetaFit)
+    """What searches by evidence know of recoverable prefixes (`growth.posterior.fit_beta`)."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums over the run: rollouts, tokens, seconds by phase, localizations judged and right."""
 
@@ -215,7 +218,9 @@ def copy_but_weights(source: Path, target: Path) -> None:
 
 
 def read_state(checkpoint: Path) -> RunState:
-    return RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    fields = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    fit = BetaFit(**fields.pop("beta_fit", {}))
+    return RunState(**fields, beta_fit=fit)
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from elpo_ray.cluster.learner import LearnerGroup
 from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.cluster.waits import LearnerLost
 from elpo_ray.config import Config
+from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.credit import assign
 from elpo_ray.evaluation.oracle import localization_accuracy
 from elpo_ray.evaluation.summary import mean_success
@@ -185,15 +186,20 @@ class Trainer(RunLoop):
         """The inputs of `step`, from the `cursor`-th one of the training stream on, and their
         trees. Inputs that the rollout workers gave up leave a record and are passed over."""
 
+        growth = self.config.algorithm.growth
+        fitted: dict[str, Any] = {}
+        if growth.posterior.fit_beta:
+            staleness, start = self.config.schedule.staleness, growth.posterior.beta
+            fitted["beta"] = self.state.beta_fit.before(step, staleness, start)
+
         def grow_inputs(first: int, count: int) -> list[Grown]:
             stream = range(cursor + first, cursor + first + count)
             inputs = [self.task.train_problem(i) for i in stream]
-            results = self.rollouts.grow(inputs, step)
+            results = self.rollouts.grow(inputs, step, **fitted)
             self.run.set_aside(step + 1, [tree for tree in results if isinstance(tree, SetAside)])
             pairs = zip(inputs, results, strict=True)
             return [(problem, tree) for problem, tree in pairs if isinstance(tree, RolloutTree)]
 
-        growth = self.config.algorithm.growth
         batch = collect(grow_inputs, self.config.trainer.inputs_per_step, growth.dynamic)
         if not batch.grown:
             raise Fault(
@@ -223,10 +229,13 @@ class Trainer(RunLoop):
         """Dump the trees, log one object of numbers, add to the run's totals. What this takes is in
         the next step's `seconds`."""
         right, judged = localization_accuracy(self.task, batch.inputs, batch.trees)
-        values = step_metrics(batch, self.config.algorithm.growth, self.state.step)
+        growth, fixed = self.config.algorithm.growth, self.config.budget.scope is BudgetScope.input
+        values = step_metrics(batch, growth, self.state.step, fixed=fixed)
         values |= self.rollouts.metrics() | stats | seconds
         if judged:
             values["localization_accuracy"] = right / judged
+        if growth.posterior.fit_beta:
+            self.state.beta_fit.add(self.state.step, batch.trees, growth.posterior.beta)
         self.state.add(
             rollouts=values["rollouts"],
             tokens_generated=values["tokens_generated"],

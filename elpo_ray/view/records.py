@@ -61,8 +61,9 @@ def tree_record(
     for name in ("ids", "entropies", "logprobs"):
         columns[name] = [_tokens(node, f"token_{name}", limits) for node in nodes]
     if credit is not None:
-        for name in ("r", "a_branch", "a_traj", "advantage", "clip_low", "share"):
+        for name in ("r", "a_branch", "a_traj", "advantage", "share"):
             columns[name] = [short(value) for value in getattr(credit, name).tolist()]
+        columns["clip_low"] = [short(value) for value in credit.loosest_clip_low.tolist()]
     return {
         "task": tree.task_id,
         "budget": tree.budget,
@@ -147,6 +148,22 @@ def _search(tree: RolloutTree, found: Localization) -> dict[str, Any]:
             for p in found.probes
             if p.anchor <= len(path)
         ],
+        "posterior": _posterior(found),
+    }
+
+
+def _posterior(found: Localization) -> dict[str, Any] | None:
+    """Return how a search by evidence moved, None of a binary search."""
+    belief = found.posterior
+    if belief is None:
+        return None
+    return {
+        "prior": [short(value) for value in belief.prior],
+        "free": [
+            {"anchor": p.anchor, "attempts": p.attempts, "successes": p.successes}
+            for p in belief.free
+        ],
+        "trail": [[short(value) for value in row] for row in belief.trail],
     }
 
 
