@@ -1,0 +1,184 @@
+"""Calls in the formats that vLLM's parsers read; nothing here imports vLLM before it is needed.
+
+vLLM's parsers look for calls only. What a mere word is, and what a malformed call, is told by the
+frame of a call: the text around name and arguments in a call that the template has rendered.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from elpo_ray.chat.reading import RawCall, Reading
+from elpo_ray.chat.thinking import Thinking
+
+TAG = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
+"""A special token or tag of a template."""
+NAME = r"[\w.-]+"
+ABSENT = -1
+"""The id of a marker that the tokenizer has not as one token; parsers read text, not ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How a call begins and ends in a format."""
+
+    marker: re.Pattern[str]
+    """Its first tag; where the format has none, its beginning at the start of a line."""
+    begins: re.Pattern[str]
+    """From the marker to the name of the function, or to its first argument where nothing stands
+    between marker and name."""
+    open: str
+    close: str
+    """First and last tag; empty where the format has none."""
+
+    @classmethod
+    def of(cls, turn: str, name: str, key: str, value: str) -> Frame:
+        """The frame in a rendered turn that does nothing but call `name` with `key` = `value`."""
+        body = turn.index(key) if key in turn else len(turn)
+        head = turn[: turn.rindex(name, 0, body)].lstrip()
+        tags = TAG.findall(turn[turn.rindex(value) :])
+        close = tags[-1] if tags else ""
+        first = TAG.search(head)
+        if first is None:
+            return cls(re.compile(rf"(?:^|\n|(?<=>))\s*{_loose(head, name)}"), re.compile(""), "", "")
+        beginning = head[first.start() :]
+        if beginning == first.group():
+            beginning = turn[turn.index(first.group()) : body].rstrip()
+        pattern = _loose(beginning, name)
+        return cls(re.compile(re.escape(first.group())), re.compile(pattern), first.group(), close)
+
+
+def _loose(text: str, name: str) -> str:
+    """A pattern of `text` with any white space between its parts, and any name for `name`."""
+    parts = re.findall(rf"{re.escape(name)}|\w+|[^\w\s]", text)
+    return r"\s*".join(NAME if part == name else re.escape(part) for part in parts)
+
+
+class VllmCalls:
+    """`reading.CallFormat` over one of vLLM's tool parsers."""
+
+    def __init__(
+        self,
+        parser: str,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: Sequence[dict[str, Any]],
+        thinking: Thinking,
+        frame: Frame,
+    ) -> None:
+        """ValueError if vLLM has no parser of that name."""
+        from vllm.entrypoints.openai.chat_completion.protocol import (
+            ChatCompletionRequest,
+            ChatCompletionToolsParam,
+        )
+        from vllm.tool_parsers import ToolParserManager
+
+        logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
+        names = ToolParserManager.list_registered()
+        if parser not in names:
+            raise ValueError(
+                f"model.tool_parser={parser!r}: no such parser; use hermes, harmony or one of "
+                f"vLLM's: {', '.join(sorted(names))}"
+            )
+        self.parser = parser
+        self._thinking = thinking
+        self._frame = frame
+        self._names = re.compile("|".join(re.escape(tool["function"]["name"]) for tool in tools))
+        kind = ToolParserManager.get_tool_parser(parser)
+        self._parser = kind(
+            _Vocabulary(tokenizer), [ChatCompletionToolsParam(**tool) for tool in tools]
+        )
+        self._request = ChatCompletionRequest(
+            model="", messages=[{"role": "user", "content": ""}], tools=list(tools)
+        )
+
+    def read(self, turn: str) -> Reading:
+        """See `reading.CallFormat`."""
+        begin = self._first_call(turn)
+        if begin is None:
+            return Reading(turn)
+        text, frame = turn[begin:], self._frame
+        if frame.close and frame.close not in text:
+            return Reading(turn, [f"{frame.open} without {frame.close}"])
+        try:
+            found = self._parser.extract_tool_calls(text, self._request).tool_calls
+        except Exception as fault:  # a parser may fail in any way on what a policy writes
+            return Reading(turn, [f"call cannot be read: {fault}"])
+        return Reading(turn, [_raw(call.function) for call in found] or ["call cannot be read"])
+
+    def _first_call(self, turn: str) -> int | None:
+        """Where the first call begins, well formed or not."""
+        start, frame = self._thinking.end(turn), self._frame
+        while start is not None and (marker := self._thinking.search(frame.marker, turn, start)):
+            if self._calls(turn, marker):
+                return marker.start()
+            start = marker.end()
+        return None
+
+    def _calls(self, turn: str, marker: re.Match[str]) -> bool:
+        """Whether a marker opens a call: what belongs to a call follows, or the marker begins a
+        line and the name of a tool follows or its closing tag ends the turn."""
+        frame = self._frame
+        if frame.begins.match(turn, marker.start() if frame.open else marker.end()):
+            return True
+        begins_line = not turn[: marker.start()].rpartition("\n")[2].strip()
+        follows = turn[marker.end() :].lstrip()
+        ends_turn = bool(frame.close) and turn.rstrip().endswith(frame.close)
+        return begins_line and (ends_turn or self._names.match(follows) is not None)
+
+
+def _raw(function: Any) -> RawCall | str:
+    try:
+        return RawCall(function.name, json.loads(function.arguments or "{}"))
+    except (ValueError, RecursionError) as fault:
+        return f"arguments are not JSON: {fault}"
+
+
+def tags_of(parser: str, tokenizer: PreTrainedTokenizerBase) -> Thinking:
+    """The thinking tags that vLLM's reasoning parser of the same family knows, else `<think>`."""
+    from vllm.reasoning import ReasoningParserManager
+
+    name = {"qwen3_coder": "qwen3", "qwen3_xml": "qwen3", "deepseek_v3": "deepseek_r1"}.get(
+        parser, parser
+    )
+    if name == "muse_glimmer":  # thinks in a message to itself
+        return Thinking("to=self<|message|>", "<|eom|>")
+    if name not in ReasoningParserManager.list_registered():
+        return Thinking()
+    kind = ReasoningParserManager.get_reasoning_parser(name)
+    reasoning = kind(_Vocabulary(tokenizer))
+    start, end = reasoning.reasoning_start_str, reasoning.reasoning_end_str
+    return Thinking(start, end) if start and end else Thinking()
+
+
+class _Vocabulary:
+    """The tokenizer as vLLM's parsers ask for it: markers that it lacks have an id too."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    @cache  # noqa: B019 - lives as long as its parser
+    def get_vocab(self) -> dict[str, int]:
+        return _Ids(self._tokenizer.get_vocab())
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        return self.get_vocab()
+
+
+class _Ids(dict[str, int]):
+    def __missing__(self, key: str) -> int:
+        return ABSENT
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key]
