@@ -6,6 +6,7 @@ Glue is never written by hand: it is what the template renders after the end of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 from elpo_ray.chat.families import Rendered
@@ -43,11 +44,13 @@ class Turns:
     @classmethod
     def of(cls, rendering: Rendering) -> Turns:
         """Learn them, with the first tool. ValueError for a template that no rollout can use."""
-        prompt = _prompt(rendering)
+        prompt = rendering.render([QUESTION], generate=True)
+        _check_schemas(rendering, prompt)
+        if not _generation(rendering):
+            raise rendering.refused("its chat template has no generation prompt")
         answer_end = _end_of_answer(rendering, prompt)
         if not rendering.tools:
             return cls(answer_end, answer_end, None)
-        _check_schemas(rendering, prompt)
         called = _called(rendering, prompt)
         after = rendering.render([*dummy_call(rendering), RESPONSE], generate=True)
         if not after.startswith(called.rstrip()):
@@ -58,7 +61,7 @@ class Turns:
         if SENTINEL not in response:
             raise rendering.refused("its chat template loses tool responses")
         function = rendering.tools[0]["function"]
-        prompts = (prompt[-len(_generation(rendering)) :], response.rpartition(SENTINEL)[2])
+        prompts = (_generation(rendering), response.rpartition(SENTINEL)[2])
         call = Rendered(turn, function["name"], _key(function), SENTINEL, prompts)
         return cls(answer_end, end, call)
 
@@ -83,17 +86,10 @@ def _key(function: dict[str, Any]) -> str:
     return next(iter((function.get("parameters") or {}).get("properties", {})), "argument")
 
 
-def _prompt(rendering: Rendering) -> str:
-    prompt = rendering.render([QUESTION], generate=True)
-    if not _generation(rendering):
-        raise rendering.refused("its chat template has no generation prompt")
-    return prompt
-
-
 def _generation(rendering: Rendering) -> str:
-    plain = rendering.render([QUESTION])
+    """The generation prompt: what is rendered only if it is asked for."""
     prompt = rendering.render([QUESTION], generate=True)
-    return prompt[len(plain) :] if prompt.startswith(plain) else ""
+    return prompt[len(commonprefix([rendering.render([QUESTION]), prompt])) :]
 
 
 def _end_of_answer(rendering: Rendering, prompt: str) -> str:

@@ -42,9 +42,11 @@ class Frame:
     @classmethod
     def of(cls, turn: str, name: str, key: str, value: str) -> Frame:
         """The frame in a rendered turn that does nothing but call `name` with `key` = `value`."""
-        body = turn.index(key) if key in turn else len(turn)
-        head = turn[: turn.rindex(name, 0, body)].lstrip()
-        tags = TAG.findall(turn[turn.rindex(value) :])
+        argument = turn.rindex(value)
+        named = turn.rindex(name, 0, argument)
+        body = max(turn.find(key, named + len(name), argument), named)
+        head = turn[:named].lstrip()
+        tags = TAG.findall(turn[argument:])
         close = tags[-1] if tags else ""
         first = TAG.search(head)
         if first is None:
