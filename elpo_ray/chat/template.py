@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from os.path import commonprefix
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -168,9 +169,11 @@ class Chat:
         conversation begins so, and reaches as far as its turns do."""
         prefix = self._rendering.render(messages, generate=True)
         if not whole.startswith(prefix):
+            alike = len(commonprefix([whole, prefix]))
             raise self._rendering.refused(
-                "its chat template rewrites earlier turns, or renders turns unlike its generation "
-                "prompt"
+                "its chat template rewrites earlier turns"
+                if alike < done
+                else "its chat template renders turns unlike its generation prompt"
             )
         if len(prefix) < done:
             raise self._rendering.refused(

@@ -51,10 +51,16 @@ class Turns:
         answer_end = _end_of_answer(rendering, prompt)
         if not rendering.tools:
             return cls(answer_end, answer_end, None)
-        called = _called(rendering, prompt)
-        after = rendering.render([*dummy_call(rendering), RESPONSE], generate=True)
-        if not after.startswith(called.rstrip()):
-            raise rendering.refused("its chat template rewrites earlier turns when a tool responds")
+        for text in ("text", ""):
+            call = dummy_call(rendering, text=text)
+            called = rendering.render(call)
+            if not called.startswith(prompt) or SENTINEL not in called[len(prompt) :]:
+                raise rendering.refused("its chat template loses tool calls")
+            after = rendering.render([*call, RESPONSE], generate=True)
+            if not after.startswith(called.rstrip()):
+                raise rendering.refused(
+                    "its chat template rewrites earlier turns when a tool responds"
+                )
         end = _end_of_call(rendering, called.rstrip(), after, answer_end)
         turn = after[len(prompt) :].partition(end)[0]
         response = after[len(prompt) + len(turn) + len(end) :]
@@ -62,11 +68,13 @@ class Turns:
             raise rendering.refused("its chat template loses tool responses")
         function = rendering.tools[0]["function"]
         prompts = (_generation(rendering), response.rpartition(SENTINEL)[2])
-        call = Rendered(turn, function["name"], _key(function), SENTINEL, prompts)
-        return cls(answer_end, end, call)
+        alone = Rendered(turn, function["name"], _key(function), SENTINEL, prompts)
+        return cls(answer_end, end, alone)
 
 
-def dummy_call(rendering: Rendering, tool: str | None = None) -> list[Message]:
+def dummy_call(
+    rendering: Rendering, tool: str | None = None, *, text: str = ""
+) -> list[Message]:
     """A dummy conversation that ends with a call of a tool, the first if none is named."""
     functions = {entry["function"]["name"]: entry["function"] for entry in rendering.tools}
     name = tool if tool in functions else next(iter(functions))
@@ -75,7 +83,7 @@ def dummy_call(rendering: Rendering, tool: str | None = None) -> list[Message]:
         QUESTION,
         {
             "role": "assistant",
-            "content": "",
+            "content": text,
             "tool_calls": [{"type": "function", "function": function}],
         },
     ]
@@ -117,14 +125,6 @@ def _check_schemas(rendering: Rendering, prompt: str) -> None:
         lost += [name for name in (function["name"], *properties) if name not in prompt]
     if lost:
         raise rendering.refused(f"its chat template loses the tool schemas ({', '.join(lost)})")
-
-
-def _called(rendering: Rendering, prompt: str) -> str:
-    """The dummy conversation up to its call, as the template renders it while nothing follows."""
-    called = rendering.render(dummy_call(rendering))
-    if not called.startswith(prompt) or SENTINEL not in called[len(prompt) :]:
-        raise rendering.refused("its chat template loses tool calls")
-    return called
 
 
 def _end_of_call(rendering: Rendering, called: str, after: str, answer_end: str) -> str:

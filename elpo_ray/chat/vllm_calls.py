@@ -51,11 +51,13 @@ class Frame:
         first = TAG.search(head)
         if first is None:
             return cls(re.compile(rf"(?:^|\n|(?<=>))\s*{_loose(head, name)}"), re.compile(""), "", "")
-        beginning = head[first.start() :]
-        if beginning == first.group():
-            beginning = turn[turn.index(first.group()) : body].rstrip()
-        pattern = _loose(beginning, name)
-        return cls(re.compile(re.escape(first.group())), re.compile(pattern), first.group(), close)
+        begins = turn[:body] if head == first.group() else head
+        return cls(
+            re.compile(_loose(head[: first.end()], name)),
+            re.compile(_loose(begins, name)),
+            first.group(),
+            close,
+        )
 
 
 def _loose(text: str, name: str) -> str:
