@@ -22,6 +22,8 @@ from elpo_ray.chat.thinking import Thinking
 TAG = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
 """A special token or tag of a template."""
 NAME = r"[\w.-]+"
+HIDDEN = "\ue000"
+"""Stands for a closing tag inside an argument while a parser reads (a private-use character)."""
 ABSENT = -1
 """The id of a marker that the tokenizer has not as one token; parsers read text, not ids."""
 
@@ -38,6 +40,8 @@ class Frame:
     open: str
     close: str
     """First and last tag; empty where the format has none."""
+    example: str
+    """A call, for the policy to see what is expected."""
 
     @classmethod
     def of(cls, turn: str, name: str, key: str, value: str) -> Frame:
@@ -48,15 +52,18 @@ class Frame:
         head = turn[:named].lstrip()
         tags = TAG.findall(turn[argument:])
         close = tags[-1] if tags else ""
+        example = turn.strip().replace(value, "…")
         first = TAG.search(head)
         if first is None:
-            return cls(re.compile(rf"(?:^|\n|(?<=>))\s*{_loose(head, name)}"), re.compile(""), "", "")
+            marker = re.compile(rf"(?:^|\n|(?<=>))\s*{_loose(head, name)}")
+            return cls(marker, re.compile(""), "", "", example)
         begins = turn[:body] if head == first.group() else head
         return cls(
             re.compile(_loose(head[: first.end()], name)),
             re.compile(_loose(begins, name)),
             first.group(),
             close,
+            example,
         )
 
 
@@ -105,26 +112,52 @@ class VllmCalls:
 
     def read(self, turn: str) -> Reading:
         """See `reading.CallFormat`."""
-        begin = self._first_call(turn)
-        if begin is None:
+        begins = self._beginnings(turn)
+        if not begins:
             return Reading(turn)
-        text, frame = turn[begin:], self._frame
+        text, frame = turn[begins[0] :], self._frame
         if frame.close and frame.close not in text:
             return Reading(turn, [f"{frame.open} without {frame.close}"])
+        calls = self._parsed(text)
+        if len(begins) > len(calls) and len(begins) > 1:  # some parsers read the first call only
+            ends = [*begins[1:], len(turn)]
+            parts = [self._parsed(turn[a:b]) for a, b in zip(begins, ends, strict=True)]
+            calls = [call for part in parts for call in part] if all(parts) else calls
+        elif frame.close and text.count(frame.close) > 1 == len(begins):
+            calls = self._with_tag_inside(text) or calls
+        return Reading(turn, calls or [f"call cannot be read; write it as in {frame.example}"])
+
+    def _parsed(self, text: str) -> list[RawCall | str]:
+        """The calls that vLLM's parser finds."""
         try:
             found = self._parser.extract_tool_calls(text, self._request).tool_calls
         except Exception as fault:  # a parser may fail in any way on what a policy writes
-            return Reading(turn, [f"call cannot be read: {fault}"])
-        return Reading(turn, [_raw(call.function) for call in found] or ["call cannot be read"])
+            return [f"call cannot be read: {fault}"]
+        return [_raw(call.function) for call in found]
 
-    def _first_call(self, turn: str) -> int | None:
-        """Where the first call begins, well formed or not."""
+    def _with_tag_inside(self, text: str) -> list[RawCall | str]:
+        """The one call of a text with several closing tags, if those before the last are inside its
+        arguments: parsers would end it at the first."""
+        inner, _, rest = text.rpartition(self._frame.close)
+        hidden = inner.replace(self._frame.close, HIDDEN) + self._frame.close + rest
+        calls = self._parsed(hidden)
+        if len(calls) != 1 or isinstance(calls[0], str):
+            return []
+        arguments = json.dumps(calls[0].arguments, ensure_ascii=False)
+        if HIDDEN not in arguments:
+            return []
+        close = json.dumps(self._frame.close, ensure_ascii=False)[1:-1]
+        return [RawCall(calls[0].name, json.loads(arguments.replace(HIDDEN, close)))]
+
+    def _beginnings(self, turn: str) -> list[int]:
+        """Where calls begin, well formed or not."""
+        begins: list[int] = []
         start, frame = self._thinking.end(turn), self._frame
         while start is not None and (marker := self._thinking.search(frame.marker, turn, start)):
             if self._calls(turn, marker):
-                return marker.start()
+                begins.append(marker.start())
             start = marker.end()
-        return None
+        return begins
 
     def _calls(self, turn: str, marker: re.Match[str]) -> bool:
         """Whether a marker opens a call: what belongs to a call follows, or the marker begins a
