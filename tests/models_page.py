@@ -37,7 +37,7 @@ FAMILIES: dict[str, Sequence[str]] = {
     "LFM2, LFM2.5": ("lfm2_v2", "lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl"),
     "Muse Glimmer": ("muse_glimmer",),
 }
-"""Families by the names of their templates in trl; trl's own `_training` variants belong to them."""
+"""Families by the names of their templates in trl; a `_training` variant belongs to them too."""
 
 TOOL = {
     "type": "function",
@@ -112,9 +112,9 @@ CALLS = """
 * **Thinking** stays in the context as it was sampled. It is no place for calls: a draft inside a
   thought is no call, and a turn that never ends its thought calls nothing.
 * **A tag in prose is no call.** The opening tag of a call counts if what belongs to a call follows
-  it, or if it begins a line and its closing tag ends the line or turn. Any other tag is a word of an
-  answer, and so is a tag directly behind a backtick. Llama's format has no tags: there a call begins
-  a line with `{"name": "`.
+  it, or if it begins a line and its closing tag ends the line or turn. Any other tag is a word of
+  an answer, and so is a tag directly behind a backtick. Llama's format has no tags: there a call
+  begins a line with `{"name": "`, followed by the name of a tool or by parameters.
 * **A tag that counts without a call that can be read** is a malformed call. The policy is told what
   is wrong, as the tool's response.
 * **Arguments may contain the tags**, also the closing one.
@@ -122,8 +122,8 @@ CALLS = """
 * **Arguments are checked** against the tool's JSON schema. An argument that comes as text where the
   schema admits none (`"3"` for an integer) is read as JSON first.
 
-gpt-oss is read by our own reader of harmony, since vLLM's takes the token ids of one vocabulary only,
-which it downloads. The text of its turns, as rewards and dumps see it, has thoughts between
+gpt-oss is read by our own reader of harmony, since vLLM's takes the token ids of one vocabulary
+only, which it downloads. The text of its turns, as rewards and dumps see it, has thoughts between
 `<think>` tags and no headers.
 """
 
@@ -221,7 +221,11 @@ def _thinking(chats: Sequence[Chat]) -> str:
 def _text_beside_a_call(chat: Chat) -> str:
     """Whether a demonstration may have text in a turn that calls."""
     function = {"name": "search_shop", "arguments": {"query": "x"}}
-    turn: Message = {"role": "assistant", "content": "Aside", "tool_calls": [{"function": function}]}
+    turn: Message = {
+        "role": "assistant",
+        "content": "Aside",
+        "tool_calls": [{"function": function}],
+    }
     ids, _ = chat.conversation_ids([{"role": "user", "content": "q"}, turn])
     return "kept" if "Aside" in str(chat.tokenizer.decode(ids)) else "dropped"
 
@@ -229,7 +233,9 @@ def _text_beside_a_call(chat: Chat) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+    )
 
 
 def page() -> str:

@@ -27,8 +27,10 @@ class Reading:
 class CallFormat(Protocol):
     """How a family of models writes calls and thinking."""
 
-    parser: str
-    """Its name: one of vLLM's parsers, `hermes` or `harmony`."""
+    @property
+    def parser(self) -> str:
+        """Its name: one of vLLM's parsers, `hermes` or `harmony`."""
+        ...
 
     def read(self, turn: str) -> Reading:
         """Read one turn, its end-of-turn token left out. Never raises."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -34,9 +34,7 @@ class Rendering:
         self._arguments_as_text = False
         if not tokenizer.chat_template:
             raise self.refused("it has no chat template", f"{REMEDY}, or add chat_template.jinja")
-        self._template = training_template(
-            tokenizer.get_chat_template(tools=self.tools or None)  # type: ignore[arg-type]
-        )
+        self._template = training_template(tokenizer.get_chat_template(tools=self.tools or None))
 
     def render(self, messages: Sequence[Message], *, generate: bool = False) -> str:
         """The conversation as text, with the generation prompt if `generate`. ValueError if the
@@ -75,11 +73,18 @@ class Rendering:
         return text
 
 
+def alike(first: str, second: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
 def _completed(messages: Sequence[Message], *, as_text: bool) -> list[Message]:
     """The messages with what one template or another asks for: calls with their arguments as an
     object (or `as_text`) and with ids, tool responses with the name and id of their call, thoughts
     by all the names that they have."""
-    complete, calls = [], iter(())
+    complete: list[Message] = []
+    calls: Iterator[dict[str, Any]] = iter(())
     for message in messages:
         message = dict(message)
         if message.get("tool_calls"):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from elpo_ray.types import Message, Parsed
 
-TEXT = "x = \"a\\n\" + 'b'\nprint(f\"{x} <tool_response> \\t\", {1: [2]}) # ü"
+TEXT = 'x = "a\\n" + \'b\'\nprint(f"{x} <tool_response> \\t", {1: [2]}) # ü'
 """Quotes, braces, escapes, a line end, a tag, a letter beyond ASCII: what formats are likely to
 break."""
 THOUGHT, ANSWER = "Sentinel thought", "Sentinel answer"

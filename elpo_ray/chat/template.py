@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from os.path import commonprefix
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -24,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from elpo_ray.chat.calls import check_schemas, checked_call
 from elpo_ray.chat.families import call_format
 from elpo_ray.chat.reading import CallFormat
-from elpo_ray.chat.rendering import Rendering
+from elpo_ray.chat.rendering import Rendering, alike
 from elpo_ray.chat.round_trip import check_round_trip
 from elpo_ray.chat.turns import Turns
 from elpo_ray.config.model import ModelConfig
@@ -82,9 +81,7 @@ class Chat:
         if not tokenizer("question")["input_ids"]:  # an empty one, made up from config.json
             raise _no_tokenizer(path, "it knows no tokens")
         model = model or ModelConfig()
-        return cls(
-            tokenizer, tools, tool_parser=model.tool_parser, options=model.template_options
-        )
+        return cls(tokenizer, tools, tool_parser=model.tool_parser, options=model.template_options)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation so far, the tool schemas and the generation prompt."""
@@ -169,10 +166,9 @@ class Chat:
         conversation begins so, and reaches as far as its turns do."""
         prefix = self._rendering.render(messages, generate=True)
         if not whole.startswith(prefix):
-            alike = len(commonprefix([whole, prefix]))
             raise self._rendering.refused(
                 "its chat template rewrites earlier turns"
-                if alike < done
+                if alike(whole, prefix) < done
                 else "its chat template renders turns unlike its generation prompt"
             )
         if len(prefix) < done:

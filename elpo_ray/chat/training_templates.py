@@ -133,7 +133,7 @@ TRAINING_TEMPLATES = (
         hashes=("563b1ce7d61d50a9", "aadb4942004c186f"),  # DeepSeek-V3
         why="It has no place for tool schemas, writes a second call without its beginning and "
         "gives turns without a thought another beginning than its generation prompt; ours is "
-        "written anew on the same special tokens.",
+        "written anew on the same special tokens, and opens a thought before every turn.",
         file="deepseek_v3.jinja",
     ),
 )

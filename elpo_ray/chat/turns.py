@@ -6,11 +6,10 @@ Glue is never written by hand: it is what the template renders after the end of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 from elpo_ray.chat.families import Rendered
-from elpo_ray.chat.rendering import Rendering
+from elpo_ray.chat.rendering import Rendering, alike
 from elpo_ray.types import Message
 
 SENTINEL = "Sentinel"
@@ -72,9 +71,7 @@ class Turns:
         return cls(answer_end, end, alone)
 
 
-def dummy_call(
-    rendering: Rendering, tool: str | None = None, *, text: str = ""
-) -> list[Message]:
+def dummy_call(rendering: Rendering, tool: str | None = None, *, text: str = "") -> list[Message]:
     """A dummy conversation that ends with a call of a tool, the first if none is named."""
     functions = {entry["function"]["name"]: entry["function"] for entry in rendering.tools}
     name = tool if tool in functions else next(iter(functions))
@@ -97,7 +94,7 @@ def _key(function: dict[str, Any]) -> str:
 def _generation(rendering: Rendering) -> str:
     """The generation prompt: what is rendered only if it is asked for."""
     prompt = rendering.render([QUESTION], generate=True)
-    return prompt[len(commonprefix([rendering.render([QUESTION]), prompt])) :]
+    return prompt[alike(rendering.render([QUESTION]), prompt) :]
 
 
 def _end_of_answer(rendering: Rendering, prompt: str) -> str:

@@ -36,7 +36,7 @@ class Frame:
     """Its first tag; where the format has none, its beginning at the start of a line."""
     begins: re.Pattern[str]
     """From the marker to the name of the function, or to its first argument where nothing stands
-    between marker and name."""
+    between marker and name; what follows the marker where the format has no tags."""
     open: str
     close: str
     """First and last tag; empty where the format has none."""
@@ -56,7 +56,7 @@ class Frame:
         first = TAG.search(head)
         if first is None:
             marker = re.compile(rf"(?:^|\n|(?<=>))\s*{_loose(head, name)}")
-            return cls(marker, re.compile(""), "", "", example)
+            return cls(marker, re.compile(_loose(turn[named:body], name)), "", "", example)
         begins = turn[:body] if head == first.group() else head
         return cls(
             re.compile(_loose(head[: first.end()], name)),
@@ -102,13 +102,10 @@ class VllmCalls:
         self._thinking = thinking
         self._frame = frame
         self._names = re.compile("|".join(re.escape(tool["function"]["name"]) for tool in tools))
-        kind = ToolParserManager.get_tool_parser(parser)
-        self._parser = kind(
-            _Vocabulary(tokenizer), [ChatCompletionToolsParam(**tool) for tool in tools]
-        )
-        self._request = ChatCompletionRequest(
-            model="", messages=[{"role": "user", "content": ""}], tools=list(tools)
-        )
+        typed: list[Any] = [ChatCompletionToolsParam(**tool) for tool in tools]
+        self._parser = ToolParserManager.get_tool_parser(parser)(_vocabulary(tokenizer), typed)
+        request = {"messages": [{"role": "user", "content": ""}], "tools": list(tools)}
+        self._request = ChatCompletionRequest.model_validate(request)
 
     def read(self, turn: str) -> Reading:
         """See `reading.CallFormat`."""
@@ -190,9 +187,13 @@ def tags_of(parser: str, tokenizer: PreTrainedTokenizerBase) -> Thinking:
     if name not in ReasoningParserManager.list_registered():
         return Thinking()
     kind = ReasoningParserManager.get_reasoning_parser(name)
-    reasoning = kind(_Vocabulary(tokenizer))
+    reasoning = kind(_vocabulary(tokenizer))
     start, end = reasoning.reasoning_start_str, reasoning.reasoning_end_str
     return Thinking(start, end) if start and end else Thinking()
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Any:
+    return _Vocabulary(tokenizer)
 
 
 class _Vocabulary:

@@ -27,8 +27,8 @@ class ModelConfig(Section, key="model"):
     path: str | None = None
     """Folder or hub name of a causal LM with tokenizer and chat template; null = build `tiny`."""
     tool_parser: str | None = None
-    """Reads the model's tool calls: hermes, harmony, or one of vLLM's tool parsers by its name; null
-    = the one that the chat template shows (docs/models.md)."""
+    """Reads the model's tool calls: hermes, harmony or the name of one of vLLM's tool parsers;
+    null = the one that the chat template shows (docs/models.md)."""
     template_options: dict[str, Any] = field(default_factory=dict)
     """Variables of the chat template, as in {enable_thinking: false} or {reasoning_effort: low}."""
     max_context: ContextTokens = 20480

@@ -14,7 +14,7 @@ import pytest
 from elpo_ray.chat.round_trip import conversation, sample_arguments
 from elpo_ray.chat.template import Chat
 from elpo_ray.chat.training_templates import change_of, training_template
-from elpo_ray.types import Message, Parsed
+from elpo_ray.types import Message, Parsed, ToolCall
 from tests import models_page, templates
 
 pytestmark = pytest.mark.real
@@ -70,21 +70,17 @@ def test_the_round_trip_of_every_family(name: str, text: str) -> None:
         ids, mask = chat.conversation_ids(messages)
         parts = pieces(ids, mask)
         assert [agent for _, agent in parts] == [False, True, False, True, False, True]
-        rollout = chat.prompt_ids(messages[:1])
-        for (turn, _), message in zip(parts[1::2], messages[1::2], strict=True):
-            parsed = chat.parse(turn)
+        turns = [turn for turn, agent in parts if agent]
+        for turn in turns:
+            parsed, last = chat.parse(turn), turn is turns[-1]
+            assert parsed.error is None
+            assert parsed.call == (None if last else ToolCall(function["name"], arguments))
+            assert parsed.text == chat.parse(turn[:-1]).text, "a turn without its end"
             assert turn[-1] in chat.end_of_turn_ids
-            assert not chat.parse(turn[:-1]).error, "the end of a turn is part of a call"
-            rollout += turn
-            if "tool_calls" in message:
-                assert parsed.call is not None, parsed
-                assert (parsed.call.name, parsed.call.arguments) == (function["name"], arguments)
-                response = messages[messages.index(message) + 1 + 2 * (len(rollout) > len(ids) / 2)]
-                del response
-            else:
-                assert (parsed.call, parsed.error) == (None, None)
-        glue = [chat.observation_ids(messages[i]["content"], function["name"]) for i in (2, 4)]
-        assert [part for part, _ in parts[2::2]] == [list(g) for g in glue]
+        rollout = chat.prompt_ids(messages[:1]) + turns[0]
+        for response, turn in zip(messages[2::2], turns[1:], strict=True):
+            rollout += [*chat.observation_ids(response["content"], function["name"]), *turn]
+        assert rollout == ids
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -135,7 +131,9 @@ def test_thinking_can_be_switched(name: str, thinking: bool) -> None:
     if thinking:
         conversations.append(
             [
-                {**message, "reasoning_content": "hmm"} if message["role"] == "assistant" else message
+                {**message, "reasoning_content": "hmm"}
+                if message["role"] == "assistant"
+                else message
                 for message in conversations[0]
             ]
         )
@@ -251,6 +249,14 @@ def test_several_calls_and_unknown_tools_are_errors(speaker: Speaker) -> None:
 def test_an_argument_may_contain_the_tags(speaker: Speaker) -> None:
     for text in (f"print('{speaker.close}')", f"a {speaker.close} b {speaker.close}", speaker.open):
         assert query(speaker.said(speaker.call(text))) == text
+
+
+def test_json_in_an_answer_is_no_call_of_llama() -> None:
+    speaker = Speaker("llama3_2")
+    for text in ('{"name": "Bob", "age": 3}', '{"answer": 7}', 'It is {"name": "x"}.'):
+        assert is_answer(speaker.said(text)), text
+    assert speaker.said('{"name": "search_shop", "parameters": {"query": tea}}').error
+    assert query(speaker.said("<|python_tag|>" + speaker.call("tea"))) == "tea"
 
 
 def test_a_parser_can_be_named(tmp_path: Path) -> None:
