@@ -69,7 +69,7 @@ def check_prompts(config: Config, task: Task, folder: Path) -> None:
 
     room = config.model.max_context
     check_context(local_folder(folder), "model.max_context", room)
-    chat = Chat.from_folder(str(local_folder(folder)), task.tools)
+    chat = Chat.from_folder(str(local_folder(folder)), task.tools, config.model)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
         length = len(chat.prompt_ids(problem.messages))

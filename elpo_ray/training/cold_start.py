@@ -98,6 +98,7 @@ def _cold_start_key(config: Config) -> dict[str, Any]:
             asdict(config.task.countdown),
         ],
         "cold_start": settings,
+        "template_options": dict(config.model.template_options),
         "precision": config.model.precision,
         "seed": config.trainer.seed,
     }
@@ -109,7 +110,7 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
     from elpo_ray.chat.template import Chat  # transformers takes seconds to import
 
     settings = config.cold_start
-    chat = Chat.from_folder(str(local_folder(base)), task.tools)
+    chat = Chat.from_folder(str(local_folder(base)), task.tools, config.model)
     encoded = [chat.conversation_ids(messages) for messages in conversations(task)]
     room = settings.max_tokens or config.model.max_context
     if settings.cut_longer:

@@ -170,7 +170,7 @@ def edited(folder: Path, tmp_path: Path, edit: Edit) -> str:
     [
         (lambda t: t.replace("{{- tool | tojson }}", ""), "loses the tool schemas"),
         (lambda t: t.replace("{{- tool_call.arguments | tojson }}", ""), "loses tool calls"),
-        (lambda t: t.replace("tool_call>", "call>"), "writes tool calls in another format"),
+        (lambda t: t.replace("tool_call>", "call>"), "no parser reads its calls"),
         (lambda t: t.replace('"tool" %}', '"gone" %}'), "loses tool responses"),
         (lambda t: t + "{{- messages | length }}", "no generation prompt|rewrites|renders turns"),
         (
