@@ -15,7 +15,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -57,6 +57,7 @@ class Chat:
         """Ids that end an assistant turn; the last token of a turn that was not cut off."""
         # Trajectories of one input see the same observations again and again.
         self._observation_ids = lru_cache(_REMEMBERED)(self._encode_observation)
+        self._response = lru_cache(_REMEMBERED)(partial(self._turns.response, self._rendering))
         self.format: CallFormat | None = None
         """How calls are written; None without tools, where every turn is an answer."""
         if self._turns.call is not None:
@@ -64,8 +65,8 @@ class Chat:
             if self.format is None:
                 raise self._rendering.refused(
                     f"no parser reads its calls, as in {self._turns.call.turn.strip()!r}",
-                    "name one of vLLM's tool parsers with model.tool_parser, or use a model whose "
-                    "calls are read (docs/models.md lists some)",
+                    "use a model whose calls are read (docs/models.md lists some), or name one of "
+                    "vLLM's tool parsers with model.tool_parser",
                 )
             check_round_trip(self, tools, self._rendering.refused)
 
@@ -146,14 +147,9 @@ class Chat:
         for number, message in enumerate(clean):
             if message["role"] != "assistant":
                 continue
-            begin = len(self._prefix(clean[:number], whole, done))
+            begin = self._begin(clean[:number], whole, done)
             end = self._turns.call_end if message.get("tool_calls") else self._turns.answer_end
             turn, ended, _ = whole[begin:].partition(end)
-            if not ended and number < len(clean) - 1:
-                raise self._rendering.refused(
-                    f"it ends turn {number} of a conversation without {end}",
-                    "make it a conversation with one question and its tool calls",
-                )
             texts += [whole[done:begin], turn + end]
             agent += [False, True]
             done = begin + len(turn) + len(ended)
@@ -161,26 +157,31 @@ class Chat:
             texts, agent = [*texts, whole[done:]], [*agent, False]
         return texts, agent
 
-    def _prefix(self, messages: Sequence[Message], whole: str, done: int) -> str:
-        """The text before a turn, generation prompt included. ValueError unless the rendered
-        conversation begins so, and reaches as far as its turns do."""
-        prefix = self._rendering.render(messages, generate=True)
+    def _begin(self, before: Sequence[Message], whole: str, done: int) -> int:
+        """Where the turn after the messages `before` begins; `done` is where the last one ended.
+        ValueError unless a rollout would have come there too."""
+        last = before[-2] if len(before) > 1 and before[-1]["role"] == "tool" else {}
+        if calls := last.get("tool_calls"):
+            glue = self._response(before[-1]["content"], calls[0]["function"]["name"])
+            if whole.startswith(glue, done):
+                return done + len(glue)
+        prefix = self._rendering.render(before, generate=True)
         if not whole.startswith(prefix):
             raise self._rendering.refused(
                 "its chat template rewrites earlier turns"
                 if alike(whole, prefix) < done
                 else "its chat template renders turns unlike its generation prompt"
             )
-        if len(prefix) < done:
+        if len(prefix) < done or (calls and len(calls) == 1):
             raise self._rendering.refused(
-                "its turns cannot be found in a rendered conversation",
-                "remove template tokens from the messages",
+                f"the end of the turn before message {len(before)} cannot be found in a rendered "
+                "conversation",
+                "give it one question, and remove template tokens from its messages",
             )
-        return prefix
+        return len(prefix)
 
     def _encode_observation(self, text: str, tool: str | None) -> tuple[int, ...]:
-        clean = self._rendering.neutral(text)
-        return tuple(self._encode(self._turns.response(self._rendering, clean, tool)))
+        return tuple(self._encode(self._response(self._rendering.neutral(text), tool)))
 
     def _end_id(self, end: str) -> int:
         ids = self._encode(end)
