@@ -122,6 +122,9 @@ CALLS = """
 * **Arguments are checked** against the tool's JSON schema. An argument that comes as text where the
   schema admits none (`"3"` for an integer) is read as JSON first.
 
+Mistral's format is read too, where a template shows the model its tools. `trl` carries no such
+template, so only one that was written for the test has been tried.
+
 gpt-oss is read by our own reader of harmony, since vLLM's takes the token ids of one vocabulary
 only, which it downloads. The text of its turns, as rewards and dumps see it, has thoughts between
 `<think>` tags and no headers.

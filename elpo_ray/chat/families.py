@@ -16,7 +16,7 @@ from elpo_ray.chat.thinking import Opened, Thinking
 from elpo_ray.chat.vllm_calls import Frame, VllmCalls, tags_of
 
 MARKS = {
-    "hermes": '<tool_call>\\s*{"name": "NAME", "arguments": ',
+    "hermes": r"<tool_call>\s*{",
     "harmony": r"to=functions\.NAME<\|channel\|>",
     "qwen3_coder": "<tool_call>\\s*<function=NAME>",
     "glm45": r"<tool_call>NAME\s*<arg_key>",

@@ -89,7 +89,7 @@ def _completed(messages: Sequence[Message], *, as_text: bool) -> list[Message]:
         message = dict(message)
         if message.get("tool_calls"):
             message["tool_calls"] = [
-                _completed_call(call, number=len(complete) + i, as_text=as_text)
+                _completed_call(call, number=i, as_text=as_text)
                 for i, call in enumerate(message["tool_calls"])
             ]
             calls = iter(message["tool_calls"])

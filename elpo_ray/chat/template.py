@@ -68,6 +68,7 @@ class Chat:
                     "use a model whose calls are read (docs/models.md lists some), or name one of "
                     "vLLM's tool parsers with model.tool_parser",
                 )
+            self._check_boundary(self._turns.call.turn)
             check_round_trip(self, tools, self._rendering.refused)
 
     @classmethod
@@ -179,6 +180,13 @@ class Chat:
                 "give it one question, and remove template tokens from its messages",
             )
         return len(prefix)
+
+    def _check_boundary(self, turn: str) -> None:
+        """Refuse a tokenizer that encodes the end of a turn and what follows it as one text in
+        another way than apart, as a rollout does."""
+        parts = [turn + self._turns.call_end, self._response("response", None)]
+        if self._encode("".join(parts)) != [id for ids in self._encode_all(parts) for id in ids]:
+            raise self._rendering.refused("its tokenizer joins text across the end of a turn")
 
     def _encode_observation(self, text: str, tool: str | None) -> tuple[int, ...]:
         return tuple(self._encode(self._response(self._rendering.neutral(text), tool)))

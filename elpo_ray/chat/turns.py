@@ -45,8 +45,6 @@ class Turns:
         """Learn them, with the first tool. ValueError for a template that no rollout can use."""
         prompt = rendering.render([QUESTION], generate=True)
         _check_schemas(rendering, prompt)
-        if not _generation(rendering):
-            raise rendering.refused("its chat template has no generation prompt")
         answer_end = _end_of_answer(rendering, prompt)
         if not rendering.tools:
             return cls(answer_end, answer_end, None)
@@ -104,6 +102,9 @@ def _end_of_answer(rendering: Rendering, prompt: str) -> str:
     text = rendering.render([QUESTION, answer])
     if not text.startswith(prompt) or SENTINEL not in text[len(prompt) :]:
         raise rendering.refused("its chat template renders turns unlike its generation prompt")
+    header = text[len(prompt) :].partition(SENTINEL)[0]
+    if not _generation(rendering) and rendering.special.search(header):
+        raise rendering.refused("its chat template has no generation prompt")
     rest = text.rpartition(SENTINEL)[2]
     if not rest:
         rest = rendering.render([QUESTION, answer, QUESTION]).rpartition(SENTINEL)[2]

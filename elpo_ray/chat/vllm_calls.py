@@ -91,7 +91,8 @@ class VllmCalls:
         )
         from vllm.tool_parsers import ToolParserManager
 
-        logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
+        for noisy in ("vllm.tool_parsers", "vllm.parser"):  # a malformed call is no error of ours
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
         names = ToolParserManager.list_registered()
         if parser not in names:
             raise ValueError(
@@ -164,7 +165,7 @@ class VllmCalls:
             return True
         begins_line = not turn[: marker.start()].rpartition("\n")[2].strip()
         follows = turn[marker.end() :].lstrip()
-        ends_turn = bool(frame.close) and turn.rstrip().endswith(frame.close)
+        ends_turn = bool(frame.open) and turn.rstrip().endswith(frame.close)
         return begins_line and (ends_turn or self._names.match(follows) is not None)
 
 

@@ -259,6 +259,45 @@ def test_json_in_an_answer_is_no_call_of_llama() -> None:
     assert query(speaker.said("<|python_tag|>" + speaker.call("tea"))) == "tea"
 
 
+MISTRAL = """\
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}
+        {{- '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' if tools and loop.first }}
+        {{- '[INST] ' + m.content + '[/INST]' }}
+    {%- elif m.tool_calls %}
+        {%- set call = m.tool_calls[0] %}
+        {{- '[TOOL_CALLS] [{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- (call.function.arguments | tojson) + ', "id": "' + call.id + '"}]' + eos_token }}
+    {%- elif m.role == 'assistant' %}
+        {{- ' ' + m.content + eos_token }}
+    {%- else %}
+        {{- '[TOOL_RESULTS] {"content": ' + (m.content | tojson) + ', "call_id": "' }}
+        {{- m.tool_call_id + '"}[/TOOL_RESULTS]' }}
+    {%- endif %}
+{%- endfor %}"""
+
+
+def test_mistral_s_format_is_read() -> None:
+    made = templates.tokenizer(MISTRAL)
+    tags = ["[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"]
+    made.add_tokens(tags, special_tokens=True)
+    chat = Chat(made, models_page.TOOLS)
+    assert chat.format is not None
+    assert chat.format.parser == "mistral"
+
+    def read(text: str) -> Parsed:
+        return chat.parse(made(text, add_special_tokens=False)["input_ids"])
+
+    call = (
+        '[TOOL_CALLS] [{"name": "search_shop", "arguments": {"query": "tea"}, "id": "abcdefghi"}]'
+    )
+    assert query(read(call)) == "tea"
+    assert read(call[:-30]).error
+    assert read("[TOOL_CALLS] nonsense").error
+    assert is_answer(read("I need no [TOOL_CALLS] here."))
+
+
 def test_a_parser_can_be_named(tmp_path: Path) -> None:
     made = templates.tokenizer(templates.text("qwen3_5_nothink"))
     chat = Chat(made, models_page.TOOLS, tool_parser="qwen3_xml")
