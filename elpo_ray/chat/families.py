@@ -13,7 +13,7 @@ from elpo_ray.chat.harmony import Harmony
 from elpo_ray.chat.hermes import Hermes
 from elpo_ray.chat.reading import CallFormat
 from elpo_ray.chat.thinking import Opened, Thinking
-from elpo_ray.chat.vllm_calls import Frame, VllmCalls, tags_of
+from elpo_ray.chat.vllm_calls import Frame, VllmCalls, check_parser, tags_of
 
 MARKS = {
     "hermes": r"<tool_call>\s*{",
@@ -60,10 +60,18 @@ def call_format(
     if name in ("hermes", "harmony"):
         thinking = _opened(Thinking(), call.prompts)
         return Hermes(thinking) if name == "hermes" else Harmony(thinking)
-    thinking = _opened(tags_of(name, tokenizer), call.prompts)
-    turn = call.turn.rpartition(thinking.close)[2]
-    frame = Frame.of(turn, call.name, call.key, call.value)
-    return VllmCalls(name, tokenizer, tools, thinking, frame)
+    check_parser(name)
+    try:
+        thinking = _opened(tags_of(name, tokenizer), call.prompts)
+        turn = call.turn.rpartition(thinking.close)[2]
+        frame = Frame.of(turn, call.name, call.key, call.value)
+        return VllmCalls(name, tokenizer, tools, thinking, frame)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        reason = " ".join(str(fault).split())
+        raise ValueError(
+            f"model.tool_parser={name!r}: vLLM's parser does not take this model ({reason}); use "
+            "another parser or a model of docs/models.md"
+        ) from None
 
 
 def _fits(name: str, call: Rendered) -> bool:

@@ -84,7 +84,7 @@ class VllmCalls:
         thinking: Thinking,
         frame: Frame,
     ) -> None:
-        """ValueError if vLLM has no parser of that name."""
+        """`parser` is one of vLLM's (`check_parser`), which may raise if it lacks a token."""
         from vllm.entrypoints.openai.chat_completion.protocol import (
             ChatCompletionRequest,
             ChatCompletionToolsParam,
@@ -93,12 +93,6 @@ class VllmCalls:
 
         for noisy in ("vllm.tool_parsers", "vllm.parser"):  # a malformed call is no error of ours
             logging.getLogger(noisy).setLevel(logging.CRITICAL)
-        names = ToolParserManager.list_registered()
-        if parser not in names:
-            raise ValueError(
-                f"model.tool_parser={parser!r}: no such parser; use hermes, harmony or one of "
-                f"vLLM's: {', '.join(sorted(names))}"
-            )
         self.parser = parser
         self._thinking = thinking
         self._frame = frame
@@ -174,6 +168,18 @@ def _raw(function: Any) -> RawCall | str:
         return RawCall(function.name, json.loads(function.arguments or "{}"))
     except (ValueError, RecursionError) as fault:
         return f"arguments are not JSON: {fault}"
+
+
+def check_parser(name: str) -> None:
+    """Raise ValueError if vLLM has no tool parser of that name."""
+    from vllm.tool_parsers import ToolParserManager
+
+    names = ToolParserManager.list_registered()
+    if name not in names:
+        raise ValueError(
+            f"model.tool_parser={name!r}: no such parser; use hermes, harmony or one of vLLM's: "
+            f"{', '.join(sorted(names))}"
+        )
 
 
 def tags_of(parser: str, tokenizer: PreTrainedTokenizerBase) -> Thinking:

@@ -101,7 +101,7 @@ def resolve(config: MeasureConfig) -> ModelSource:
         config.max_context or max_context,
         config.precision or saved.precision,
         config.tool_parser or saved.tool_parser,
-        saved.template_options if config.template_options is None else config.template_options,
+        config.template_options or saved.template_options,
     )
 
 

@@ -98,7 +98,7 @@ def _cold_start_key(config: Config) -> dict[str, Any]:
             asdict(config.task.countdown),
         ],
         "cold_start": settings,
-        "template_options": dict(config.model.template_options),
+        "template_options": config.model.template_options,
         "precision": config.model.precision,
         "seed": config.trainer.seed,
     }

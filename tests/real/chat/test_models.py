@@ -263,7 +263,7 @@ MISTRAL = """\
 {{- bos_token }}
 {%- for m in messages %}
     {%- if m.role == 'user' %}
-        {{- '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' if tools and loop.first }}
+        {{- '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' if loop.first }}
         {{- '[INST] ' + m.content + '[/INST]' }}
     {%- elif m.tool_calls %}
         {%- set call = m.tool_calls[0] %}
@@ -305,6 +305,8 @@ def test_a_parser_can_be_named(tmp_path: Path) -> None:
     assert chat.format.parser == "qwen3_xml"
     with pytest.raises(ValueError, match=r"model\.tool_parser='nothing': no such parser; use her"):
         Chat(made, models_page.TOOLS, tool_parser="nothing")
+    with pytest.raises(ValueError, match=r"model\.tool_parser='hf': vLLM's parser does not take"):
+        Chat(made, models_page.TOOLS, tool_parser="hf")
     with pytest.raises(ValueError, match="call of add_item that is not read"):
         Chat(made, models_page.TOOLS, tool_parser="lfm2")
 
