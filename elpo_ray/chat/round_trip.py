@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
+from jsonschema import Draft202012Validator
+
 from elpo_ray.types import Message, Parsed
 
 TEXT = 'x = "a\\n" + \'b\'\nprint(f"{x} <tool_response> \\t", {1: [2]}) # ü'
@@ -36,8 +38,11 @@ def check_round_trip(
     """Raise `refused(reason)` unless a call of each tool comes back, alone and after some text."""
     for tool in tools:
         function = tool["function"]
+        arguments = sample_arguments(function)
+        if not Draft202012Validator(function.get("parameters") or {}).is_valid(arguments):
+            continue  # its schema wants what only its user knows
         for text in ("", THOUGHT):
-            fault = _fault(chat, function["name"], sample_arguments(function), text)
+            fault = _fault(chat, function["name"], arguments, text)
             if fault is not None:
                 raise refused(fault)
 
@@ -56,31 +61,27 @@ def conversation(name: str, arguments: Mapping[str, Any], text: str = "") -> lis
 
 
 def sample_arguments(function: Mapping[str, Any]) -> dict[str, Any]:
-    """An argument for each parameter of a schema, awkward where text is admitted."""
-    properties = (function.get("parameters") or {}).get("properties", {})
-    return {key: sample(schema) for key, schema in properties.items()}
+    """An argument for each parameter of a function's schema, awkward where text is admitted. A
+    parameter that nothing here fits is left out."""
+    parameters = function.get("parameters") or {}
+    return _sample_object(parameters, parameters.get("$defs", {}))
 
 
-def sample(schema: Mapping[str, Any]) -> Any:
-    """A value of a JSON schema."""
-    for key in ("const", "enum", "examples", "default"):
-        if key in schema:
-            return schema[key] if key in ("const", "default") else schema[key][0]
-    for key in ("anyOf", "oneOf"):
-        if key in schema:
-            return sample(schema[key][0])
-    kind = schema.get("type", "string")
-    kind = kind if isinstance(kind, str) else kind[0]
-    if kind == "string":
-        return TEXT if not {"pattern", "format", "maxLength"} & set(schema) else None
-    if kind in ("integer", "number"):
-        low = schema.get("minimum", 2)
-        return low if kind == "integer" else low + 0.5
-    if kind == "array":
-        return [sample(schema.get("items", {"type": "integer"}))]
-    if kind == "object":
-        return sample_arguments({"parameters": schema})
-    return True if kind == "boolean" else None
+def _sample_object(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: _samples(kind, defs) for key, kind in schema.get("properties", {}).items()}
+    return {key: values[0] for key, values in found.items() if values}
+
+
+def _samples(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> list[Any]:
+    """Values of a JSON schema."""
+    items = _samples(schema["items"], defs) if isinstance(schema.get("items"), Mapping) else [2]
+    values = [
+        *schema.get("enum", ()),
+        *(TEXT, "text", 2.5, 2, True),
+        *(items[:1], _sample_object(schema, defs), schema.get("minimum"), schema.get("default")),
+    ]
+    validator = Draft202012Validator({**schema, "$defs": defs})
+    return [value for value in values if validator.is_valid(value)]
 
 
 def _fault(chat: Stitching, name: str, arguments: dict[str, Any], text: str) -> str | None:

@@ -21,7 +21,8 @@ from elpo_ray.chat.thinking import Thinking
 
 TAG = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
 """A special token or tag of a template."""
-NAME = r"[\w.-]+"
+NAME = r"""[^\s<>(){}\[\]"'=]+"""
+"""The name of a function."""
 HIDDEN = "\ue000"
 """Stands for a closing tag inside an argument while a parser reads (a private-use character)."""
 ABSENT = -1
