@@ -21,7 +21,7 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-from elpo_ray.tasks.grading.answers import last_boxed
+from elpo_ray.tasks.grading.answers import boxed_answer
 from elpo_ray.tasks.grading.pool import MathGrader, Verdict
 
 INTEGER = re.compile(r"-?\d+")
@@ -144,7 +144,7 @@ def hostile_answers(count: int, rng: random.Random) -> list[str]:
 async def judge(grader: MathGrader, pairs: list[tuple[str, str]]) -> tuple[list[Verdict], float]:
     """The verdict on each (gold answer, content of a box), and the seconds for all of them."""
     start = time.perf_counter()
-    boxed = [(gold, last_boxed(rf"So it is $\boxed{{{answer}}}$.")) for gold, answer in pairs]
+    boxed = [(gold, boxed_answer(rf"So it is $\boxed{{{answer}}}$.")) for gold, answer in pairs]
     verdicts = await asyncio.gather(*(grader.compare(gold, box or "") for gold, box in boxed))
     return verdicts, time.perf_counter() - start
 

@@ -36,6 +36,7 @@ COMMANDS: dict[str, Entry] = {
     "view": Entry("elpo_ray.view", "a page with a run's curves and rollout trees"),
     "compare": Entry("elpo_ray.compare", "what differs between runs, and what came of it"),
     "doctor": Entry("elpo_ray.doctor", "what this machine lacks for a run", True),
+    "grade": Entry("elpo_ray.grade", "the verdict on a mathematical answer, and why"),
     "credit": Entry("elpo_ray.credit", "advantages and clip bounds of dumped trees"),
     "simulate": Entry("elpo_ray.simulate", "what N_total, X and K a search needs"),
 }

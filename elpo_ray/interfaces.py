@@ -111,8 +111,12 @@ class Task(Protocol):
         ...
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
-        """What a finished trajectory answers: the vote that Major@K counts. Equal answers are
-        equal texts; None if it gives none, or if the task has no answers to vote on."""
+        """What a finished trajectory answers: the vote that Major@K counts; None if it gives none,
+        or if the task has no answers to vote on."""
+        ...
+
+    async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+        """Whether two answers to a problem are one vote: by the equality that grades them."""
         ...
 
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:

@@ -6,6 +6,7 @@ Invariant: what is rendered was checked: the run composes, its devices are there
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.compose import composed
 from elpo_ray.config.rules import require
+from elpo_ray.config.values import hydra_value
 from elpo_ray.doctor.software import pinned
 from elpo_ray.training.checks import check
 from launch.config import KubeRayConfig, Runtime, SlurmConfig
@@ -63,6 +65,7 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
         options=[(o, getattr(config, k)) for o, k in OPTIONS.items() if getattr(config, k)],
         checkout=str(checkout),
         run_dir=str(run_dir),
+        run_dir_word=f"trainer.run_dir={hydra_value(str(run_dir))}",
         logs=str(logs),
         python=python,
         bin=str(Path(python).parent),
@@ -105,6 +108,26 @@ def _checked(overrides: Sequence[str], gpus: int, key: str) -> Config:
     return run
 
 
+def shell_word(text: str) -> str:
+    """A text as one word on one line of a bash script."""
+    if text.isprintable():
+        return shlex.quote(text)
+    signs = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    told = "".join(signs[s] if s in signs else s if s.isprintable() else _bytes(s) for s in text)
+    return f"$'{told}'"
+
+
+def _bytes(sign: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
+
+
+def sbatch_value(text: str) -> str:
+    """The value of an option in an #SBATCH line, in quotes where it must be."""
+    if re.fullmatch(r"[\w./:,%@+=-]*", text, re.ASCII):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+
 def _render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -113,6 +136,7 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["sh"] = shlex.quote
+    environment.filters["sh"] = shell_word
+    environment.filters["sbatch"] = sbatch_value
     environment.filters["json"] = json.dumps  # every JSON text is YAML
     return environment.get_template(template).render(**values)

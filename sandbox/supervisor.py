@@ -17,9 +17,9 @@ from dataclasses import replace
 
 from sandbox.confine import TIERS
 from sandbox.launch import SpawnerClient
-from sandbox.limits import MAX_CODE_BYTES, Limits
+from sandbox.limits import Limits
 from sandbox.metrics import Metrics
-from sandbox.results import CallResult, Keep, Kind, SandboxFailure, SessionState
+from sandbox.results import CallResult, Keep, Kind, SandboxFailure, SessionState, refusal
 from sandbox.snapshots import Shelf
 from sandbox.tree import Means, Tree
 
@@ -57,13 +57,18 @@ class Session:
         return self._state
 
     async def call(self, code: str) -> CallResult:
-        """Run one cell. A failure of the sandbox is a result too, and leaves `state` as it was.
+        """Run one cell. A failure of the sandbox is a result too, and so is the refusal of too
+        long a code: both leave `state` as it was.
 
         Raises ValueError when the session is closed.
         """
         async with self._one_at_a_time:
             if self._closed:
                 raise ValueError("the session is closed: open a new one, at its state if need be")
+            refused = refusal(code)
+            if refused is not None:
+                self._sandbox.metrics.count(refused)
+                return refused
             try:
                 result = await self._call(code)
             except SandboxFailure as failure:
@@ -104,9 +109,6 @@ class Session:
             self._restored_by = "replay"
 
     async def _call(self, code: str) -> CallResult:
-        if len(code.encode("utf-8", "surrogatepass")) > MAX_CODE_BYTES:
-            said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB"
-            return CallResult(kind=Kind.ERROR, error_type="ValueError", traceback=said)
         result, replayed = await self._tree.call(self._state, code, keep=self._keep)
         if replayed:
             self._restored_by = "replay"

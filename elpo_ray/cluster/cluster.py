@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from elpo_ray.cluster.devices import check_gpus
 from elpo_ray.cluster.learner import LearnerActor, LearnerGroup
 from elpo_ray.cluster.rollout_actor import RolloutActor
 from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
@@ -21,8 +22,6 @@ from elpo_ray.cluster.sandboxes import SandboxActor
 from elpo_ray.cluster.sharing import DeviceSharing
 from elpo_ray.cluster.waits import learner_losses, wait_for
 from elpo_ray.config import Config
-from elpo_ray.config.algebra import gpus_asked
-from elpo_ray.config.rules import require
 
 Waiting = Callable[[str], AbstractContextManager[None]]
 """It takes what is waited for, and returns a context for the time of the wait."""
@@ -34,8 +33,8 @@ class Cluster:
     """Ray for the length of a `with` block: started or joined, its actors gone at the end."""
 
     def __init__(self, config: Config, *, learner: bool = True, engines: bool = True) -> None:
-        """`learner`, `engines`: which of them will be asked for. Raises ValueError, with Ray shut
-        down again, if the cluster has too few GPUs for them."""
+        """`learner`, `engines`: which of them will be asked for. Raises ValueError if there is no
+        cluster to join or, with Ray shut down again, if it has too few GPUs for them."""
         self.config = config
         self._actors: list[ActorHandle[Any]] = []
         self._placements: list[PlacementGroup] = []
@@ -51,15 +50,23 @@ class Cluster:
         joins, variables = cluster.address is not None, {} if cluster.gpus else PATIENT_THREADS
         if not joins:  # a new Ray inherits them, and the workers that it starts beforehand serve us
             os.environ.update(variables)
-        ray.init(
-            address=cluster.address or "local",  # None would join what RAY_ADDRESS names
-            include_dashboard=None if joins else cluster.dashboard,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": variables} if joins and variables else None,
-        )
         try:
-            self._check_gpus(learner, engines)
+            ray.init(
+                address=cluster.address or "local",  # None would join what RAY_ADDRESS names
+                include_dashboard=None if joins else cluster.dashboard,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={"env_vars": variables} if joins and variables else None,
+            )
+        except ConnectionError as fault:
+            raise ValueError(
+                f"cluster.address={cluster.address!r}: no Ray cluster there "
+                f"({' '.join(str(fault).split())[:200]}); start one with ray start --head, or "
+                "leave the key out"
+            ) from fault
+        try:
+            there = int(ray.cluster_resources().get("GPU", 0))
+            check_gpus(config, there, learner=learner, engines=engines)
         except ValueError:
             ray.shutdown()
             raise
@@ -75,19 +82,6 @@ class Cluster:
         for group in self._placements:
             remove_placement_group(group)
         ray.shutdown()
-
-    def _check_gpus(self, learner: bool, engines: bool) -> None:
-        cluster = self.config.cluster
-        asked = gpus_asked(self.config, learner=learner, engines=engines)
-        there = int(ray.cluster_resources().get("GPU", 0))
-        require(
-            asked <= there,
-            "cluster.gpus",
-            cluster.gpus,
-            f"{asked} GPUs asked for ({cluster.rollout_workers * engines} rollout workers, "
-            f"{cluster.learner_ranks * learner} learner ranks) but the Ray cluster has {there}; "
-            "lower cluster.rollout_workers or cluster.learner_ranks, or use cluster=local",
-        )
 
     def _get(self, refs: Any, phase: str, actor: str) -> Any:
         return wait_for(refs, self.config.cluster.start_timeout_s, f"{phase} of {actor}")

@@ -35,7 +35,8 @@ class Config(Section, key=""):
 
     experiment: str = "custom"
     check_only: bool = False
-    """The command checks the configuration, prints how the batch divides up, and stops."""
+    """The command prints how the batch divides up, checks all that the run would check before its
+    first actor, and stops."""
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -20,7 +20,7 @@ from elpo_ray.config.errors import explain
 from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
-from elpo_ray.config.values import typed
+from elpo_ray.config.values import hydra_override, typed
 from elpo_ray.types import Fault
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Command(Generic[T]):
         self._schema, self._config_name, self._run = schema, config_name, run
         self._folder = folder
         store = ConfigStore.instance()
-        store.store(name=f"{config_name}_schema", node=schema_node(schema))
+        store.store(name=f"{config_name}_schema", node=schema)
         for group in groups:
             for file in (CONF_DIR / group).glob("*.yaml"):
                 store.store(group=group, name=file.stem, node=OmegaConf.load(file))
@@ -52,7 +52,7 @@ class Command(Generic[T]):
     def __call__(self) -> NoReturn:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
         try:
-            composed = _compose(self._folder, self._config_name)
+            composed = _compose(self._folder, self._config_name, self._schema)
             code = max((self._run(typed(self._schema, one)) for one in composed), default=0)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             message = explain(error, self._schema)
@@ -66,29 +66,11 @@ class Command(Generic[T]):
         sys.exit(code)
 
 
-def schema_node(schema: type[Any]) -> DictConfig:
-    """The schema as Hydra takes it: its dictionaries take any key, its sections only their own."""
-    node: DictConfig = OmegaConf.structured(schema)
-    _open_dictionaries(node)
-    return node
-
-
-def _open_dictionaries(section: DictConfig) -> None:
-    for key in section:
-        if OmegaConf.is_missing(section, key) or OmegaConf.is_interpolation(section, str(key)):
-            continue
-        value = section[key]
-        if isinstance(value, DictConfig):
-            if OmegaConf.get_type(value) is dict:
-                OmegaConf.set_struct(value, False)
-            else:
-                _open_dictionaries(value)
-
-
-def _compose(folder: Path, config_name: str) -> list[DictConfig]:
+def _compose(folder: Path, config_name: str, schema: type) -> list[DictConfig]:
     """What Hydra makes of the command line: one configuration, several under --multirun, none
     after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
     composed: list[DictConfig] = []
+    sys.argv[1:] = [hydra_override(word, schema) for word in sys.argv[1:]]
     hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
         composed.append
     )()
@@ -98,10 +80,11 @@ def _compose(folder: Path, config_name: str) -> list[DictConfig]:
 def composed(overrides: Sequence[str]) -> Config:
     """The checked configuration of a run with these overrides, as `elpo_ray.main` would have it.
     Raises ValueError, in one line, as `Command` prints it."""
-    ConfigStore.instance().store(name="config_schema", node=schema_node(Config))
+    ConfigStore.instance().store(name="config_schema", node=Config)
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return typed(Config, hydra.compose("config", list(overrides)))
+            words = [hydra_override(word, Config) for word in overrides]
+            return typed(Config, hydra.compose("config", words))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         message = explain(error)
         if message is None:
@@ -120,7 +103,7 @@ def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
         f"no such folder under {Path.cwd()}; name the one with the data sets (docs/tasks.md)",
     )
     tasks = {}
-    ConfigStore.instance().store(name="config_schema", node=schema_node(Config))
+    ConfigStore.instance().store(name="config_schema", node=Config)
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         for name in config.tasks:
             options = sorted(path.stem for path in (CONF_DIR / "task").glob("*.yaml"))

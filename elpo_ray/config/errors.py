@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -35,8 +36,15 @@ def explain(error: BaseException, root: type = Config) -> str | None:
         return f"{match[1]}: this group is added, not overridden; write +{match[1]}=OPTION"
     if re.search(r"Key '[^']*' (?:is )?not in", text) and key is not None:
         return unknown_key(key, root)
+    unread = next((word for word in (getattr(e, "override", None) for e in chain) if word), None)
+    if unread is not None:
+        return _unreadable(unread, root)
     if "Error parsing override" in text and override:
         return f"{override[1]}: not of the form key=value; write for example trainer.steps=20"
+    if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'\n", text):
+        listed = shlex.quote(f"{match[1]}=[{match[2]}]")
+        text_of_it = _quoted(match[1], match[2])
+        return f"{match[1]}={match[2]}: for a list write {listed}, for a text {text_of_it}"
     if key is not None:
         value = override[1].partition("=")[2] if override else "?"
         reason = next(line for link in reversed(chain) for line in str(link).split("\n") if line)
@@ -46,6 +54,33 @@ def explain(error: BaseException, root: type = Config) -> str | None:
     if error.__class__.__module__.split(".")[0] in ("hydra", "omegaconf"):
         return " ".join(text.split())
     return None
+
+
+def _unreadable(word: str, root: type) -> str:
+    """The line for a word of a command line that Hydra cannot read."""
+    key, equals, value = word.partition("=")
+    shown = " ".join(word.lstrip("+").split())
+    if not equals or not re.fullmatch(r"[+~]*[\w./@-]+", key):
+        return f"{shown}: not of the form key=value; write for example trainer.steps=20"
+    if not key.isascii():
+        return unknown_key(key.lstrip("+~"), root)
+    if not value.isprintable():
+        return f"{shown}: the value has a line break or another control character; leave it out"
+    if value[:1] in tuple("[{\"'"):
+        return (
+            f"{shown}: the value cannot be read; close every bracket and quote, and put texts in "
+            "it in double quotes where they have other signs than letters, digits and ._/:-"
+        )
+    return (
+        f"{shown}: the value has signs that must be quoted, once for the value and once for the "
+        f"shell; write {_quoted(key, value)}"
+    )
+
+
+def _quoted(key: str, value: str) -> str:
+    """An override whose value is text, as a shell reads it."""
+    escaped = value.replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 def unknown_key(key: str, root: type = Config) -> str:

@@ -31,7 +31,7 @@ class MeasureConfig(Section, key=""):
     data_dir: str | None = None
     """Folder with the tasks' files (docs/tasks.md); null = from the hub."""
     task: dict[str, Any] = field(default_factory=dict)
-    """Values that replace those of every task, as in +task.max_turns=8."""
+    """Values that replace those of every task, as in task.max_turns=8."""
     problems: PositiveInt | None = None
     """Held-out problems of each task; null = the task's own number, task.eval_problems."""
     max_context: ContextTokens | None = None

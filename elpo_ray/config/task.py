@@ -87,6 +87,9 @@ class RewardConfig(Section, key="task.reward"):
     times that by the clock."""
     graders: PositiveInt = 2
     """Processes of each rollout worker that compare answers; they start when first needed."""
+    exact_output: bool = False
+    """Numbers in a program's output must be equal; otherwise two decimals are equal within 1e-6,
+    relative or absolute."""
     overlong_buffer: NonNegativeInt = 0
     """Tokens before `overlong_limit` over which the reward falls by up to `overlong_factor`
     (DAPO); 0 turns it off."""
@@ -117,7 +120,7 @@ class TaskConfig(Section, key="task"):
     reward: RewardConfig = field(default_factory=RewardConfig)
     train_file: str | None = None
     """JSON-lines or parquet file of training problems instead of the task's own, with the same
-    fields (docs/tasks.md). Task `jsonl` has none of its own; `check_only` needs none."""
+    fields (docs/tasks.md). Task `jsonl` has none of its own."""
     eval_file: str | None = None
     """File of held-out problems, in the same form."""
     demonstrations_file: str | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import is_dataclass
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -12,6 +14,26 @@ from yaml import YAMLError
 from elpo_ray.config.errors import explain
 
 T = TypeVar("T")
+
+
+def hydra_override(override: str, schema: type) -> str:
+    """A word of a command line as Hydra wants it: `++` before a key of a mapping that may have any
+    keys, so that they need no sign (`environment={A: b}`, `environment.A=b`)."""
+    key, equals, _ = override.partition("=")
+    owner: Any = schema
+    for part in key.split(".") if equals else ():
+        owner = get_type_hints(owner).get(part) if is_dataclass(owner) else None
+        if get_origin(owner) is dict:
+            return f"++{override}"
+    return override
+
+
+def hydra_value(text: str) -> str:
+    """A text as the value of an override: in quotes where Hydra would read it in another way."""
+    if re.fullmatch(r"[A-Za-z0-9_./:@%+-]+", text):
+        return text
+    text = re.sub(r'(\\*)"', r'\1\1\\"', text)
+    return '"' + re.sub(r"(\\+)$", r"\1\1", text) + '"'
 
 
 def overridden(schema: type[T], values: Any, overrides: Sequence[str]) -> T:

@@ -85,15 +85,20 @@ def check_context(folder: Path, key: str, max_context: int) -> None:
     )
 
 
-def local_folder(path: str | Path) -> Path:
-    """The folder itself, or this node's snapshot of a hub name. ValueError if it is neither."""
+WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
+"""Files of a model on the hub that are large, and needed by what computes with it only."""
+
+
+def local_folder(path: str | Path, *, weights: bool = True) -> Path:
+    """The folder itself, or this node's snapshot of a hub name, if need be without its `weights`.
+    ValueError if it is neither."""
     folder = Path(path)
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(path)))
+        return Path(snapshot_download(str(path), ignore_patterns=None if weights else WEIGHTS))
     except (OSError, ValueError) as fault:
         reason = str(fault).strip().split("\n")[0]
         raise ValueError(

@@ -7,13 +7,14 @@ is the answer, GSM8K one that ends with `#### answer`.
 from __future__ import annotations
 
 from elpo_ray.config.task import TaskName
-from elpo_ray.tasks.grading.answers import last_boxed
+from elpo_ray.tasks.grading.answers import boxed_answer
 from elpo_ray.tasks.problem_set import Family
 from elpo_ray.tasks.rewards import KIND, MATH
 from elpo_ray.tasks.sources import Row, Source, text_of
 from elpo_ray.types import Message, Problem
 
 NUMERIC = "Put only the numerical value in the box, without units."
+NUMERIC_LINE = "Put only the numerical value after `Answer:`, without units."
 TOOL_ADVICE = (
     "You can run Python code with the tool to calculate and to check results. Decide on a plan "
     "before you use it."
@@ -50,7 +51,7 @@ def answer_of(row: Row) -> str:
         if "####" in answer and marked:
             return marked.replace(",", "")
         return answer
-    boxed = last_boxed(text_of(row, "answer", "solution"))
+    boxed = boxed_answer(text_of(row, "answer", "solution"))
     if not boxed:
         raise ValueError(r"no answer, and no \boxed{…} in solution: give the answer as text")
     return boxed

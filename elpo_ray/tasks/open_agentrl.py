@@ -7,19 +7,23 @@ the first row of its file.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from elpo_ray.config.task import TaskName
+from elpo_ray.tasks.grading.answers import asks_for_line
 from elpo_ray.tasks.grading.programs import read_tests
 from elpo_ray.tasks.livecodebench import STDIN, STRATEGY, SUBMIT
-from elpo_ray.tasks.mathematics import NUMERIC, math_prompt
+from elpo_ray.tasks.mathematics import NUMERIC, NUMERIC_LINE, math_prompt
 from elpo_ray.tasks.problem_set import Family
-from elpo_ray.tasks.rewards import CODE, KIND, MATH
+from elpo_ray.tasks.rewards import ANSWER_LINE, CODE, KIND, MATH
 from elpo_ray.tasks.sources import Row, Source
 from elpo_ray.types import Message, Problem
 
 OWN_PROMPT = ("math_dapo", "mega-science")
 """Data sources whose prompts already say what to do; they only get the note on units."""
+TESTS = re.compile(r'\s*\{\s*(?:\}|"(?:[^"\\]|\\.)*"\s*:)')
+"""The beginning of a JSON object."""
 READS_STDIN = "reads_stdin"
 """Key of `Problem.extra` of a code problem."""
 
@@ -32,6 +36,8 @@ def read(row: Row, id: str, seed: int) -> Problem:
     if problem.extra[KIND] == CODE:
         how = f"{STDIN} " if problem.extra[READS_STDIN] else ""
         text = f"{text}\n\n{how}{STRATEGY} {SUBMIT}"
+    elif problem.extra.get(ANSWER_LINE):
+        text = f"{text}\n\n{NUMERIC_LINE}"
     elif source in OWN_PROMPT:
         text = f"{text}\n\n{NUMERIC}"
     else:
@@ -49,7 +55,7 @@ def read_plain(row: Row, id: str, seed: int) -> Problem:
     if not isinstance(extra, dict):
         raise ValueError("extra_info is not an object; make it one or leave it out")
     truth = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
-    kind = CODE if "code" in source else MATH
+    kind = CODE if _are_tests(truth) else MATH
     if kind == CODE:
         first = read_tests(truth)[0]
         extra = {**extra, READS_STDIN: first.call is None and first.check is None}
@@ -57,12 +63,22 @@ def read_plain(row: Row, id: str, seed: int) -> Problem:
         raise ValueError("reward_model.ground_truth is not a string; give the answer as text")
     else:
         truth = truth.strip()
+    messages = _messages(row.get("prompt"))
+    if kind == MATH and asks_for_line(messages[-1]["content"]):
+        extra = {**extra, ANSWER_LINE: True}
     return Problem(
         id=id,
-        messages=_messages(row.get("prompt")),
+        messages=messages,
         ground_truth=truth,
         extra={**extra, "data_source": source, KIND: kind},
     )
+
+
+def _are_tests(truth: Any) -> bool:
+    """Whether a ground truth is a program's tests, or their JSON, rather than an answer."""
+    if not isinstance(truth, str):
+        return isinstance(truth, dict)
+    return TESTS.match(truth) is not None
 
 
 def _messages(prompt: Any) -> tuple[Message, ...]:

@@ -72,6 +72,10 @@ class ProblemSet:
         """What the last box holds; None for programs."""
         return self._reward.answer(problem, steps)
 
+    async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+        """By the equality that grades."""
+        return await self._reward.same_answer(problem, first, second)
+
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
         """No oracle."""
         return None

@@ -17,7 +17,15 @@ from typing import Any
 
 from elpo_ray.config.task import RewardConfig, RewardName
 from elpo_ray.interfaces import Tools
-from elpo_ray.tasks.grading.answers import choice_letter, last_boxed, last_program, strict_box
+from elpo_ray.tasks.grading.answers import (
+    STRICT_TAIL_CHARS,
+    answer_line,
+    boxed_answer,
+    choice_letter,
+    last_boxed,
+    last_program,
+    strict_box,
+)
 from elpo_ray.tasks.grading.pool import MathGrader, Verdict
 from elpo_ray.tasks.grading.programs import read_livecodebench, read_tests, run_tests
 from elpo_ray.types import (
@@ -35,6 +43,8 @@ FAILURE = -1.1
 """The values of the paper's Figure 4."""
 KIND = "answer_kind"
 """Key of `Problem.extra`: one of the readers below."""
+ANSWER_LINE = "answer_line"
+"""Key of `Problem.extra`: true if the prompt asks for the answer in a last line `Answer: …`."""
 MATH, CHOICE, CODE, LIVECODEBENCH = "math", "choice", "code", "livecodebench"
 
 
@@ -84,21 +94,27 @@ class Reward:
         return Score(reward=self._worth(graded, steps), success=graded.success)
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
-        """The answer as text, the same for equal answers as far as texts can show; programs give
-        none: they are not voted on."""
+        """The answer as text; programs give none: they are not voted on."""
         text = answer_turn(steps)
         kind = problem.extra[KIND]
         if text is None or kind in (CODE, LIVECODEBENCH):
             return None
-        found = self._read(text)
+        found = self._read(problem, text)
         return choice_letter(found) if found is not None and kind == CHOICE else found
+
+    async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+        """Whether a problem's two answers are one: by what grades them."""
+        literal = problem.extra[KIND] != MATH or self._config.name is not RewardName.verify
+        if literal or first == second:
+            return first == second
+        return await self._grader.compare(first, second) is Verdict.EQUAL
 
     async def _grade(self, problem: Problem, text: str, tools: Tools) -> Grade | None:
         """None without a verdict."""
         kind, truth = problem.extra[KIND], problem.ground_truth
         if kind in (CODE, LIVECODEBENCH):
-            return await _grade_program(kind, truth, text, tools)
-        found = self._read(text)
+            return await _grade_program(kind, truth, text, tools, self._config.exact_output)
+        found = self._read(problem, text)
         if found is None:
             return Grade(False, in_form=False)
         if self._config.name is not RewardName.verify:
@@ -108,8 +124,16 @@ class Reward:
         verdict = await self._grader.compare(truth, found)
         return None if verdict is Verdict.UNDECIDED else Grade(verdict is Verdict.EQUAL, True)
 
-    def _read(self, text: str) -> str | None:
-        return last_boxed(text) if self._config.name is RewardName.verify else strict_box(text)
+    def _read(self, problem: Problem, text: str) -> str | None:
+        """The answer, where the prompt asks for it."""
+        verify = self._config.name is RewardName.verify
+        if problem.extra.get(ANSWER_LINE):
+            said = answer_line(text if verify else text[-STRICT_TAIL_CHARS:])
+            if said is not None:
+                return said
+        if not verify:
+            return strict_box(text)
+        return last_boxed(text) if problem.extra[KIND] == CHOICE else boxed_answer(text)
 
     def _worth(self, graded: Grade, steps: Sequence[Step]) -> float:
         """The preset's value, then the shaping terms."""
@@ -135,14 +159,14 @@ class Reward:
         return -1.0
 
 
-async def _grade_program(kind: str, truth: Any, text: str, tools: Tools) -> Grade:
+async def _grade_program(kind: str, truth: Any, text: str, tools: Tools, exact: bool) -> Grade:
     program = last_program(text)
     if program is None:
         return Grade(False, in_form=False)
     # In a thread: private tests are megabytes that have to be unpacked.
     reader = read_livecodebench if kind == LIVECODEBENCH else read_tests
     tests = await asyncio.to_thread(reader, truth)
-    report = await run_tests(program, tests, tools)
+    report = await run_tests(program, tests, tools, exact=exact)
     if not report.compiles:
         return Grade(False, in_form=False)
     return Grade(report.passed == report.total, in_form=True, fraction=report.fraction)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from elpo_ray.cluster.devices import check_address, check_gpus, gpus_here
 from elpo_ray.config import Config
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskName
 from elpo_ray.interfaces import Task
 from elpo_ray.models.folder import check_context, check_model_path, local_folder
+from elpo_ray.runs.atomic import check_writable
+from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.trackers import check_trackers
 from elpo_ray.tasks.rewards import load_function
 
@@ -54,12 +57,28 @@ def _check_files(config: Config) -> None:
     )
     if config.task.reward.function is not None:
         load_function(config.task.reward.function)
-    if config.task.name is TaskName.jsonl and not config.check_only:
+    if config.task.name is TaskName.jsonl:
         for key in ("train_file", "eval_file"):
             value = getattr(config.task, key)
             require(
                 value is not None, f"task.{key}", value, "name a JSON-lines file (docs/tasks.md)"
             )
+
+
+def check_machine(config: Config, *, engines: bool = True) -> None:
+    """Raise ValueError for what this machine lacks: the run to resume, folders that can be written
+    to, GPUs. Those of a cluster that is joined are counted when it is (`cluster.Cluster`).
+    `engines`: whether the run has any."""
+    trainer, cache = config.trainer, config.cold_start.cache
+    run = RunFolder.of(config)
+    place = ("run_dir", trainer.run_dir) if trainer.resume is None else ("resume", trainer.resume)
+    check_writable(run.path, f"trainer.{place[0]}", place[1])
+    if config.model.path is None or config.cold_start.enabled:
+        check_writable(Path(cache), "cold_start.cache", cache)
+    if config.cluster.address is not None:
+        check_address(config.cluster.address)
+    elif config.cluster.gpus:
+        check_gpus(config, gpus_here(), engines=engines)
 
 
 def check_prompts(config: Config, task: Task, folder: Path) -> None:
@@ -68,8 +87,9 @@ def check_prompts(config: Config, task: Task, folder: Path) -> None:
     from elpo_ray.chat.template import Chat  # seconds to import, which `check` must not take
 
     room = config.model.max_context
-    check_context(local_folder(folder), "model.max_context", room)
-    chat = Chat.from_folder(str(local_folder(folder)), task.tools, config.model)
+    here = local_folder(folder, weights=False)
+    check_context(here, "model.max_context", room)
+    chat = Chat.from_folder(str(here), task.tools, config.model)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
         length = len(chat.prompt_ids(problem.messages))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def starting_model(
     """
     if not config.cold_start.enabled or config.trainer.resume is not None:
         return StartingModel(base, None)
-    folder = Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config))}"
+    folder = _cached(config)
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
         return StartingModel(folder, None)
@@ -77,6 +78,22 @@ def starting_model(
         highlight=False,
     )
     return StartingModel(folder, learner)
+
+
+def _cached(config: Config) -> Path:
+    """Where the model of a cold start before RL is kept."""
+    return Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config))}"
+
+
+def check_demonstrations(config: Config, task: Task, base: Path) -> None:
+    """Raise ValueError if the run has to begin with a cold start and no demonstration fits."""
+    if config.cold_start.enabled and not config.trainer.resume and not _cached(config).exists():
+        _check_first(config, task, base)
+
+
+def _check_first(config: Config, task: Task, base: Path) -> None:
+    if next(_examples(config, task, base), None) is None:
+        raise _no_demonstration(config)
 
 
 def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> LearnerGroup:
@@ -104,30 +121,57 @@ def _cold_start_key(config: Config) -> dict[str, Any]:
     }
 
 
+def _examples(
+    config: Config, task: Task, base: Path
+) -> Iterator[tuple[Sequence[int], Sequence[bool]]]:
+    """Token ids of each demonstration that fits, and which of them are the assistant's."""
+    from elpo_ray.chat.template import Chat  # transformers takes seconds to import
+
+    settings, room = config.cold_start, _room(config)
+    folder = local_folder(base, weights=False)
+    chat = Chat.from_folder(str(folder), task.tools, config.model)
+    for messages in conversations(task):
+        ids, agent = chat.conversation_ids(messages)
+        if settings.cut_longer:
+            ids, agent = ids[:room], agent[:room]
+        if len(ids) <= room and any(agent):
+            yield ids, agent
+
+
+def _room(config: Config) -> int:
+    return config.cold_start.max_tokens or config.model.max_context
+
+
+def _no_demonstration(config: Config) -> ValueError:
+    return ValueError(
+        f"task.name={config.task.name.value}: it has no demonstration within "
+        f"cold_start.max_tokens={_room(config)}; name some with task.demonstrations_file, raise "
+        "the limit or leave the cold start out"
+    )
+
+
 def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
     """The demonstrations of every epoch, shuffled, as one mini-batch an optimizer step; targets are
     the assistant's tokens. ValueError if the task has none that fits."""
-    from elpo_ray.chat.template import Chat  # transformers takes seconds to import
-
     settings = config.cold_start
-    chat = Chat.from_folder(str(local_folder(base)), task.tools, config.model)
-    encoded = [chat.conversation_ids(messages) for messages in conversations(task)]
-    room = settings.max_tokens or config.model.max_context
-    if settings.cut_longer:
-        encoded = [(ids[:room], agent[:room]) for ids, agent in encoded]
-    encoded = [(ids, agent) for ids, agent in encoded if len(ids) <= room and any(agent)]
+    encoded = list(_examples(config, task, base))
     if not encoded:
-        raise ValueError(
-            f"task.name={config.task.name.value}: it has no demonstration within "
-            f"cold_start.max_tokens={room}; name some with task.demonstrations_file, raise the "
-            "limit or leave the cold start out"
-        )
+        raise _no_demonstration(config)
     rng = random.Random(config.trainer.seed)
     batches: list[list[TrainTree]] = []
     for _ in range(settings.epochs):
         rng.shuffle(encoded)
         batches += demonstrations(encoded, settings.batch_size).minibatches
     return batches
+
+
+def rehearse(config: Config) -> None:
+    """Everything that `train_supervised` looks at before its first actor. Raises ValueError."""
+    task = make_task(config.task, config.trainer.seed)
+    _check_first(config, task, base_model(config, task))
+    if config.cluster.address is not None:
+        with Cluster(config, engines=False):
+            return  # it is there, with the GPUs that are asked for
 
 
 def train_supervised(config: Config) -> Outcome:

@@ -47,7 +47,7 @@ from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
 from elpo_ray.training.checks import check_prompts
-from elpo_ray.training.cold_start import starting_model
+from elpo_ray.training.cold_start import check_demonstrations, starting_model
 from elpo_ray.training.loop import Outcome, RunLoop
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault, Values
@@ -63,7 +63,7 @@ def train(config: Config) -> Outcome:
     task = make_task(config.task, config.trainer.seed)
     with watch.phase("start"), waiting(console, "starting Ray"), ThreadPoolExecutor(1) as beside:
         # Its imports take as long as Ray; if it fails, Ray goes again.
-        checked = beside.submit(_checked_base, config, task)
+        checked = beside.submit(checked_base, config, task)
         cluster = Cluster(config)
     with cluster:
         base = checked.result()
@@ -92,11 +92,21 @@ def train(config: Config) -> Outcome:
             ).train()
 
 
-def _checked_base(config: Config, task: Task) -> Path:
-    """The folder of the model, once the task's prompts fit it. ValueError if they do not."""
+def rehearse(config: Config) -> None:
+    """Everything that `train` looks at before its first actor, and no more. Raises ValueError."""
+    checked_base(config, make_task(config.task, config.trainer.seed))
+    if config.cluster.address is not None:
+        with Cluster(config):
+            return  # it is there, with the GPUs that are asked for
+
+
+def checked_base(config: Config, task: Task) -> Path:
+    """The folder of the model, once the task's rows are read, its prompts fit the model, and there
+    are demonstrations for the cold start. ValueError if not."""
     base = base_model(config, task)
     with importing():
         check_prompts(config, task, base)
+        check_demonstrations(config, task, base)
     return base
 
 

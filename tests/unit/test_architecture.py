@@ -32,6 +32,7 @@ EDGES = {
     "mlflow": {"runs/trackers.py"},
     "datasets": {"tasks/sources.py"},
     "math_verify": {"tasks/grading/equality.py"},
+    "latex2sympy2_extended": {"tasks/grading/formulas.py"},
 }
 """A framework may be imported only by these files of elpo_ray (a trailing / names a folder)."""
 

@@ -13,7 +13,7 @@ import pytest
 from elpo_ray.config.task import RewardConfig, RewardName
 from elpo_ray.interfaces import ToolSession
 from elpo_ray.tasks.grading.pool import Verdict
-from elpo_ray.tasks.rewards import KIND, Reward, load_function, overlong
+from elpo_ray.tasks.rewards import ANSWER_LINE, KIND, Reward, load_function, overlong
 from elpo_ray.types import (
     UNGRADED,
     FinishReason,
@@ -267,3 +267,33 @@ def test_a_users_reward_that_cannot_be_loaded_is_named(own: str, path: str, mess
 def test_impossible_settings_are_refused(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=rf"task\.reward\.{key}"):
         RewardConfig(**settings)
+
+
+def test_two_boxes_are_one_answer_only_for_mathematics_that_is_verified() -> None:
+    text = r"so $x=\boxed{3}$ and $y=\boxed{4}$"
+    assert score(text, truth="4, 3").success and score(text, truth="(3,4)").success
+    assert not score(text, truth="4").success
+    assert score(text, truth="4", name=RewardName.strict_box).success
+    assert not score(r"\boxed{A} or \boxed{B}", truth="A", kind="choice").success
+
+
+@pytest.mark.parametrize("preset", [RewardName.verify, RewardName.demyagent_as_run])
+def test_the_answer_is_read_where_the_prompt_asks_for_it(preset: RewardName) -> None:
+    reward = Reward(RewardConfig(name=preset))
+    problem = Problem("p", (), "7", extra={KIND: "math", ANSWER_LINE: True})
+
+    def right(text: str) -> bool:
+        return asyncio.run(reward.score(problem, [answer(text)], OpenTools())).success
+
+    assert right("So it is.\nAnswer: 7") and right("Answer: \\boxed{7}") and right(r"\boxed{7}")
+    assert not right("Answer: 8") and not right("7") and not right("\\boxed{7}\nAnswer: 8")
+
+
+def test_equal_answers_are_those_that_grade_alike() -> None:
+    def same(first: str, second: str, kind: str = "math", **config: Any) -> bool:
+        problem = Problem("p", (), "7", extra={KIND: kind})
+        return asyncio.run(Reward(RewardConfig(**config)).same_answer(problem, first, second))
+
+    assert same(r"\frac{1}{2}", "0.5") and same("073", "$73$") and not same("73", "74")
+    assert not same("073", "73", name=RewardName.strict_box)
+    assert same("A", "A", kind="choice") and not same("A", "B", kind="choice")
