@@ -241,24 +241,27 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def families_section() -> str:
+    head = ["family", "templates", "format", "thinking", "turns end with", "template"]
+    head += ["text beside a call in a demonstration"]
+    return "\n".join([HEAD, table(head, family_rows()), CALLS])
+
+
+def changed_section() -> str:
+    return "\n".join([TRAINING, table(["family", "template", "why"], changed_rows())])
+
+
+def refused_section() -> str:
+    rows = table(["reason", "templates"], refused_rows())
+    return "\n".join(["\n## Templates that are refused\n", rows, ""])
+
+
+SECTIONS = (families_section, changed_section, refused_section)
+"""The parts of the page in order; each is made by a function of its own."""
+
+
 def page() -> str:
-    families = table(
-        [
-            "family",
-            "templates",
-            "format",
-            "thinking",
-            "turns end with",
-            "template",
-            "text beside a call in a demonstration",
-        ],
-        family_rows(),
-    )
-    changed = table(["family", "template", "why"], changed_rows())
-    refused = table(["reason", "templates"], refused_rows())
-    return "\n".join(
-        [HEAD, families, CALLS, TRAINING, changed, "\n## Templates that are refused\n", refused, ""]
-    )
+    return "\n".join(section() for section in SECTIONS)
 
 
 if __name__ == "__main__":
