@@ -62,7 +62,8 @@ class RolloutActor:
         task = make_task(config.task, config.trainer.seed)
         settings = RolloutSettings.of(config)
         if self.engine is not None:
-            chat = Chat.from_folder(str(local_folder(self.folder)), task.tools)
+            chat = Chat.from_folder(str(local_folder(self.folder)), task.tools, config.model)
+            self.engine.end_turns_at(chat.end_of_turn_ids)
             worker = RolloutWorker(self.engine, self.tools, chat, task, settings)
         else:
             url, model = config.engine.endpoint, config.engine.served_model

@@ -38,6 +38,10 @@ class MeasureConfig(Section, key=""):
     """Tokens of prompt and episode; null = that of the run folder, else 20480."""
     precision: Precision | None = None
     """null = that of the run folder, else bf16 (fp32 without GPUs)."""
+    tool_parser: str | None = None
+    """As model.tool_parser; null = that of the run folder, else the one that the template shows."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """As model.template_options; empty = those of the run folder, else none."""
     seed: NonNegativeInt = 0
     out: str | None = None
     """Folder of the results; null = one under runs/, named after what determines them."""

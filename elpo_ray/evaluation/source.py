@@ -7,11 +7,12 @@ server that answers.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from elpo_ray.config.measure import MeasureConfig
-from elpo_ray.config.model import Precision
+from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.learner.saved import saved_config, saved_model
 from elpo_ray.models.folder import check_context, check_model_path, context_limit, local_folder
 from elpo_ray.runs.folder import run_of
@@ -35,6 +36,8 @@ class ModelSource:
     """The server's name of it; None for a folder."""
     max_context: int
     precision: Precision
+    tool_parser: str | None = None
+    template_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path | None:
@@ -76,11 +79,10 @@ def resolve(config: MeasureConfig) -> ModelSource:
     run = run_of(Path(name))
     if run is None:
         check_model_path(name)
-        folder, max_context, precision = local_folder(name), MAX_CONTEXT, default
+        folder, saved = local_folder(name), ModelConfig(max_context=MAX_CONTEXT, precision=default)
     else:
-        saved = saved_config(run)
-        folder = saved_model(run, Path(name), "model")
-        max_context, precision = saved.model.max_context, saved.model.precision
+        folder, saved = saved_model(run, Path(name), "model"), saved_config(run).model
+    max_context = saved.max_context
     if config.max_context is None:
         max_context = min(max_context, context_limit(folder) or max_context)
     else:
@@ -90,5 +92,7 @@ def resolve(config: MeasureConfig) -> ModelSource:
         str(folder.resolve()),
         None,
         config.max_context or max_context,
-        config.precision or precision,
+        config.precision or saved.precision,
+        config.tool_parser or saved.tool_parser,
+        config.template_options or saved.template_options,
     )

@@ -111,7 +111,7 @@ def check_prompts(config: Config, task: Task, folder: Path) -> None:
     room = config.model.max_context
     here = local_folder(folder, weights=False)
     check_context(here, "model.max_context", room)
-    chat = Chat.from_folder(str(here), task.tools)
+    chat = Chat.from_folder(str(here), task.tools, config.model)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
         length = len(chat.prompt_ids(problem.messages))

@@ -119,6 +119,7 @@ def _cold_start_key(config: Config, base: Path) -> dict[str, Any]:
             asdict(config.task.countdown),
         ],
         "cold_start": settings,
+        "template_options": config.model.template_options,
         "precision": config.model.precision,
         "seed": config.trainer.seed,
     }
@@ -131,7 +132,8 @@ def _examples(
     from elpo_ray.chat.template import Chat  # transformers takes seconds to import
 
     settings, room = config.cold_start, _room(config)
-    chat = Chat.from_folder(str(local_folder(base, weights=False)), task.tools)
+    folder = local_folder(base, weights=False)
+    chat = Chat.from_folder(str(folder), task.tools, config.model)
     for messages in conversations(task):
         ids, agent = chat.conversation_ids(messages)
         if settings.cut_longer:

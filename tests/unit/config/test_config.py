@@ -16,6 +16,7 @@ import elpo_ray.main
 import elpo_ray.sft
 from elpo_ray.config import CONF_DIR, Config
 from elpo_ray.config.algebra import batch_algebra
+from elpo_ray.config.compose import composed
 from elpo_ray.config.model import TinyModelConfig
 from elpo_ray.models.folder import check_context
 from elpo_ray.models.tiny import build_tiny
@@ -49,6 +50,19 @@ def run_in_process(
         code = int(stop.code or 0)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.template_options={enable_thinking: false}",
+        "model.template_options.enable_thinking=false",
+    ],
+)
+def test_a_dictionary_takes_any_key_and_a_section_only_its_own(override: str) -> None:
+    assert composed([override]).model.template_options == {"enable_thinking": False}
+    with pytest.raises(ValueError, match=r"unknown key; did you mean model\.template_options"):
+        composed(["model.template_option={enable_thinking: false}"])
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
