@@ -12,6 +12,7 @@ from functools import cache
 
 from elpo_ray.chat.template import Chat
 from elpo_ray.chat.training_templates import TRAINING_TEMPLATES, change_of
+from elpo_ray.models.architectures import architecture_rows
 from elpo_ray.types import Message
 from tests import templates
 
@@ -233,6 +234,16 @@ def _text_beside_a_call(chat: Chat) -> str:
     return "kept" if "Aside" in str(chat.tokenizer.decode(ids)) else "dropped"
 
 
+ARCHITECTURES = """
+## Architectures
+
+A tiny random model of each class is compared: the engine's log-probabilities with the learner's,
+before and after new weights have been sent, and the gradients of trees with those of flat
+sequences. `tree` means that a prefix which trajectories share goes through the model once. For any
+other model the check before a run says what it can do.
+"""
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -256,7 +267,13 @@ def refused_section() -> str:
     return "\n".join(["\n## Templates that are refused\n", rows, ""])
 
 
-SECTIONS = (families_section, changed_section, refused_section)
+def architectures_section() -> str:
+    head = ["class in transformers", "trained on", "test", "remarks"]
+    rows = [[row.name, row.packing, row.checked_by, row.remarks] for row in architecture_rows()]
+    return "\n".join([ARCHITECTURES, table(head, rows), ""])
+
+
+SECTIONS = (families_section, changed_section, refused_section, architectures_section)
 """The parts of the page in order; each is made by a function of its own."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
+from elpo_ray.chat.training_templates import training_template
 from elpo_ray.config import Config
 from elpo_ray.config.values import typed
 from elpo_ray.interfaces import Task
@@ -91,6 +92,7 @@ def export_run(
             else:
                 _convert(source, checkpoint, partial)
                 _complete(partial)
+                _keep_training_template(partial)
             card = model_card(source, checkpoint, wanted)
             (partial / CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -99,6 +101,19 @@ def export_run(
             f"{target}: could not be written ({reason}); nothing is left of it"
         ) from error
     return target
+
+
+def _keep_training_template(folder: Path) -> None:
+    """Give the export the chat template that the run trained with, where the model's own needed a
+    change (`chat.training_templates`)."""
+    alone, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if alone.is_file():
+        alone.write_text(training_template(alone.read_text("utf-8")), "utf-8")
+    elif settings.is_file():
+        values = json.loads(settings.read_text("utf-8"))
+        if isinstance(values.get("chat_template"), str):
+            values["chat_template"] = training_template(values["chat_template"])
+            settings.write_text(json.dumps(values, indent=2, ensure_ascii=False), "utf-8")
 
 
 def _run(path: Path) -> RunFolder:

@@ -21,9 +21,9 @@ from typing import Any
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.arithmetic import Left, Move, Rules, describe, reachable, session_code
-from elpo_ray.tasks.rewards import all_or_nothing
+from elpo_ray.tasks.rewards import all_or_nothing, answer_turn
 from elpo_ray.tools import code_interpreter
-from elpo_ray.types import FinishReason, Message, Problem, Score, Step, ToolKind
+from elpo_ray.types import Message, Problem, Score, Step, ToolKind
 
 SYSTEM = (
     "Make the target from all the numbers. Each step, call combine(a, op, b) on two of them. "
@@ -106,11 +106,8 @@ class Countdown:
         return problem.ground_truth in reachable(left, self._rules)
 
     def _succeeded(self, problem: Problem, steps: Sequence[Step]) -> bool:
-        if not steps or steps[-1].result is not None:
-            return False
-        if steps[-1].turn.finish is not FinishReason.STOP:
-            return False
-        answer = ANSWER.fullmatch(steps[-1].action_text.strip())
+        text = answer_turn(steps)
+        answer = None if text is None else ANSWER.fullmatch(text.strip())
         target = problem.ground_truth
         return (
             answer is not None

@@ -38,6 +38,8 @@ from elpo_ray.types import (
     ToolKind,
 )
 
+AFTER_THOUGHT = "</think>"
+"""What ends a model's thinking in the text of a turn."""
 SUCCESS = 1.0
 FAILURE = -1.1
 """The values of the paper's Figure 4."""
@@ -65,12 +67,13 @@ class Grade:
 
 
 def answer_turn(steps: Sequence[Step]) -> str | None:
-    """The text of a finished answer; None if the trajectory ends in anything else."""
+    """The text of a finished answer behind its thoughts; None if the trajectory ends in anything
+    else."""
     if not steps or steps[-1].result is not None or steps[-1].call is not None:
         return None
     if steps[-1].turn.finish is not FinishReason.STOP:
         return None
-    return steps[-1].action_text
+    return steps[-1].action_text.rpartition(AFTER_THOUGHT)[2]
 
 
 class Reward:
