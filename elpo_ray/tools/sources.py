@@ -50,6 +50,14 @@ class ToolSource(Protocol):
     """The entry as the configuration writes it, for messages."""
     schemas: Sequence[Schema]
     """The schemas of its tools, in the order in which the policy reads them."""
+    stateful: bool
+    """Whether calls change what later calls of the trajectory return. Without state one instance
+    may serve all trajectories: it is never forked, and its calls are never run again."""
+
+    def check(self, problem: Problem) -> None:
+        """Raise ValueError if a trajectory of `problem` cannot be opened because the problem lacks
+        something, such as a column that `reset` asks for. Cheap: the driver asks for every one."""
+        ...
 
     async def open(self, problem: Problem) -> ToolInstance:
         """A fresh instance for a trajectory of `problem`. Raises InfrastructureError if there is
