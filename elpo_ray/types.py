@@ -205,5 +205,8 @@ class Score:
     nor a failure: no search, no advantage and no average may count it."""
 
 
+RewardValue = float | bool | Score | Exception | None
+"""What an environment says of its trajectory: a reward, the exception that it raised instead, or
+nothing, if it does not judge."""
 UNGRADED = Score(reward=0.0, success=False, graded=False)
 """The grader, or the sandbox, timed out or crashed on this answer, also when asked again."""

@@ -10,14 +10,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from elpo_ray.config.task import TaskConfig, TaskName
 from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.demonstrations import read_demonstration
 from elpo_ray.tasks.rewards import Reward
 from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
-from elpo_ray.tools import code_interpreter
 from elpo_ray.types import Message, Problem, Score, Step
 
 Reader = Callable[[Row, str, int], Problem]
@@ -38,8 +36,6 @@ class Family:
 
 class ProblemSet:
     """`interfaces.Task` over the rows of a family."""
-
-    tools: Sequence[dict[str, Any]] = (code_interpreter.SCHEMA,)
 
     def __init__(self, families: Mapping[TaskName, Family], config: TaskConfig, seed: int) -> None:
         """`seed` orders the training stream and the options of multiple-choice problems.

@@ -11,6 +11,7 @@ from elpo_ray.interfaces import Task
 from elpo_ray.models.folder import check_context, check_model_path, local_folder
 from elpo_ray.runs.trackers import check_trackers
 from elpo_ray.tasks.rewards import load_function
+from elpo_ray.tools.catalog import schemas
 
 PROMPTS_CHECKED = 64
 """Training problems, besides the held-out ones, whose prompts are measured against the context."""
@@ -69,7 +70,8 @@ def check_prompts(config: Config, task: Task, folder: Path) -> None:
 
     room = config.model.max_context
     check_context(local_folder(folder), "model.max_context", room)
-    chat = Chat.from_folder(str(local_folder(folder)), task.tools)
+    tools = schemas(config.task, config.sandbox)
+    chat = Chat.from_folder(str(local_folder(folder)), tools)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
         length = len(chat.prompt_ids(problem.messages))
