@@ -203,6 +203,8 @@ class Score:
     graded: bool = True
     """False: the grader came to no verdict, which says nothing about the answer. Neither a success
     nor a failure: no search, no advantage and no average may count it."""
+    error: str = ""
+    """Why the user's own reward gave no verdict, where it failed; else empty."""
 
 
 RewardValue = float | bool | Score | Exception | None

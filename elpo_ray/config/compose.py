@@ -20,7 +20,7 @@ from elpo_ray.config.errors import explain
 from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
-from elpo_ray.config.values import typed
+from elpo_ray.config.values import expanded, hydra_override, typed
 from elpo_ray.types import Fault
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Command(Generic[T]):
     def __call__(self) -> NoReturn:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
         try:
-            composed = _compose(self._folder, self._config_name)
+            composed = _compose(self._folder, self._config_name, self._schema)
             code = max((self._run(typed(self._schema, one)) for one in composed), default=0)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             message = explain(error, self._schema)
@@ -66,10 +66,11 @@ class Command(Generic[T]):
         sys.exit(code)
 
 
-def _compose(folder: Path, config_name: str) -> list[DictConfig]:
+def _compose(folder: Path, config_name: str, schema: type) -> list[DictConfig]:
     """What Hydra makes of the command line: one configuration, several under --multirun, none
     after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
     composed: list[DictConfig] = []
+    sys.argv[1:] = [hydra_override(word, schema) for word in sys.argv[1:]]
     hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
         composed.append
     )()
@@ -80,9 +81,10 @@ def composed(overrides: Sequence[str]) -> Config:
     """The checked configuration of a run with these overrides, as `elpo_ray.main` would have it.
     Raises ValueError, in one line, as `Command` prints it."""
     ConfigStore.instance().store(name="config_schema", node=Config)
+    words = [hydra_override(word, Config) for word in overrides]
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return typed(Config, hydra.compose("config", list(overrides)))
+            return typed(Config, hydra.compose("config", words))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         message = explain(error)
         if message is None:
@@ -113,7 +115,9 @@ def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
             if config.data_dir is not None:
                 composed.task.data_dir = config.data_dir
             try:
-                composed.task = OmegaConf.merge(composed.task, OmegaConf.create(config.task))
+                composed.task = OmegaConf.merge(
+                    composed.task, OmegaConf.create(expanded({"task": config.task})["task"])
+                )
             except OmegaConfBaseException as error:
                 raise ValueError(explain(error)) from None
             tasks[name] = typed(TaskConfig, composed.task)

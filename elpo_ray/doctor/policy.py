@@ -77,8 +77,7 @@ def data(config: Config) -> Iterator[Finding]:
     task = make_task(config.task, config.trainer.seed)
     task.train_problem(0)
     held_out = task.eval_problems(config.task.eval_problems)
-    name = config.task.name.value
-    yield ok("data", f"task {name}: training problems, {len(held_out)} held out")
+    yield ok("data", f"task {config.task.name}: training problems, {len(held_out)} held out")
 
 
 def template(config: Config, folder: Path) -> Iterator[Finding]:

@@ -79,7 +79,7 @@ class RolloutWorker:
         rollout = TreeRollout(self, problem, step, budget, journal, on_complete)
         try:
             await rollout.begin()
-            await growth.GROWTH[self.settings.growth.rule](rollout, self.settings.growth)
+            await growth.grow(rollout, self.settings.growth)
         finally:
             await rollout.close()
         tree, ledger = rollout.tree, rollout.ledger

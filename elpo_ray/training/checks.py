@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from elpo_ray import credit, growth
 from elpo_ray.config import Config
+from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.rules import require
+from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.config.task import TaskName
 from elpo_ray.interfaces import Task
 from elpo_ray.models.folder import check_context, check_model_path, local_folder
 from elpo_ray.runs.trackers import check_trackers
-from elpo_ray.tasks.rewards import load_function
+from elpo_ray.tasks import make_task
 from elpo_ray.tools.catalog import schemas
 
 PROMPTS_CHECKED = 64
@@ -21,6 +24,8 @@ def check(config: Config) -> None:
     """Raise ValueError for what the schema alone cannot see: files, packages, the model."""
     _check_files(config)
     check_trackers(config.logging)
+    check_rules(config.algorithm, shared_budget=config.budget.scope is BudgetScope.batch)
+    make_task(config.task, config.trainer.seed)  # it checks the user's own task and reward
     if config.model.path is not None:
         check_model_path(config.model.path)
     require(
@@ -35,6 +40,12 @@ def check(config: Config) -> None:
         config.engine.endpoint,
         "an endpoint can be evaluated (python -m elpo_ray.evaluate), not trained",
     )
+
+
+def check_rules(algorithm: AlgorithmConfig, *, shared_budget: bool = False) -> None:
+    """Raise ValueError if a rule of the user's cannot be used as configured."""
+    growth.check(algorithm.growth, shared_budget=shared_budget)
+    credit.check(algorithm.credit)
 
 
 def _check_files(config: Config) -> None:
@@ -53,9 +64,7 @@ def _check_files(config: Config) -> None:
         folder,
         f"no such folder under {Path.cwd()}; name the one with the data sets (docs/tasks.md)",
     )
-    if config.task.reward.function is not None:
-        load_function(config.task.reward.function)
-    if config.task.name is TaskName.jsonl and not config.check_only:
+    if config.task.name == TaskName.jsonl and not config.check_only:
         for key in ("train_file", "eval_file"):
             value = getattr(config.task, key)
             require(

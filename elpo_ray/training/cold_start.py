@@ -120,7 +120,7 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
     encoded = [(ids, agent) for ids, agent in encoded if len(ids) <= room and any(agent)]
     if not encoded:
         raise ValueError(
-            f"task.name={config.task.name.value}: it has no demonstration within "
+            f"task.name={config.task.name}: it has no demonstration within "
             f"cold_start.max_tokens={room}; name some with task.demonstrations_file, raise the "
             "limit or leave the cold start out"
         )
