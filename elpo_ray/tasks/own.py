@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from elpo_ray.config.dotted import check_call, load_object
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Task
