@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from elpo_ray.config import Config
+from elpo_ray.config.modules import check_modules, use_modules
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskName
 from elpo_ray.interfaces import Task
@@ -18,6 +19,8 @@ PROMPTS_CHECKED = 64
 
 def check(config: Config) -> None:
     """Raise ValueError for what the schema alone cannot see: files, packages, the model."""
+    check_modules(config.task.modules)
+    use_modules(config.task.modules)
     _check_files(config)
     check_trackers(config.logging)
     if config.model.path is not None:
