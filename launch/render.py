@@ -6,6 +6,7 @@ Invariant: what is rendered was checked: the run composes, its devices are there
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
 
 def _from_anywhere(overrides: Sequence[str]) -> list[str]:
     """The run's words with its file as an absolute path: the job starts in another folder."""
-    return [str(Path(word).absolute()) if is_file(word) else word for word in overrides]
+    return [os.path.abspath(word) if is_file(word) else word for word in overrides]
 
 
 def kuberay_manifest(config: KubeRayConfig, overrides: Sequence[str]) -> str:

@@ -8,11 +8,12 @@ A path in the file is relative to the file's folder, and modules in that folder 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -57,7 +58,7 @@ class RunFile:
     def read(cls, path: Path) -> RunFile:
         """Read a file and check its names and types. Raises ValueError, in one line that names
         the file and the key."""
-        path = path.absolute()
+        path = _absolute(path)
         try:
             file = cls.of(_load(path), path.stem, path.parent)
         except ValueError as error:
@@ -69,6 +70,7 @@ class RunFile:
         """What a file with these values in `folder` sets. Raises ValueError as `read`."""
         nested = _nested(values)
         choices = _choices(nested)
+        _check_sections(nested, Config)
         try:
             OmegaConf.merge(OmegaConf.structured(Config), nested)
         except OmegaConfBaseException as error:
@@ -204,21 +206,39 @@ def _choices(nested: Values) -> dict[str, str]:
     return choices
 
 
+def _check_sections(values: Values, schema: type, prefix: str = "") -> None:
+    """Raise ValueError for a section that has a value instead of keys."""
+    types = get_type_hints(schema)
+    for key, value in values.items():
+        section: Any = types.get(key)
+        if not is_dataclass(section):
+            continue
+        if not isinstance(value, dict):
+            example = f"{prefix}{key}.{fields(section)[0].name}"
+            raise ValueError(f"{prefix}{key}={value}: give its keys one by one, as in {example}: …")
+        _check_sections(value, section, f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
 def _make_absolute(values: Values, folder: Path) -> None:
     """Replace every path in the values, in place."""
     for section, key in (name.split(".") for name in PATHS):
         part = values.get(section) or {}
         value = part.get(key)
         if isinstance(value, str) and not value.startswith("${"):  # of a variable, such as oc.env
-            part[key] = str(folder / value)
+            part[key] = str(_absolute(folder / value))
     task, model = values.get("task") or {}, values.get("model") or {}
     if "modules" in task:
-        task["modules"] = [str((folder / path).resolve()) for path in task["modules"]]
+        task["modules"] = [str(_absolute(folder / path)) for path in task["modules"]]
     if "tools" in task:
         task["tools"] = [_absolute_tool(entry, folder) for entry in task["tools"] or []]
     path = model.get("path")
     if isinstance(path, str) and (path.startswith((".", "~")) or (folder / path).exists()):
-        model["path"] = str((folder / Path(path).expanduser()).resolve())
+        model["path"] = str(_absolute(folder / Path(path).expanduser()))
+
+
+def _absolute(path: Path) -> Path:
+    """Absolute and without `..`, symbolic links as they are."""
+    return Path(os.path.abspath(path))
 
 
 def _absolute_tool(entry: Any, folder: Path) -> Any:
@@ -228,7 +248,7 @@ def _absolute_tool(entry: Any, folder: Path) -> Any:
         return entry
     entry = dict(entry)
     if isinstance(entry.get("search"), str):
-        entry["search"] = str(folder / entry["search"])
+        entry["search"] = str(_absolute(folder / entry["search"]))
     command = entry.get("mcp")
     if isinstance(command, str) and "://" not in command:
         words = shlex.split(command)
