@@ -50,6 +50,9 @@ class NodeRecord(Struct, gc=False):
     reward: Annotated[Maybe[Reward], says("Terminal reward R of a leaf.")] = UNSET
     success: Annotated[Maybe[bool], says("Success ok of a leaf; what the search reads.")] = UNSET
     graded: Annotated[Maybe[bool], says("false: no verdict on a leaf; true if absent.")] = UNSET
+    reward_error: Annotated[
+        Maybe[str], says("Why the user's own reward gave no verdict on a leaf.")
+    ] = UNSET
     end: Annotated[Maybe[EndReason], says("Why a leaf's trajectory ended.")] = UNSET
     group: Annotated[Maybe[int], says("Tree of a leaf, where an input has several.")] = UNSET
 
@@ -178,6 +181,8 @@ def _node_record(tree: RolloutTree, node: Node, tokens: bool) -> dict[str, Any]:
         record |= {"leaf": True, "reward": node.score.reward, "success": node.score.success}
         if not node.score.graded:
             record["graded"] = False
+        if node.score.error:
+            record["reward_error"] = node.score.error
     if node.end is not None:
         record["end"] = node.end.value
     if node.group is not None:
@@ -294,7 +299,7 @@ def _score(record: NodeRecord, where: str) -> Score:
     _expect(success is not None, f"{where}: success", success, "a leaf needs true or false")
     graded = record.graded is not False
     _expect(graded or not success, f"{where}: graded", graded, "false on a leaf with success")
-    return Score(reward, success, graded)
+    return Score(reward, success, graded, _given(record.reward_error) or "")
 
 
 def _given(value: Any) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elpo_ray.config.algorithm import AlgorithmConfig, LossConfig
+from elpo_ray.config.dotted import is_path
 from elpo_ray.config.growth import GrowthRule
 from elpo_ray.config.learner import ColdStartConfig, LearnerConfig
 from elpo_ray.config.model import ModelConfig, Precision
@@ -100,7 +101,7 @@ class Config(Section, key=""):
         yield from self._length_conflicts()
         yield from self._budget_conflicts()
         yield from self._device_conflicts()
-        if self.model.path is None and self.task.name is not TaskName.countdown:
+        if self.model.path is None and self.task.name != TaskName.countdown:
             remedy = "name a Hugging Face folder; only task=countdown can build its own tiny model"
             yield "model.path", remedy
 
@@ -116,8 +117,8 @@ class Config(Section, key=""):
         if self.learner.max_tokens_per_pack < demonstration:
             remedy = f"must hold one demonstration, cold_start.max_tokens={demonstration}"
             yield "learner.max_tokens_per_pack", remedy
-        if self.task.max_turn_tokens >= context:
-            yield "task.max_turn_tokens", f"must be below model.max_context={context}"
+        if (self.task.max_turn_tokens or 0) >= context:
+            yield "task.max_turn_tokens", f"must be below model.max_context={context}; or use null"
 
     def _budget_conflicts(self) -> Iterator[tuple[str, str]]:
         """How many rollouts an input gets."""
@@ -128,8 +129,9 @@ class Config(Section, key=""):
         if most < n_total:
             yield "budget.max", remedy
         rule = self.algorithm.growth.rule
-        if self.budget.scope is BudgetScope.batch and rule is not GrowthRule.bel:
-            remedy = f"growth rule {rule.value} has no search to end early; use input"
+        own = is_path(rule)  # whether that one can share is looked at when it is loaded
+        if self.budget.scope is BudgetScope.batch and rule != GrowthRule.bel and not own:
+            remedy = f"growth rule {rule} has no search to end early; use input"
             yield "budget.scope", remedy
 
     def _device_conflicts(self) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.modules import check_modules
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
-from elpo_ray.config.values import typed
+from elpo_ray.config.values import expanded, hydra_override, typed
 from elpo_ray.types import Fault
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class Command(Generic[T]):
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
         try:
             sys.argv[1:] = _with_file(sys.argv[1:], self._schema)
-            composed = _compose(self._folder, self._config_name)
+            composed = _compose(self._folder, self._config_name, self._schema)
             code = max((self._run(typed(self._schema, one)) for one in composed), default=0)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             message = explain(error, self._schema)
@@ -72,10 +72,11 @@ class Command(Generic[T]):
         sys.exit(code)
 
 
-def _compose(folder: Path, config_name: str) -> list[DictConfig]:
+def _compose(folder: Path, config_name: str, schema: type) -> list[DictConfig]:
     """What Hydra makes of the command line: one configuration, several under --multirun, none
     after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
     composed: list[DictConfig] = []
+    sys.argv[1:] = [hydra_override(word, schema) for word in sys.argv[1:]]
     hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
         composed.append
     )()
@@ -105,7 +106,7 @@ def composed(overrides: Sequence[str], file: RunFile | None = None) -> Config:
     run's file is one of them or given read. Raises ValueError, in one line, as `Command` prints
     it."""
     ConfigStore.instance().store(name="config_schema", node=Config)
-    words = _with_file(overrides, Config)
+    words = [hydra_override(word, Config) for word in _with_file(overrides, Config)]
     if file is not None:
         words = [_offer(file.run(words)), *words]
     try:
@@ -146,7 +147,9 @@ def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
             if config.data_dir is not None:
                 composed.task.data_dir = config.data_dir
             try:
-                composed.task = OmegaConf.merge(composed.task, OmegaConf.create(config.task))
+                composed.task = OmegaConf.merge(
+                    composed.task, OmegaConf.create(expanded({"task": config.task})["task"])
+                )
             except OmegaConfBaseException as error:
                 raise ValueError(explain(error)) from None
             tasks[name] = typed(TaskConfig, composed.task)

@@ -52,9 +52,15 @@ def explain(
     return None
 
 
+FORMER = {"task.reward.function": "write task.reward=module:function"}
+"""Keys of earlier versions, and what stands in for them."""
+
+
 def unknown_key(key: str, root: type = Config) -> str:
     """The line for a key that the schema does not have, with its nearest neighbours."""
     parent, _, name = key.rpartition(".")
+    if key in FORMER:
+        return f"{key}: unknown key; {FORMER[key]}"
     owner = _type_at(parent, root)
     names = [f.name for f in fields(owner)] if owner is not None else []
     near = difflib.get_close_matches(name, names, n=3)

@@ -21,6 +21,7 @@ from yaml import MarkedYAMLError, YAMLError
 
 from elpo_ray.config import CONF_DIR, Config
 from elpo_ray.config.errors import explain
+from elpo_ray.config.values import expanded
 
 Values = dict[str, Any]
 
@@ -68,7 +69,7 @@ class RunFile:
     @classmethod
     def of(cls, values: Mapping[str, Any], name: str, folder: Path) -> RunFile:
         """What a file with these values in `folder` sets. Raises ValueError as `read`."""
-        nested = _nested(values)
+        nested = dict(expanded(_nested(values)))
         choices = _choices(nested)
         _check_sections(nested, Config)
         try:

@@ -7,13 +7,16 @@ error names the key under which the value stands, whichever class it belongs to.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from enum import Enum
+from enum import Enum, StrEnum
 from functools import cache
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+
+from elpo_ray.config.dotted import is_path
 
 
 def require(ok: bool, key: str, value: Any, remedy: str) -> None:
@@ -41,10 +44,39 @@ class Bound:
         below = value < self.high or (value == self.high and "]" in self.ends)
         return bool(above and below)
 
+    def remedy_for(self, value: Any) -> str:
+        return self.remedy
+
     def __str__(self) -> str:
         if self.high == math.inf:
             return f"{'≥' if '[' in self.ends else '>'} {self.low}"
         return f"in {self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The built-in names of a part and, unless `dotted` is false, the dotted path of the user's."""
+
+    builtin: type[StrEnum]
+    dotted: bool = True
+
+    def holds(self, value: Any) -> bool:
+        """Whether a name, or each name of a list, is known or has the form of a path."""
+        if isinstance(value, list):
+            return all(map(self.holds, value))
+        if value is None:
+            return True
+        return value in list(self.builtin) or (self.dotted and is_path(value))
+
+    def remedy_for(self, value: Any) -> str:
+        wrong = next((v for v in value if not self.holds(v)), "") if type(value) is list else value
+        near = difflib.get_close_matches(wrong, list(self.builtin), n=3)
+        meant = f"did you mean {' or '.join(near)}? Else " if near else ""
+        own = ", or name your own as module:attribute" if self.dotted else ""
+        return f"{meant}use one of {self}{own}"
+
+    def __str__(self) -> str:
+        return ", ".join(self.builtin)
 
 
 def at_least(low: float, remedy: str = "") -> Bound:
@@ -103,25 +135,26 @@ def check(section: Section, key: str) -> None:
         value = getattr(section, name)
         if isinstance(value, Section):
             check(value, prefix + name)
-        elif bound is not None:
-            require(bound.holds(value), prefix + name, value, bound.remedy)
+        elif bound is not None and not bound.holds(value):
+            raise _error(prefix + name, value, bound.remedy_for(value))
     for name, remedy in section.conflicts():
         raise _error(prefix + name, attrgetter(name)(section), remedy)
 
 
 @cache
-def bounds(schema: Any) -> dict[str, Bound | None]:
+def bounds(schema: Any) -> dict[str, Bound | Names | None]:
     """The bound of each field of a section's class."""
     hints = get_type_hints(schema, include_extras=True)
     return {field.name: _bound(hints[field.name]) for field in fields(schema)}
 
 
-def _bound(hint: Any) -> Bound | None:
-    """The bound in a type: of a number, of each number of a list, of what may be null too."""
+def _bound(hint: Any) -> Bound | Names | None:
+    """The bound in a type: of a number or name, of each one of a list, of what may be null too."""
     if get_origin(hint) is Annotated:
-        return next(each for each in hint.__metadata__ if isinstance(each, Bound))
+        found: Bound | Names = next(m for m in hint.__metadata__ if isinstance(m, Bound | Names))
+        return found
     bound = next(filter(None, map(_bound, get_args(hint))), None)
-    if bound and type(None) in get_args(hint) and "null" not in bound.remedy:
+    if isinstance(bound, Bound) and type(None) in get_args(hint) and "null" not in bound.remedy:
         return replace(bound, remedy=f"{bound.remedy}, or null")
     return bound
 

@@ -16,7 +16,6 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
-from typing import Any
 
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
@@ -44,8 +43,6 @@ MAX_DRAWS = 100_000
 
 class Countdown:
     """The embedded default task; see `CountdownConfig` for its difficulty."""
-
-    tools: Sequence[dict[str, Any]] = (code_interpreter.SCHEMA,)
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         self._config = config.countdown

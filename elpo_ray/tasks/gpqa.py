@@ -39,7 +39,7 @@ def read(row: Row, id: str, seed: int) -> Problem:
     )
 
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     TaskName.gpqa_diamond: Family(
         read=read,
         held_out=Source(

@@ -66,7 +66,7 @@ def within(row: Row, config: TaskConfig) -> bool:
     return (config.contest_from or "") <= day <= (config.contest_until or "9999")
 
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     TaskName.livecodebench_v6: Family(
         read=read,
         keep=within,

@@ -56,7 +56,7 @@ def answer_of(row: Row) -> str:
     return boxed
 
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     TaskName.aime24: Family(
         read=read, held_out=Source(name="aime24", repo="Maxwell-Jia/AIME_2024")
     ),

@@ -76,7 +76,7 @@ def _messages(prompt: Any) -> tuple[Message, ...]:
     return tuple({"role": m["role"], "content": m["content"]} for m in prompt)
 
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     TaskName.open_agentrl: Family(
         read=read,
         train=Source(name="open_agentrl", repo="Gen-Verse/Open-AgentRL-30K"),

@@ -27,7 +27,7 @@ async def examine(
     """One record a branching node, the prompt included."""
     tree = rollout.tree
     settings = config.algorithm.growth
-    await growth.GROWTH[settings.rule](rollout, settings)
+    await growth.grow(rollout, settings)
     [credit] = assign([tree], config.algorithm)
     branchings = [(n.id, list(n.children)) for n in tree.nodes if len(n.children) > 1]
     records = []

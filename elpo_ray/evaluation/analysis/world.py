@@ -149,7 +149,7 @@ async def simulate(
     for index in range(inputs):
         chain = chains[index % len(chains)]
         rollout = ChainRollout(chain, config.n_total, random.Random(f"{seed}/{index}"))
-        await growth.GROWTH[config.rule](rollout, config)
+        await growth.grow(rollout, config)
         findings.add(rollout, chain, config.bel)
     return findings
 
