@@ -14,6 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from elpo_ray.cluster import user_code
 from elpo_ray.cluster.learner import LearnerActor, LearnerGroup
 from elpo_ray.cluster.rollout_actor import RolloutActor
 from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
@@ -51,13 +52,21 @@ class Cluster:
         joins, variables = cluster.address is not None, {} if cluster.gpus else PATIENT_THREADS
         if not joins:  # a new Ray inherits them, and the workers that it starts beforehand serve us
             os.environ.update(variables)
-        ray.init(
-            address=cluster.address or "local",  # None would join what RAY_ADDRESS names
-            include_dashboard=None if joins else cluster.dashboard,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": variables} if joins and variables else None,
-        )
+        if ray.is_initialized():
+            raise ValueError(
+                "Ray runs in this process already; call ray.shutdown() first, and set "
+                "cluster.address=auto to join a running cluster"
+            )
+        self._objects = user_code.packed(config)
+        with user_code.copies(config.task.modules if joins else []) as copies:
+            brought = {"env_vars": variables, "py_modules": copies}
+            ray.init(
+                address=cluster.address or "local",  # None would join what RAY_ADDRESS names
+                include_dashboard=None if joins else cluster.dashboard,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                runtime_env={k: v for k, v in brought.items() if v} if joins else None,
+            )
         try:
             self._check_gpus(learner, engines)
         except ValueError:
@@ -171,6 +180,7 @@ class Cluster:
             options |= {"num_cpus": 1, "num_gpus": gpus}
             group = self._place(1.0, gpus, count, title)
         remote: Any = ray.remote(kind)
+        given = (self._objects,) if kind is RolloutActor else ()
 
         def spawn(number: int, life: int) -> ActorHandle[Any]:
             if group is not None:
@@ -178,7 +188,7 @@ class Cluster:
                     group, placement_group_bundle_index=number
                 )
             name = f"{title}-{number}" + (f".{life}" if life else "")
-            actor: ActorHandle[Any] = remote.options(name=name, **options).remote()
+            actor: ActorHandle[Any] = remote.options(name=name, **options).remote(*given)
             self._actors.append(actor)
             return actor
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
+from elpo_ray.cluster import user_code
 from elpo_ray.cluster.garbage import freeze_gc, importing
 from elpo_ray.cluster.gauges import Gauges
 from elpo_ray.cluster.sandboxes import RemoteHost
@@ -41,8 +42,15 @@ class RolloutActor:
     runner: JobRunner | None = None
     gauges: Gauges | None = None
 
+    def __init__(self, objects: bytes | None = None) -> None:
+        """`objects`: those that were given from Python, if any (`user_code.packed`)."""
+        self._objects = objects
+
     async def start(self, config: Config, folder: str, sandboxes: list[ActorHandle[Any]]) -> None:
-        """With `engine.endpoint` there is no engine: the model is behind that URL."""
+        """With `engine.endpoint` there is no engine: the model is behind that URL. Raises
+        ValueError for an object of the user's that cannot be loaded on this node."""
+        with user_code.on_worker():
+            user_code.install(config.task.modules, self._objects)
         hosts = [RemoteHost(actor, config) for actor in sandboxes]
         faults = (ray.exceptions.RayError, TimeoutError)
         self.tools = PooledTools(hosts, config.sandbox, faults=faults)
@@ -59,7 +67,8 @@ class RolloutActor:
         from elpo_ray.chat.template import Chat  # with transformers, which the driver does not need
         from elpo_ray.rollout.endpoint import Endpoint
 
-        task = make_task(config.task, config.trainer.seed)
+        with user_code.on_worker():
+            task = make_task(config.task, config.trainer.seed)
         settings = RolloutSettings.of(config)
         if self.engine is not None:
             chat = Chat.from_folder(str(local_folder(self.folder)), task.tools)

@@ -162,6 +162,9 @@ class TaskConfig(Section, key="task"):
     data_dir: str | None = None
     """Folder with files named after the data sets (`aime24.jsonl`, `gsm8k-train.parquet`, …);
     what is not there comes from the Hugging Face hub."""
+    modules: list[str] = field(default_factory=list)
+    """Folders whose modules can be named as `module:attribute`, by all processes of the run; a
+    run's file adds its own folder."""
     eval_sets: list[Annotated[str, Names(TaskName, dotted=False)]] = field(default_factory=list)
     """Tasks whose held-out problems evaluate this one; empty: its own."""
     contest_from: str | None = None

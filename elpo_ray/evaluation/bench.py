@@ -220,8 +220,18 @@ def _run_config(config: MeasureConfig, source: ModelSource, task: TaskConfig) ->
 
 def _settings(task: TaskConfig) -> dict[str, Any]:
     """A task's settings but for where its files lie and what only training reads."""
-    skipped = ("train_file", "eval_file", "data_dir", "demonstrations_file", "eval_problems",
-               "eval_samples", "expected_episode_tokens", "tool_actors", "env")  # fmt: skip
+    skipped = (
+        "train_file",
+        "eval_file",
+        "data_dir",
+        "demonstrations_file",
+        "modules",
+        "eval_problems",
+        "eval_samples",
+        "expected_episode_tokens",
+        "tool_actors",
+        "env",
+    )
     return {key: value for key, value in plain(task).items() if key not in skipped}
 
 

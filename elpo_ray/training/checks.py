@@ -7,6 +7,7 @@ from pathlib import Path
 from elpo_ray import credit, growth
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.modules import check_modules, use_modules
 from elpo_ray.config.rules import require
 from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.config.task import TaskName
@@ -22,6 +23,8 @@ PROMPTS_CHECKED = 64
 
 def check(config: Config) -> None:
     """Raise ValueError for what the schema alone cannot see: files, packages, the model."""
+    check_modules(config.task.modules)
+    use_modules(config.task.modules)
     _check_files(config)
     check_trackers(config.logging)
     check_rules(config.algorithm, shared_budget=config.budget.scope is BudgetScope.batch)
