@@ -121,11 +121,6 @@ def test_the_growth_rule_spends_the_budget(plan: Plan, monkeypatch: pytest.Monke
     assert len(branched) == (4 if len(plan(0, [])) > 1 else 0)
 
 
-def test_a_new_growth_rule_keeps_its_whole_budget_under_way() -> None:
-    rule: Any = "twice"
-    assert growth.width(GrowthConfig(rule=rule, n_total=9)) == 9
-
-
 async def test_the_task_scores_its_own_answers() -> None:
     task = example("sums")["Sums"]()
     problem = task.train_problem(3)
