@@ -71,6 +71,11 @@ class Reward:
         self._own = OwnReward(config) if is_path(name) else None
         self._grader = MathGrader(config.graders, config.grader_cpu_s)
 
+    @property
+    def needs_answer(self) -> bool:
+        """Whether problems must come with the right answer."""
+        return self._own is None
+
     async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
         """See `interfaces.Task.score`."""
         if self._own is not None:
