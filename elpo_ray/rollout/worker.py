@@ -191,8 +191,8 @@ class TreeRollout:
     async def begin(self) -> None:
         """Ask the tools for the prompt's end. Comes first."""
         tree = self.tree
-        tree.messages, prompt_ids = await self._worker.begin(self._problem, self._states)
-        tree.prompt_ids = tuple(prompt_ids)
+        messages, prompt_ids = await self._worker.begin(self._problem, self._states)
+        tree.messages, tree.prompt_ids = list(messages), tuple(prompt_ids)
 
     @property
     def remaining(self) -> int:

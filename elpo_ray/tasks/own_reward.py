@@ -12,7 +12,7 @@ from typing import Any
 from elpo_ray.config.dotted import check_call, load_object
 from elpo_ray.config.task import RewardConfig
 from elpo_ray.tools import threads
-from elpo_ray.types import InfrastructureError, Problem, Score, Step
+from elpo_ray.types import UNGRADED, InfrastructureError, Problem, RewardValue, Score, Step
 
 KEY = "task.reward.name"
 MOST_ERRORS = 0.01
@@ -72,6 +72,31 @@ class FailureRate:
             )
 
 
+class EnvironmentReward:
+    """What environments among the agent's tools give, as scores."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._success_above = config.success_above
+        self._rate = FailureRate("task.tools: reward() of an environment")
+
+    def score(self, value: RewardValue, problem: Problem) -> Score:
+        """The score of a value; without a verdict of an exception or of what is no score.
+        ValueError once too many are."""
+        score = UNGRADED
+        if not isinstance(value, InfrastructureError):
+            score = self._read(value)
+            self._rate.count(score.error, problem)
+        return score
+
+    def _read(self, value: RewardValue) -> Score:
+        if isinstance(value, Exception):
+            return _failed(f"raised {type(value).__name__}: {value}")
+        try:
+            return score_of(value, self._success_above)
+        except ValueError as fault:
+            return _failed(str(fault))
+
+
 class OwnReward:
     """`task.reward.name` as a dotted path, ready to score."""
 
@@ -107,4 +132,8 @@ class OwnReward:
             error = text if text.startswith("returned ") else f"raised ValueError: {text}"
         except Exception as fault:  # the user's code is a boundary
             error = f"raised {type(fault).__name__}: {fault}"
-        return Score(reward=0.0, success=False, graded=False, error=error[:500])
+        return _failed(error)
+
+
+def _failed(error: str) -> Score:
+    return Score(reward=0.0, success=False, graded=False, error=error[:500])

@@ -16,7 +16,7 @@ from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.demonstrations import read_demonstration
 from elpo_ray.tasks.rewards import Reward
 from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
-from elpo_ray.types import Message, Problem, Score, Step
+from elpo_ray.types import Message, Problem, RewardValue, Score, Step
 
 Reader = Callable[[Row, str, int], Problem]
 """(row, id, seed) -> its problem. ValueError says what is wrong with it."""
@@ -60,9 +60,15 @@ class ProblemSet:
         after the other, or the family's own. ValueError without a usable split."""
         return self._held_out[:count]
 
-    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
-        """Grade the answer by `task.reward`."""
-        return await self._reward.score(problem, steps, tools)
+    async def score(
+        self,
+        problem: Problem,
+        steps: Sequence[Step],
+        tools: Tools,
+        environment: RewardValue = None,
+    ) -> Score:
+        """Grade the answer by `task.reward`, or as the environment says."""
+        return await self._reward.score(problem, steps, tools, environment)
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
         """What the last box holds; None for programs."""

@@ -124,8 +124,12 @@ class AgentTools:
     async def begin(self, problem: Problem, tree: str) -> str | None:
         """See `interfaces.Tools.begin`: resets every source with state once, for the texts."""
         instances: list[ToolInstance] = []
-        for source in self.stateful:
-            instances.append(await self._opened(source, problem))
+        try:
+            for source in self.stateful:
+                instances.append(await self._opened(source, problem))
+        except BaseException:
+            await asyncio.gather(*(instance.close() for instance in instances))
+            raise
         begun = tuple(SourceState(opening=instance.opening) for instance in instances)
         copies = {(index, ROOT): instance for index, instance in enumerate(instances)}
         self._trees[tree] = _Tree(problem, begun, copies)
@@ -248,7 +252,11 @@ class AgentSession:
                 try:
                     instance, _ = await self._instance(index)
                     return await instance.reward()
-                except Exception as error:  # the user's code is a boundary: a reward that failed
+                except _Diverged as error:
+                    return self._tools.lose(str(error))
+                except InfrastructureError:
+                    raise
+                except Exception as error:  # the user's code is a boundary
                     return error
         return None
 
@@ -343,7 +351,7 @@ class AgentSession:
 
 def _diverged(source: ToolSource, name: str, said: str) -> _Diverged:
     return _Diverged(
-        f"{name} of {source.name} is not deterministic: run again after the same calls, it returned "
-        f"another result ({said!r:.200}); make it depend on the data row and the calls alone, or "
+        f"{name} of {source.name} is not deterministic: run again after the same calls, it "
+        f"returned another result ({said!r:.200}); make it depend on the data row and the calls alone, or "
         "give the class a fork()"
     )

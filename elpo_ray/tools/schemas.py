@@ -1,4 +1,4 @@
-"""The schema of a tool from its function: type hints and a docstring, checked before a run starts."""
+"""The schema of a tool from its function: type hints and a docstring, checked before a run."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def schema_of(where: str, function: Callable[..., Any]) -> Schema:
     if not (inspect.getdoc(function) or "").strip():
         raise ValueError(f"{start} has no docstring; say what it does, with an Args: section")
     _check_parameters(start, function)
-    from transformers.utils import get_json_schema  # seconds to import
-    from transformers.utils.chat_template_utils import (
+    from transformers.utils.chat_template_utils import (  # seconds to import
         DocstringParsingException,
         TypeHintParsingException,
+        get_json_schema,
     )
 
     try:

@@ -1,4 +1,4 @@
-"""What one entry of `task.tools` is to the rest: a source of tools, and what a trajectory holds of it.
+"""What an entry of `task.tools` is to the rest: a source of tools; what a trajectory holds of it.
 
 Functions (`tools.functions`), environment classes (`tools.environments`) and the ready-made tools
 implement it. A source without state gives every trajectory the same instance.

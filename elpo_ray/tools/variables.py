@@ -7,56 +7,19 @@ Values travel from the driver to the processes as arguments of their start, and 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import MutableMapping, Sequence
 
 from elpo_ray.config.rules import require
 
-NEEDED = frozenset(
-    [
-        "PATH",
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "SHELL",
-        "LANG",
-        "LANGUAGE",
-        "TZ",
-        "TERM",
-        "PWD",
-        "TMPDIR",
-        "TMP",
-        "TEMP",
-        "HOSTNAME",
-        "VIRTUAL_ENV",
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-        "LD_LIBRARY_PATH",
-        "LD_PRELOAD",
-        "HF_HOME",
-        "HF_HUB_CACHE",
-        "HF_HUB_OFFLINE",
-        "TOKENIZERS_PARALLELISM",
-    ]
+NEEDED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TERM|PWD|TMPDIR|TMP|TEMP|HOSTNAME|VIRTUAL_ENV"
+    r"|SSL_CERT_FILE|SSL_CERT_DIR|LD_LIBRARY_PATH|LD_PRELOAD|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE"
+    r"|(LC|XDG|CONDA|RAY|VLLM|TORCH|CUDA|NVIDIA|NCCL|OMP|MKL|KMP|GLOO|TRANSFORMERS|TOKENIZERS|ELPO)_.*"
+    r"|PYTHON.*"
 )
-NEEDED_PREFIXES = [
-    "LC_",
-    "XDG_",
-    "PYTHON",
-    "CONDA_",
-    "RAY_",
-    "VLLM_",
-    "TORCH_",
-    "CUDA_",
-    "NVIDIA_",
-    "NCCL_",
-    "OMP_",
-    "MKL_",
-    "KMP_",
-    "GLOO_",
-    "TRANSFORMERS_",
-    "ELPO_",
-]
-SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
+"""What Python, Ray, vLLM and the system need."""
+SECRET = re.compile(r"TOKEN(_|$)|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 """A name with such a part is never needed."""
 
 
@@ -75,6 +38,4 @@ def keep_only(values: dict[str, str], environment: MutableMapping[str, str]) -> 
 
 
 def _needed(name: str) -> bool:
-    if any(part in name.upper() for part in SECRET):
-        return False
-    return name in NEEDED or name.startswith(tuple(NEEDED_PREFIXES))
+    return NEEDED.fullmatch(name) is not None and SECRET.search(name) is None
