@@ -14,7 +14,6 @@ from pathlib import Path
 
 from elpo_ray.config.algorithm import AlgorithmConfig, LossConfig
 from elpo_ray.config.dotted import is_path
-from elpo_ray.config.dotted import is_path
 from elpo_ray.config.growth import GrowthRule
 from elpo_ray.config.learner import ColdStartConfig, LearnerConfig
 from elpo_ray.config.model import ModelConfig, Precision
