@@ -118,9 +118,10 @@ class Task(Protocol):
     ) -> Score:
         """Reward and success of a finished trajectory; not `graded` if no verdict could be had.
 
-        `environment` is what an environment among the agent's tools says of the trajectory, given
-        where there is one: it counts where the user has set no reward. `tools` runs a submitted program on its tests, in sessions of its own. What tools return is
-        untrusted. Raises InfrastructureError, and ValueError if the user's reward function fails.
+        `environment` is what an environment among the agent's tools says of the trajectory, where
+        there is one: it counts if the user has set no reward. `tools` runs a submitted program on
+        its tests, in sessions of its own. What tools return is untrusted. Raises
+        InfrastructureError, and ValueError if the user's reward function fails.
         """
         ...
 

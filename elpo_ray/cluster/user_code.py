@@ -11,22 +11,45 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import cloudpickle
+from ray.actor import ActorHandle
 from ray.util import get_node_ip_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from elpo_ray.config import Config, dotted
 from elpo_ray.config.modules import COPIES, use_modules
 from elpo_ray.config.values import plain
+from elpo_ray.tools.caller import RunningTools
 
 LARGEST = 1 << 20
 """Bytes of a file that is still copied."""
 MOST = 64 << 20
 """Bytes that are copied in all."""
+LOOK_S = 20.0
+"""Seconds to look on another node for what a lost worker was running."""
 LEFT_OUT = {"__pycache__", "node_modules", "runs", "site-packages", "wandb"}
 """Folders that hold no modules of the user's, beside hidden ones and virtual environments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserCode:
+    """What an actor that runs code of the user's is given for it."""
+
+    objects: bytes | None = None
+    """Those that were given from Python, if any (`packed`)."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """The environment variables of `task.env`."""
+    tool_actors: dict[str, list[ActorHandle[Any]]] = field(default_factory=dict)
+    """By entry of `task.tools`: the actors that it lives in."""
+
+    def install(self, folders: Sequence[str]) -> None:
+        """Make modules and objects loadable in this process."""
+        install(folders, self.objects)
 
 
 @contextmanager
@@ -111,10 +134,26 @@ def install(folders: Sequence[str], objects: bytes | None) -> None:
 
 
 @contextmanager
-def on_worker() -> Iterator[None]:
+def on_worker(what: str = "a rollout worker") -> Iterator[None]:
     """A ValueError in the body says that it is about this node: the driver had none."""
     try:
         yield
     except ValueError as error:
-        where = f"in a rollout worker on {get_node_ip_address()}"
+        where = f"in {what} on {get_node_ip_address()}"
         raise ValueError(f"{error} ({where})") from None
+
+
+def tools_that_ran(home: tuple[str, str] | None) -> str:
+    """The end of a message about a lost worker: which tools of the user's it was running. Empty if
+    none was, or if that cannot be known. `home`: its node, and the file that names them."""
+    if home is None:
+        return ""
+    node, path = home
+    read: Any = ray.remote(RunningTools.read)
+    where = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    try:
+        asked = read.options(num_cpus=0, scheduling_strategy=where).remote(Path(path))
+        names = ray.get(asked, timeout=LOOK_S)
+    except (ray.exceptions.RayError, TimeoutError):
+        return ""  # the node is gone too
+    return f"; it was running: {names}" if names else ""

@@ -168,8 +168,8 @@ class AgentTools:
         share = self.lost / max(self.calls, 1)
         if self.calls >= MIN_CALLS and share > self._max_failure_rate:
             raise InfrastructureError(
-                f"{self.lost} of {self.calls} tool calls were lost for good, more than "
-                f"sandbox.max_failure_rate={self._max_failure_rate}; the last one: {self._last_loss}"
+                f"{self.lost} of {self.calls} tool calls were lost for good, more than sandbox."
+                f"max_failure_rate={self._max_failure_rate}; the last one: {self._last_loss}"
             )
 
     def new_name(self) -> str:
@@ -352,6 +352,6 @@ class AgentSession:
 def _diverged(source: ToolSource, name: str, said: str) -> _Diverged:
     return _Diverged(
         f"{name} of {source.name} is not deterministic: run again after the same calls, it "
-        f"returned another result ({said!r:.200}); make it depend on the data row and the calls alone, or "
-        "give the class a fork()"
+        f"returned another result ({said!r:.200}); let it depend on the data row and the calls "
+        "alone, or give the class a fork()"
     )

@@ -70,6 +70,7 @@ class Caller:
         """Calls that were over their time limit."""
         self._threads = Threads()
         self._running = running
+        self._notes: list[str] = []
         self._blocked: dict[str, int] = {}
         """Calls over their time limit, by tool."""
 
@@ -77,6 +78,19 @@ class Caller:
     def abandoned(self) -> int:
         """Calls over their time limit that still hold a thread."""
         return self._threads.abandoned
+
+    def note(self, text: str) -> None:
+        """Have a person told."""
+        self._notes.append(text)
+
+    def take_notes(self) -> list[str]:
+        """The notes since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def counters(self) -> dict[str, float]:
+        """Counts since the start, and of now."""
+        return {"tool_timeouts": self.timeouts, "tool_threads_abandoned": self.abandoned}
 
     def check(self) -> None:
         """Raise InfrastructureError if so many calls never came back that only a new process

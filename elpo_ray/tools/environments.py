@@ -103,11 +103,9 @@ class EnvironmentSource:
         """Have calls run again from now on."""
         if self.copier is not None:
             self.copier = None
-            log.warning(
-                "%s: its state cannot be copied (%s); where trajectories branch, its calls are run "
-                "again and their results compared. Give it a fork() to avoid that",
-                self._where,
-                why,
+            self.caller.note(
+                f"{self._where}: its state cannot be copied ({why}); where trajectories branch, "
+                "its calls are run again and their results compared; give it a fork() to avoid that"
             )
 
     def _copier(self, branching: Branching) -> Callable[[Any], Any] | None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from elpo_ray.config.rules import require
 
 NEEDED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TERM|PWD|TMPDIR|TMP|TEMP|HOSTNAME|VIRTUAL_ENV"
     r"|SSL_CERT_FILE|SSL_CERT_DIR|LD_LIBRARY_PATH|LD_PRELOAD|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE"
-    r"|(LC|XDG|CONDA|RAY|VLLM|TORCH|CUDA|NVIDIA|NCCL|OMP|MKL|KMP|GLOO|TRANSFORMERS|TOKENIZERS|ELPO)_.*"
-    r"|PYTHON.*"
+    r"|(LC|XDG|CONDA|RAY|VLLM|TORCH|CUDA|NVIDIA|NCCL|OMP|MKL|KMP|GLOO|TOKENIZERS)_.*|PYTHON.*"
+    r"|(TRANSFORMERS|ELPO)_.*"
 )
 """What Python, Ray, vLLM and the system need."""
 SECRET = re.compile(r"TOKEN(_|$)|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
@@ -30,11 +31,24 @@ def named(names: Sequence[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-def keep_only(values: dict[str, str], environment: MutableMapping[str, str]) -> None:
-    """Take everything out of `environment` but `values` and what a process needs."""
-    for name in [name for name in environment if name not in values and not _needed(name)]:
-        del environment[name]
-    environment.update(values)
+def keep_only(values: Mapping[str, str]) -> None:
+    """Take everything out of this process's environment but `values` and what it needs."""
+    for name in [name for name in os.environ if name not in values and not _needed(name)]:
+        del os.environ[name]
+    os.environ.update(values)
+
+
+@contextmanager
+def restored(environment: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment is `environment` in the body, and afterwards what it was."""
+    before = dict(os.environ)
+    try:
+        os.environ.clear()
+        os.environ.update(environment)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _needed(name: str) -> bool:

@@ -15,7 +15,9 @@ from elpo_ray.interfaces import Task
 from elpo_ray.models.folder import check_context, check_model_path, local_folder
 from elpo_ray.runs.trackers import check_trackers
 from elpo_ray.tasks import make_task
-from elpo_ray.tools.catalog import schemas
+from elpo_ray.tools.caller import Caller
+from elpo_ray.tools.catalog import joined, schemas, sources
+from elpo_ray.tools.variables import named
 
 PROMPTS_CHECKED = 64
 """Training problems, besides the held-out ones, whose prompts are measured against the context."""
@@ -28,6 +30,8 @@ def check(config: Config) -> None:
     _check_files(config)
     check_trackers(config.logging)
     check_rules(config.algorithm, shared_budget=config.budget.scope is BudgetScope.batch)
+    schemas(config.task, config.sandbox)
+    named(config.task.env)
     make_task(config.task, config.trainer.seed)  # it checks the user's own task and reward
     if config.model.path is not None:
         check_model_path(config.model.path)
@@ -82,10 +86,13 @@ def check_prompts(config: Config, task: Task, folder: Path) -> None:
 
     room = config.model.max_context
     check_context(local_folder(folder), "model.max_context", room)
-    tools = schemas(config.task, config.sandbox)
+    made = sources(config.task, Caller(config.task.tool_timeout_s))
+    tools = joined(config.task, config.sandbox, made)
     chat = Chat.from_folder(str(local_folder(folder)), tools)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
+        for source in made:
+            source.check(problem)
         length = len(chat.prompt_ids(problem.messages))
         require(
             length < room,
