@@ -147,9 +147,8 @@ def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
             if config.data_dir is not None:
                 composed.task.data_dir = config.data_dir
             try:
-                composed.task = OmegaConf.merge(
-                    composed.task, OmegaConf.create(expanded({"task": config.task})["task"])
-                )
+                own = OmegaConf.create(expanded({"task": config.task}))
+                composed.task = OmegaConf.merge(composed.task, own.task)
             except OmegaConfBaseException as error:
                 raise ValueError(explain(error)) from None
             tasks[name] = typed(TaskConfig, composed.task)

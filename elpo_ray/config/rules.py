@@ -14,9 +14,11 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum, StrEnum
 from functools import cache
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
 
 from elpo_ray.config.dotted import is_path
+
+T = TypeVar("T")
 
 
 def require(ok: bool, key: str, value: Any, remedy: str) -> None:
@@ -44,9 +46,6 @@ class Bound:
         below = value < self.high or (value == self.high and "]" in self.ends)
         return bool(above and below)
 
-    def remedy_for(self, value: Any) -> str:
-        return self.remedy
-
     def __str__(self) -> str:
         if self.high == math.inf:
             return f"{'≥' if '[' in self.ends else '>'} {self.low}"
@@ -68,7 +67,13 @@ class Names:
             return True
         return value in list(self.builtin) or (self.dotted and is_path(value))
 
-    def remedy_for(self, value: Any) -> str:
+    def member(self, value: Any) -> Any:
+        """The value with every built-in name as the member of its enumeration."""
+        if isinstance(value, list):
+            return [self.member(each) for each in value]
+        return self.builtin(value) if value in list(self.builtin) else value
+
+    def remedy(self, value: Any) -> str:
         wrong = next((v for v in value if not self.holds(v)), "") if type(value) is list else value
         near = difflib.get_close_matches(wrong, list(self.builtin), n=3)
         meant = f"did you mean {' or '.join(near)}? Else " if near else ""
@@ -135,28 +140,46 @@ def check(section: Section, key: str) -> None:
         value = getattr(section, name)
         if isinstance(value, Section):
             check(value, prefix + name)
-        elif bound is not None and not bound.holds(value):
-            raise _error(prefix + name, value, bound.remedy_for(value))
+        elif bound is not None:
+            require(bound.holds(value), prefix + name, value, bound.remedy)
+    for name, known in names(schema).items():
+        value = getattr(section, name)
+        if not known.holds(value):
+            raise _error(prefix + name, value, known.remedy(value))
+        setattr(section, name, known.member(value))
     for name, remedy in section.conflicts():
         raise _error(prefix + name, attrgetter(name)(section), remedy)
 
 
 @cache
-def bounds(schema: Any) -> dict[str, Bound | Names | None]:
+def bounds(schema: Any) -> dict[str, Bound | None]:
     """The bound of each field of a section's class."""
     hints = get_type_hints(schema, include_extras=True)
     return {field.name: _bound(hints[field.name]) for field in fields(schema)}
 
 
-def _bound(hint: Any) -> Bound | Names | None:
-    """The bound in a type: of a number or name, of each one of a list, of what may be null too."""
-    if get_origin(hint) is Annotated:
-        found: Bound | Names = next(m for m in hint.__metadata__ if isinstance(m, Bound | Names))
-        return found
-    bound = next(filter(None, map(_bound, get_args(hint))), None)
-    if isinstance(bound, Bound) and type(None) in get_args(hint) and "null" not in bound.remedy:
+@cache
+def names(schema: Any) -> dict[str, Names]:
+    """The names among which a field of a section's class chooses, of those that do."""
+    hints = get_type_hints(schema, include_extras=True)
+    found = {field.name: _marked(hints[field.name], Names) for field in fields(schema)}
+    return {name: known for name, known in found.items() if known is not None}
+
+
+def _bound(hint: Any) -> Bound | None:
+    """The bound in a type: of a number, of each number of a list, of what may be null too."""
+    bound = _marked(hint, Bound)
+    optional = get_origin(hint) is not Annotated and type(None) in get_args(hint)
+    if bound and optional and "null" not in bound.remedy:
         return replace(bound, remedy=f"{bound.remedy}, or null")
     return bound
+
+
+def _marked(hint: Any, kind: type[T]) -> T | None:
+    """What of `kind` a type is annotated with, or one of the types in it."""
+    if get_origin(hint) is Annotated:
+        return next((each for each in hint.__metadata__ if isinstance(each, kind)), None)
+    return next(filter(None, (_marked(each, kind) for each in get_args(hint))), None)
 
 
 def _error(key: str, value: Any, remedy: str) -> ValueError:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from elpo_ray import credit, growth
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.learner import LearnerConfig
@@ -28,6 +29,7 @@ from elpo_ray.evaluation.source import ModelSource, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.tasks import make_task
+from elpo_ray.tasks.problem_set import ROW
 from elpo_ray.tools.catalog import schemas
 from elpo_ray.tools.sources import Schema
 from elpo_ray.types import Problem
@@ -53,6 +55,9 @@ class Bench:
     def prepare(cls, config: MeasureConfig, tasks: Mapping[str, TaskConfig]) -> Bench:
         """Resolve the model, load the problems, measure their prompts. Raises ValueError for a
         model that cannot be served, one without a tool template, a missing split or row."""
+        if isinstance(config, AnalyzeConfig):
+            growth.check(config.algorithm.growth)
+            credit.check(config.algorithm.credit)
         source = resolve(config)
         configs = {name: _run_config(config, source, task) for name, task in tasks.items()}
         made = {name: make_task(task, config.seed) for name, task in tasks.items()}
@@ -236,7 +241,8 @@ def _settings(task: TaskConfig) -> dict[str, Any]:
 
 
 def _problem(problem: Problem) -> list[Any]:
-    return [problem.id, problem.messages, repr(problem.ground_truth), problem.setup]
+    row = [repr(sorted(problem.extra[ROW].items()))] if ROW in problem.extra else []
+    return [problem.id, problem.messages, repr(problem.ground_truth), problem.setup, *row]
 
 
 def _digest(value: Any) -> str:

@@ -7,7 +7,7 @@ from elpo_ray.config.dotted import is_path
 from elpo_ray.config.modules import use_modules
 from elpo_ray.config.task import TaskConfig, TaskName
 from elpo_ray.interfaces import Task
-from elpo_ray.tasks import gpqa, livecodebench, mathematics, open_agentrl
+from elpo_ray.tasks import gpqa, jsonl, livecodebench, mathematics, open_agentrl
 from elpo_ray.tasks.countdown import Countdown
 from elpo_ray.tasks.own import make_own
 from elpo_ray.tasks.problem_set import Family, ProblemSet
@@ -17,6 +17,7 @@ FAMILIES: dict[str, Family] = {
     **gpqa.FAMILIES,
     **livecodebench.FAMILIES,
     **open_agentrl.FAMILIES,
+    **jsonl.FAMILIES,
 }
 
 

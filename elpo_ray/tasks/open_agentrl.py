@@ -41,7 +41,7 @@ def read(row: Row, id: str, seed: int) -> Problem:
 
 
 def read_plain(row: Row, id: str, seed: int) -> Problem:
-    """The prompt as it stands: task `jsonl`. ValueError if a field is missing or unusable."""
+    """The prompt as it stands. ValueError if a field is missing or unusable."""
     source, reward_model = row.get("data_source"), row.get("reward_model")
     if not isinstance(source, str):
         raise ValueError("data_source is not a string; name where the problem comes from")
@@ -59,13 +59,14 @@ def read_plain(row: Row, id: str, seed: int) -> Problem:
         truth = truth.strip()
     return Problem(
         id=id,
-        messages=_messages(row.get("prompt")),
+        messages=messages_of(row.get("prompt")),
         ground_truth=truth,
         extra={**extra, "data_source": source, KIND: kind},
     )
 
 
-def _messages(prompt: Any) -> tuple[Message, ...]:
+def messages_of(prompt: Any) -> tuple[Message, ...]:
+    """A prompt that is a list of chat messages. ValueError if it is none."""
     remedy = 'use [{"role": "user", "content": "…"}]'
     if not isinstance(prompt, list) or not prompt:
         raise ValueError(f"prompt is not a list of chat messages; {remedy}")
@@ -82,5 +83,4 @@ FAMILIES: dict[str, Family] = {
         train=Source(name="open_agentrl", repo="Gen-Verse/Open-AgentRL-30K"),
         demonstrations=Source(name="open_agentrl-sft", repo="Gen-Verse/Open-AgentRL-SFT-3K"),
     ),
-    TaskName.jsonl: Family(read=read_plain),
 }

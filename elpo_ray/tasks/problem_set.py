@@ -14,12 +14,14 @@ from functools import cached_property
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.demonstrations import read_demonstration
-from elpo_ray.tasks.rewards import Reward
+from elpo_ray.tasks.rewards import KIND, MATH, Reward
 from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
 from elpo_ray.types import Message, Problem, RewardValue, Score, Step
 
 Reader = Callable[[Row, str, int], Problem]
 """(row, id, seed) -> its problem. ValueError says what is wrong with it."""
+ROW = "row"
+"""Key of `Problem.extra`: the columns of a row of the user's, which tools and rewards may need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,16 @@ class ProblemSet:
         return self._read(family, replace(table, rows=kept), name)
 
     def _read(self, family: Family, table: Table, prefix: str) -> list[Problem]:
-        return table.each(lambda row, number: family.read(row, f"{prefix}-{number}", self._seed))
+        def read(row: Row, number: int) -> Problem:
+            problem = family.read(row, f"{prefix}-{number}", self._seed)
+            text = isinstance(problem.ground_truth, str) or problem.extra.get(KIND) != MATH
+            if self._reward.needs_answer and not text:
+                raise ValueError(
+                    "no answer: give it as text, or score without one (task.reward=module:function)"
+                )
+            return problem
+
+        return table.each(read)
 
     @cached_property
     def _demonstrations(self) -> list[list[Message]]:

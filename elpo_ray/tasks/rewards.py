@@ -73,6 +73,11 @@ class Reward:
         self._environment = EnvironmentReward(config) if config.name is None else None
         self._grader = MathGrader(config.graders, config.grader_cpu_s)
 
+    @property
+    def needs_answer(self) -> bool:
+        """Whether problems must come with the right answer."""
+        return self._own is None
+
     async def score(
         self,
         problem: Problem,
