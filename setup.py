@@ -25,7 +25,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["elpo_ray*", "launch*", "sandbox*"]),
     package_data={
-        "elpo_ray": ["models/templates/*.jinja", "view/assets/*"],
+        "elpo_ray": ["models/templates/*.jinja", "view/assets/*", "new/project/*"],
         "launch": ["conf/**/*.yaml", "templates/*.jinja", "monitoring/*.yaml"],
     },
     data_files=SHARED,

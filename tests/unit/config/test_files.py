@@ -64,7 +64,7 @@ def test_paths_in_a_file_are_relative_to_it_and_those_of_the_line_to_the_working
 def test_a_name_chooses_an_option_and_dotted_keys_go_over_it(shop: Path) -> None:
     text = TASK + "algorithm: grpo\nalgorithm.growth.n_total: 8\nmodel: qwen3_4b\n"
     config = composed([write(shop, text)])
-    assert (config.algorithm.credit.rule.value, config.algorithm.growth.n_total) == ("group", 8)
+    assert (config.algorithm.credit.rule, config.algorithm.growth.n_total) == ("group", 8)
     assert config.model.path == "Qwen/Qwen3-4B-Instruct-2507"
     named = composed([write(shop, "task: {name: countdown, max_turns: 9}\n")])
     assert (named.task.countdown.operators, named.task.max_turns) == ("+-", 9)
