@@ -14,9 +14,10 @@ from typing import Any
 from elpo_ray.config.task import TaskName
 from elpo_ray.tasks.mathematics import answer_of
 from elpo_ray.tasks.open_agentrl import messages_of, read_plain
-from elpo_ray.tasks.problem_set import ROW, Family
+from elpo_ray.tasks.problem_set import Family
 from elpo_ray.tasks.rewards import KIND, MATH
 from elpo_ray.tasks.sources import Row, text_of
+from elpo_ray.tools.environments import ROW
 from elpo_ray.types import Message, Problem
 
 QUESTION = ("prompt", "problem", "Problem", "question")
@@ -25,10 +26,10 @@ PAPER = {"data_source", "prompt", "ability", "reward_model", "extra_info"}
 """Columns of the paper's RL data."""
 
 
-def read(row: Row, id: str, seed: int) -> Problem:
+def read(row: Row, id: str, seed: int, code: bool) -> Problem:
     """A row in any of the forms. ValueError if what is asked is missing or unusable."""
     if "reward_model" in row:
-        problem = read_plain(row, id, seed)
+        problem = read_plain(row, id)
         if row.keys() <= PAPER:
             return problem
         return replace(problem, extra=problem.extra | {ROW: row})

@@ -38,6 +38,11 @@ def sources(task: TaskConfig, caller: Caller) -> list[ToolSource]:
     return made
 
 
+def judged(task: TaskConfig) -> bool:
+    """Whether an environment among the tools has a reward of its own."""
+    return any(source.rewards for source in sources(task, Caller(task.tool_timeout_s)))
+
+
 def source_of(where: str, key: str, entry: Any, task: TaskConfig, caller: Caller) -> ToolSource:
     """The source of one entry, which stands under `key`; `where` begins every error."""
     if isinstance(entry, dict):
