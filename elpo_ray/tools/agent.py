@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elpo_ray.chat.calls import checked_call
 from elpo_ray.interfaces import Tools, ToolSession
 from elpo_ray.tools import code_interpreter
 from elpo_ray.tools.caller import Caller
@@ -121,7 +120,7 @@ class AgentTools:
         max_failure_rate: float = 0.01,
     ) -> None:
         """`retries`: further attempts at a call that ended in an InfrastructureError."""
-        self.schemas = {schema["function"]["name"]: schema["function"] for schema in schemas}
+        self.names = [schema["function"]["name"] for schema in schemas]
         self.interpreter = interpreter
         self.stateful = [source for source in sources if source.stateful]
         self.caller = caller
@@ -243,14 +242,15 @@ class AgentSession:
         return AgentState(interpreter, tuple(self._states))
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """See `interfaces.ToolSession.call`."""
+        """See `interfaces.ToolSession.call`. Arguments have been checked where the call was read."""
         tools = self._tools
-        checked = checked_call(call.name, call.arguments, tools.schemas)
-        if isinstance(checked, str):
-            return ToolResult(ToolKind.MALFORMED, f"Malformed tool call: {checked}")
         if call.name == code_interpreter.NAME and self._interpreter is not None:
             return await self._interpreter.call(call)
-        source = tools.source_of[call.name]
+        source = tools.source_of.get(call.name)
+        if source is None:
+            known = ", ".join(tools.names) or "none: answer"
+            text = f"Malformed tool call: unknown tool {call.name[:40]}; use {known}"
+            return ToolResult(ToolKind.MALFORMED, text)
         tools.calls += 1
         if not source.stateful:
             return await self._attempted(call, source, None)
