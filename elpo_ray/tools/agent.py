@@ -243,7 +243,7 @@ class AgentSession:
         return AgentState(interpreter, tuple(self._states))
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """See `interfaces.ToolSession.call`. Arguments have been checked where the call was read."""
+        """See `interfaces.ToolSession.call`. The arguments were checked when the call was read."""
         tools = self._tools
         if call.name == code_interpreter.NAME and self._interpreter is not None:
             return await self._interpreter.call(call)
