@@ -16,6 +16,7 @@ from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.demonstrations import read_demonstration
 from elpo_ray.tasks.rewards import KIND, MATH, Reward
 from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
+from elpo_ray.tools.catalog import judged
 from elpo_ray.types import Message, Problem, RewardValue, Score, Step
 
 Reader = Callable[[Row, str, int], Problem]
@@ -122,13 +123,19 @@ class ProblemSet:
         def read(row: Row, number: int) -> Problem:
             problem = family.read(row, f"{prefix}-{number}", self._seed)
             text = isinstance(problem.ground_truth, str) or problem.extra.get(KIND) != MATH
-            if self._reward.needs_answer and not text:
+            if not text and self._needs_answer:
                 raise ValueError(
-                    "no answer: give it as text, or score without one (task.reward=module:function)"
+                    "no answer: give it as text, or score without one (task.reward=module:function,"
+                    " or the reward() of an environment in task.tools)"
                 )
             return problem
 
         return table.each(read)
+
+    @cached_property
+    def _needs_answer(self) -> bool:
+        config = self._config
+        return self._reward.needs_answer and not (config.reward.name is None and judged(config))
 
     @cached_property
     def _demonstrations(self) -> list[list[Message]]:

@@ -66,6 +66,11 @@ def schemas(task: TaskConfig, sandbox: SandboxConfig) -> list[Schema]:
     return joined(task, sandbox, sources(task, Caller(task.tool_timeout_s)))
 
 
+def judged(task: TaskConfig) -> bool:
+    """Whether an environment among the tools has a reward of its own."""
+    return any(source.rewards for source in sources(task, Caller(task.tool_timeout_s)))
+
+
 def joined(task: TaskConfig, sandbox: SandboxConfig, made: Sequence[ToolSource]) -> list[Schema]:
     """The schemas of the interpreter, if there is one, and of `made`. ValueError for two tools of
     one name."""
