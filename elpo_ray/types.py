@@ -207,5 +207,8 @@ class Score:
     """Why the user's own reward gave no verdict, where it failed; else empty."""
 
 
+RewardValue = float | bool | Score | Exception | None
+"""What an environment says of its trajectory: a reward, the exception that it raised instead, or
+nothing, if it does not judge."""
 UNGRADED = Score(reward=0.0, success=False, graded=False)
 """The grader, or the sandbox, timed out or crashed on this answer, also when asked again."""

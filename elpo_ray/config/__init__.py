@@ -117,8 +117,8 @@ class Config(Section, key=""):
         if self.learner.max_tokens_per_pack < demonstration:
             remedy = f"must hold one demonstration, cold_start.max_tokens={demonstration}"
             yield "learner.max_tokens_per_pack", remedy
-        if self.task.max_turn_tokens >= context:
-            yield "task.max_turn_tokens", f"must be below model.max_context={context}"
+        if (self.task.max_turn_tokens or 0) >= context:
+            yield "task.max_turn_tokens", f"must be below model.max_context={context}; or use null"
 
     def _budget_conflicts(self) -> Iterator[tuple[str, str]]:
         """How many rollouts an input gets."""

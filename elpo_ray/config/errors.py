@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from elpo_ray.config import Config
 
 
-def explain(error: BaseException, root: type = Config) -> str | None:
+def explain(
+    error: BaseException, root: type = Config, values: Mapping[str, Any] | None = None
+) -> str | None:
     """The one line for a composition error or a `ValueError` of ours; None for any other error.
-    `root` is the schema that the command line is checked against."""
+    `root` is the schema that the command line is checked against; `values` are what was checked,
+    nested, where that was no command line."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -38,7 +42,7 @@ def explain(error: BaseException, root: type = Config) -> str | None:
     if "Error parsing override" in text and override:
         return f"{override[1]}: not of the form key=value; write for example trainer.steps=20"
     if key is not None:
-        value = override[1].partition("=")[2] if override else "?"
+        value = override[1].partition("=")[2] if override else _value_at(key, values or {})
         reason = next(line for link in reversed(chain) for line in str(link).split("\n") if line)
         return f"{key}={value}: {reason[0].lower()}{reason[1:]}; give {_expected(key, root)}"
     if type(error) is ValueError:
@@ -74,6 +78,13 @@ def _full_key(chain: list[BaseException]) -> str | None:
         if key:
             return str(key)
     return None
+
+
+def _value_at(key: str, values: Mapping[str, Any]) -> Any:
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part, "?") if isinstance(found, Mapping) else "?"
+    return found
 
 
 def _type_at(path: str, root: type) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Annotated, Any
 
 from elpo_ray.config.dotted import is_path
@@ -19,6 +19,9 @@ from elpo_ray.config.rules import (
     at_least,
     between,
 )
+
+CODE_INTERPRETER = "code_interpreter"
+"""The entry of `task.tools` for the Python session in the sandbox."""
 
 
 class TaskName(StrEnum):
@@ -48,6 +51,19 @@ class RewardName(StrEnum):
     """`strict_box` with -1.1 for failure: the recipe as it really ran (Figure 4)."""
     demyagent_intended = "demyagent_intended"
     """`strict_box` with min(-0.6, -1 + 0.1 tool calls) for failure: the recipe as it was meant."""
+
+
+class Branching(Enum):
+    """How an environment's state gets to where trajectories branch."""
+
+    auto = "auto"
+    """By the class's own `fork()`, or by `copy.deepcopy`; where that fails, by replay."""
+    fork = "fork"
+    """By `fork()`, which each environment must have."""
+    deepcopy = "deepcopy"
+    """By `copy.deepcopy`, also where there is a `fork()`."""
+    replay = "replay"
+    """The calls are run again, and their results compared."""
 
 
 @dataclass(kw_only=True)
@@ -130,9 +146,25 @@ class TaskConfig(Section, key="task"):
     """File of held-out problems, in the same form."""
     demonstrations_file: str | None = None
     """File of the cold start's conversations, in the same form (task `open_agentrl`)."""
+    tools: list[Any] = field(default_factory=lambda: [CODE_INTERPRETER])
+    """What the policy may call: `code_interpreter`, functions and environment classes as
+    `module:attribute` (docs/tools.md); none: it only answers."""
+    tool_timeout_s: PositiveFloat = 30.0
+    """Seconds that a call of a function or an environment may take; `sandbox.wall_s` bounds the
+    code interpreter."""
+    branching: Branching = Branching.auto
+    tool_actors: dict[str, int] = field(default_factory=dict)
+    """Entries of `tools` that run in so many Ray actors, which all rollout workers share, instead
+    of in each worker."""
+    env: list[str] = field(default_factory=list)
+    """Names of the environment variables that tools and rewards see. Their values are taken from
+    the driver's environment and written nowhere."""
     data_dir: str | None = None
     """Folder with files named after the data sets (`aime24.jsonl`, `gsm8k-train.parquet`, …);
     what is not there comes from the Hugging Face hub."""
+    modules: list[str] = field(default_factory=list)
+    """Folders whose modules can be named as `module:attribute`, by all processes of the run; a
+    run's file adds its own folder."""
     eval_sets: list[Annotated[str, Names(TaskName, dotted=False)]] = field(default_factory=list)
     """Tasks whose held-out problems evaluate this one; empty: its own."""
     contest_from: str | None = None
@@ -141,7 +173,8 @@ class TaskConfig(Section, key="task"):
     """Last day (YYYY-MM-DD) of these contests; null: no bound."""
     max_turns: PositiveInt = 16
     """Assistant turns an episode may take, the answer included."""
-    max_turn_tokens: PositiveInt = 4096
+    max_turn_tokens: PositiveInt | None = None
+    """Tokens of one assistant turn; null: as many as the context still holds."""
     max_observation_chars: Annotated[int, at_least(32)] = 256
     """A longer tool response is cut in the middle, as in the original recipe."""
     eval_problems: PositiveInt = 200
@@ -157,7 +190,13 @@ class TaskConfig(Section, key="task"):
         """Tool calls without which no episode of the task succeeds; 0 where that is not known."""
         return self.countdown.numbers - 1 if self.name == TaskName.countdown else 0
 
+    @property
+    def interpreter(self) -> bool:
+        """Whether the policy may run code."""
+        return CODE_INTERPRETER in self.tools
+
     def conflicts(self) -> Iterator[tuple[str, str]]:
+        yield from self._tool_conflicts()
         if self.options and not is_path(self.name):
             yield "options", f"name={self.name} has none; its settings are keys of their own"
         if self.eval_sets and self.eval_file:
@@ -166,6 +205,23 @@ class TaskConfig(Section, key="task"):
             day = getattr(self, key)
             if day is not None and not _is_day(day):
                 yield key, "write a day as 2025-02-01"
+
+    def _tool_conflicts(self) -> Iterator[tuple[str, str]]:
+        for entry in self.tools:
+            if not isinstance(entry, str) and not (isinstance(entry, dict) and len(entry) >= 1):
+                yield (
+                    "tools",
+                    f"{CODE_INTERPRETER}, module:attribute, or a mapping such as {{…: …}}",
+                )
+        if self.name == TaskName.countdown and not self.interpreter:
+            yield "tools", f"task countdown is played with {CODE_INTERPRETER}; add it"
+        for entry, count in self.tool_actors.items():
+            if entry not in self.tools:
+                yield "tool_actors", f"{entry} is not in task.tools; add it there, written the same"
+            if count < 1:
+                yield "tool_actors", f"{entry} needs 1 actor or more"
+        if not all(name.isidentifier() for name in self.env):
+            yield "env", "give names of environment variables, without values"
 
 
 def _is_day(text: str) -> bool:

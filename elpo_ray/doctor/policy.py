@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elpo_ray.config import Config
 from elpo_ray.config.rollout import Preload
@@ -14,8 +15,13 @@ from elpo_ray.config.rules import require
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
 from elpo_ray.models.folder import check_model_path, check_weights
 from elpo_ray.tasks import make_task
+from elpo_ray.tools.catalog import schemas
+from elpo_ray.tools.sources import Schema
 from elpo_ray.training.checks import check, check_prompts
 from elpo_ray.types import Message
+
+if TYPE_CHECKING:
+    from elpo_ray.chat.template import Chat
 
 HUB_TIMEOUT_S = 10.0
 ARGUMENT = 'x = "a\\n"; print("<tool_response>", x)'
@@ -79,9 +85,19 @@ def template(config: Config, folder: Path) -> Iterator[Finding]:
     and the same ids from a rollout's pieces as from the whole conversation."""
     from elpo_ray.chat.template import Chat  # with transformers: seconds to import
 
-    task = make_task(config.task, config.trainer.seed)
-    chat = Chat.from_folder(str(folder), task.tools)
-    function = task.tools[0]["function"]
+    tools = schemas(config.task, config.sandbox)
+    chat = Chat.from_folder(str(folder), tools)
+    if tools:
+        yield _there_and_back(chat, folder, tools)
+    else:
+        yield ok("chat template", "no tools")
+    check_prompts(config, make_task(config.task, config.trainer.seed), folder)
+    yield ok("prompts", f"fit model.max_context={config.model.max_context}")
+
+
+def _there_and_back(chat: Chat, folder: Path, tools: Sequence[Schema]) -> Finding:
+    """A call of the first tool, rendered and parsed, and its observation."""
+    function = tools[0]["function"]
     arguments = {
         key: ARGUMENT if kind.get("type") == "string" else 1
         for key, kind in function["parameters"]["properties"].items()
@@ -112,12 +128,10 @@ def template(config: Config, folder: Path) -> Iterator[Finding]:
     )
     for holds, what in conditions:
         if not holds:
-            yield failure("chat template", f"{key}: {what} ({parsed.error or 'no error'})", remedy)
-            return
-    tools = ", ".join(tool["function"]["name"] for tool in task.tools)
-    yield ok("chat template", f"tools {tools}: {len(turn)} tokens of call there and back")
-    check_prompts(config, task, folder)
-    yield ok("prompts", f"fit model.max_context={config.model.max_context}")
+            problem = f"{key}: {what} ({parsed.error or 'no error'})"
+            return failure("chat template", problem, remedy)
+    names = ", ".join(tool["function"]["name"] for tool in tools)
+    return ok("chat template", f"tools {names}: {len(turn)} tokens of call there and back")
 
 
 def sandbox(config: Config) -> Iterator[Finding]:

@@ -29,7 +29,9 @@ from elpo_ray.evaluation.source import ModelSource, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.tasks import make_task
-from elpo_ray.tasks.problem_set import ROW
+from elpo_ray.tools.catalog import schemas
+from elpo_ray.tools.environments import ROW
+from elpo_ray.tools.sources import Schema
 from elpo_ray.types import Problem
 
 PACKAGES = (
@@ -68,6 +70,10 @@ class Bench:
             bench._check_prompts(name)
         return bench
 
+    def tools(self, name: str) -> list[Schema]:
+        """The schemas of a task's tools."""
+        return schemas(self.configs[name].task, self.config.sandbox)
+
     def identity(self) -> dict[str, Any]:
         """Everything that determines a sample, as JSON data."""
         config = self.config
@@ -100,7 +106,7 @@ class Bench:
         from elpo_ray.chat.template import Chat  # seconds to import
 
         room = self.source.max_context
-        chat = Chat.from_folder(str(self.source.folder), self.tasks[name].tools)
+        chat = Chat.from_folder(str(self.source.folder), self.tools(name))
         for problem in self.problems[name]:
             length = len(chat.prompt_ids(problem.messages))
             if length >= room:
@@ -194,7 +200,8 @@ class JsonLines:
 
 def _run_config(config: MeasureConfig, source: ModelSource, task: TaskConfig) -> Config:
     """What the rollout stack needs to know; a turn may be as long as the context allows."""
-    task = replace(task, max_turn_tokens=min(task.max_turn_tokens, source.max_context - 1))
+    if task.max_turn_tokens is not None:
+        task = replace(task, max_turn_tokens=min(task.max_turn_tokens, source.max_context - 1))
     model = ModelConfig(
         path=source.path, max_context=source.max_context, precision=source.precision
     )
@@ -218,8 +225,18 @@ def _run_config(config: MeasureConfig, source: ModelSource, task: TaskConfig) ->
 
 def _settings(task: TaskConfig) -> dict[str, Any]:
     """A task's settings but for where its files lie and what only training reads."""
-    skipped = ("train_file", "eval_file", "data_dir", "demonstrations_file", "eval_problems",
-               "eval_samples", "expected_episode_tokens")  # fmt: skip
+    skipped = (
+        "train_file",
+        "eval_file",
+        "data_dir",
+        "demonstrations_file",
+        "modules",
+        "eval_problems",
+        "eval_samples",
+        "expected_episode_tokens",
+        "tool_actors",
+        "env",
+    )
     return {key: value for key, value in plain(task).items() if key not in skipped}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from elpo_ray.config import Config
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import new_folder
+from elpo_ray.tools.catalog import schemas
 from elpo_ray.types import Message
 
 TOKENIZER_TEXTS = 2000
@@ -31,10 +32,11 @@ def base_model(config: Config, task: Task) -> Path:
         from elpo_ray.models.tiny import build_tiny  # torch takes seconds to import
 
         texts = list(islice(conversations(task), TOKENIZER_TEXTS))
+        tools = schemas(config.task, config.sandbox)
         shape, context = config.model.tiny, config.model.max_context
         seed = config.trainer.seed
         with new_folder(folder) as path:
-            build_tiny(path, shape, texts, task.tools, max_context=context, seed=seed)
+            build_tiny(path, shape, texts, tools, max_context=context, seed=seed)
     return folder
 
 
@@ -52,6 +54,7 @@ def base_key(config: Config) -> dict[str, Any]:
         "tiny": asdict(config.model.tiny),
         "max_context": config.model.max_context,
         "task": asdict(config.task.countdown),
+        "tools": schemas(config.task, config.sandbox),
         "seed": config.trainer.seed,
     }
 

@@ -4,6 +4,7 @@ nothing of models or rollouts."""
 from __future__ import annotations
 
 from elpo_ray.config.dotted import is_path
+from elpo_ray.config.modules import use_modules
 from elpo_ray.config.task import TaskConfig, TaskName
 from elpo_ray.interfaces import Task
 from elpo_ray.tasks import gpqa, jsonl, livecodebench, mathematics, open_agentrl
@@ -22,7 +23,9 @@ FAMILIES: dict[str, Family] = {
 
 def make_task(config: TaskConfig, seed: int) -> Task:
     """The configured task; `seed` orders its training stream. ValueError if the configuration is
-    unusable; files and data sets are looked at when problems are asked for."""
+    unusable; files and data sets are looked at when problems are asked for. Modules of
+    `task.modules` can be imported in this process from then on."""
+    use_modules(config.modules)
     if is_path(config.name):
         return make_own(config, seed)
     if config.name == TaskName.countdown:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from elpo_ray.config.dotted import check_call, load_object
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Task
@@ -27,11 +25,6 @@ def make_own(config: TaskConfig, seed: int) -> Task:
     except Exception as fault:  # the user's code is a boundary
         raise ValueError(f"{where}: raised {type(fault).__name__}: {fault}; mend it") from fault
     _check_methods(where, type(made))
-    tools: Any = getattr(made, "tools", None)
-    if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
-        raise ValueError(
-            f"{where}: its tools={tools!r:.100} is no list of function schemas; use () for none"
-        )
     task: Task = made
     return task
 

@@ -6,13 +6,15 @@ the reason (`Score.error`); where too many fail, the run stops and says so.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from elpo_ray.config.dotted import check_call, load_object
 from elpo_ray.config.task import RewardConfig
-from elpo_ray.tools import threads
-from elpo_ray.types import InfrastructureError, Problem, Score, Step
+from elpo_ray.tools.caller import Caller
+from elpo_ray.types import UNGRADED, InfrastructureError, Problem, RewardValue, Score, Step
 
 KEY = "task.reward.name"
 MOST_ERRORS = 0.01
@@ -72,6 +74,31 @@ class FailureRate:
             )
 
 
+class EnvironmentReward:
+    """What environments among the agent's tools give, as scores."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._success_above = config.success_above
+        self._rate = FailureRate("task.tools: reward() of an environment")
+
+    def score(self, value: RewardValue, problem: Problem) -> Score:
+        """The score of a value; without a verdict of an exception or of what is no score.
+        ValueError once too many are."""
+        score = UNGRADED
+        if not isinstance(value, InfrastructureError):
+            score = self._read(value)
+            self._rate.count(score.error, problem)
+        return score
+
+    def _read(self, value: RewardValue) -> Score:
+        if isinstance(value, Exception):
+            return _failed(f"raised {type(value).__name__}: {value}")
+        try:
+            return score_of(value, self._success_above)
+        except ValueError as fault:
+            return _failed(str(fault))
+
+
 class OwnReward:
     """`task.reward.name` as a dotted path, ready to score."""
 
@@ -80,8 +107,11 @@ class OwnReward:
         assert config.name is not None
         where = f"{KEY}={config.name!r}"
         self._config = config
-        self._function = load_object(KEY, config.name)
-        check_call(where, self._function, ("problem", "steps"), config.options)
+        function = load_object(KEY, config.name)
+        check_call(where, function, ("problem", "steps"), config.options)
+        own_call = getattr(function, "__call__", None)  # noqa: B004 - an object may be awaited
+        self._function = own_call if inspect.iscoroutinefunction(own_call) else function
+        self._caller = Caller(config.timeout_s)
         self._rate = FailureRate(where)
 
     async def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
@@ -94,9 +124,8 @@ class OwnReward:
     async def _ask(self, problem: Problem, steps: Sequence[Step]) -> Score:
         config = self._config
         try:
-            value = await threads.call(
-                self._function, config.timeout_s, problem, steps, **config.options
-            )
+            asked = partial(self._function, problem, steps, **config.options)
+            value = await self._caller.value("reward", asked)
             return score_of(value, config.success_above)
         except InfrastructureError:
             raise
@@ -107,4 +136,8 @@ class OwnReward:
             error = text if text.startswith("returned ") else f"raised ValueError: {text}"
         except Exception as fault:  # the user's code is a boundary
             error = f"raised {type(fault).__name__}: {fault}"
-        return Score(reward=0.0, success=False, graded=False, error=error[:500])
+        return _failed(error)
+
+
+def _failed(error: str) -> Score:
+    return Score(reward=0.0, success=False, graded=False, error=error[:500])

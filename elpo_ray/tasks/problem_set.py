@@ -10,20 +10,17 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.demonstrations import read_demonstration
 from elpo_ray.tasks.rewards import KIND, MATH, Reward
 from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
-from elpo_ray.tools import code_interpreter
-from elpo_ray.types import Message, Problem, Score, Step
+from elpo_ray.tools.catalog import judged
+from elpo_ray.types import Message, Problem, RewardValue, Score, Step
 
 Reader = Callable[[Row, str, int], Problem]
 """(row, id, seed) -> its problem. ValueError says what is wrong with it."""
-ROW = "row"
-"""Key of `Problem.extra`: the columns of a row of the user's, which tools and rewards may need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +37,6 @@ class Family:
 
 class ProblemSet:
     """`interfaces.Task` over the rows of a family."""
-
-    tools: Sequence[dict[str, Any]] = (code_interpreter.SCHEMA,)
 
     def __init__(self, families: Mapping[str, Family], config: TaskConfig, seed: int) -> None:
         """`seed` orders the training stream and the options of multiple-choice problems.
@@ -66,9 +61,15 @@ class ProblemSet:
         after the other, or the family's own. ValueError without a usable split."""
         return self._held_out[:count]
 
-    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
-        """Grade the answer by `task.reward`."""
-        return await self._reward.score(problem, steps, tools)
+    async def score(
+        self,
+        problem: Problem,
+        steps: Sequence[Step],
+        tools: Tools,
+        environment: RewardValue = None,
+    ) -> Score:
+        """Grade the answer by `task.reward`, or as the environment says."""
+        return await self._reward.score(problem, steps, tools, environment)
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
         """What the last box holds; None for programs."""
@@ -116,11 +117,16 @@ class ProblemSet:
             raise ValueError(f"{table.origin}: no row within task.contest_from..contest_until")
         return self._read(family, replace(table, rows=kept), name)
 
+    @cached_property
+    def _judged(self) -> bool:
+        """Whether an environment's own reward scores the trajectories."""
+        return self._config.reward.name is None and judged(self._config)
+
     def _read(self, family: Family, table: Table, prefix: str) -> list[Problem]:
         def read(row: Row, number: int) -> Problem:
             problem = family.read(row, f"{prefix}-{number}", self._seed)
             text = isinstance(problem.ground_truth, str) or problem.extra.get(KIND) != MATH
-            if self._reward.needs_answer and not text:
+            if not text and self._reward.needs_answer and not self._judged:
                 raise ValueError(
                     "no answer: give it as text, or score without one (task.reward=module:function)"
                 )

@@ -18,11 +18,12 @@ from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.grading.answers import choice_letter, last_boxed, last_program, strict_box
 from elpo_ray.tasks.grading.pool import MathGrader, Verdict
 from elpo_ray.tasks.grading.programs import read_livecodebench, read_tests, run_tests
-from elpo_ray.tasks.own_reward import OwnReward
+from elpo_ray.tasks.own_reward import EnvironmentReward, OwnReward
 from elpo_ray.types import (
     UNGRADED,
     FinishReason,
     Problem,
+    RewardValue,
     Score,
     Step,
     ToolKind,
@@ -69,15 +70,24 @@ class Reward:
         name = config.name or RewardName.verify
         self._config = replace(config, name=name)
         self._own = OwnReward(config) if is_path(name) else None
+        self._environment = EnvironmentReward(config) if config.name is None else None
         self._grader = MathGrader(config.graders, config.grader_cpu_s)
 
     @property
     def needs_answer(self) -> bool:
-        """Whether problems must come with the right answer."""
+        """Whether problems must come with the right answer, if no environment judges."""
         return self._own is None
 
-    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
+    async def score(
+        self,
+        problem: Problem,
+        steps: Sequence[Step],
+        tools: Tools,
+        environment: RewardValue = None,
+    ) -> Score:
         """See `interfaces.Task.score`."""
+        if environment is not None and self._environment is not None:
+            return self._environment.score(environment, problem)
         if self._own is not None:
             return await self._own.score(problem, steps)
         text = answer_turn(steps)

@@ -1,4 +1,4 @@
-"""What one entry of `task.tools` is to the rest: a source of tools, and what a trajectory holds of it.
+"""What an entry of `task.tools` is to the rest: a source of tools; what a trajectory holds of it.
 
 Functions (`tools.functions`), environment classes (`tools.environments`) and the ready-made tools
 implement it. A source without state gives every trajectory the same instance.
@@ -25,17 +25,19 @@ class ToolInstance(Protocol):
 
     async def call(self, name: str, arguments: dict[str, Any]) -> ToolResult:
         """Run one call whose arguments fit the schema of `name`. What goes wrong in the tool is an
-        observation; InfrastructureError if another try may cure it."""
+        observation; InfrastructureError if another try may cure it. After either that or
+        `ToolKind.TIMEOUT` an instance with state is not used any more."""
         ...
 
     async def fork(self) -> ToolInstance | None:
         """An independent copy of the state as it is now, or None if there can be none: the calls
-        are then run again on a fresh instance and their results compared."""
+        are then run again on a fresh instance and their results compared. Several may be asked for
+        at once."""
         ...
 
     async def reward(self) -> float | bool | Score | None:
-        """What the environment's own `reward()` returns; None if it has none. Whatever that raises
-        passes through."""
+        """What the environment's own `reward()` returns, asked where `ToolSource.rewards`. Whatever
+        that raises passes through."""
         ...
 
     async def close(self) -> None:
@@ -50,6 +52,16 @@ class ToolSource(Protocol):
     """The entry as the configuration writes it, for messages."""
     schemas: Sequence[Schema]
     """The schemas of its tools, in the order in which the policy reads them."""
+    stateful: bool
+    """Whether calls change what later calls of the trajectory return. Without state one instance
+    may serve all trajectories: it is never forked, and its calls are never run again."""
+    rewards: bool
+    """Whether its instances have a reward of their own."""
+
+    def check(self, problem: Problem) -> None:
+        """Raise ValueError if a trajectory of `problem` cannot be opened because the problem lacks
+        something, such as a column that `reset` asks for. Cheap: the driver asks for every one."""
+        ...
 
     async def open(self, problem: Problem) -> ToolInstance:
         """A fresh instance for a trajectory of `problem`. Raises InfrastructureError if there is

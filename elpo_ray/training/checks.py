@@ -7,6 +7,7 @@ from pathlib import Path
 from elpo_ray import credit, growth
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.modules import check_modules, use_modules
 from elpo_ray.config.rules import require
 from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.config.task import TaskName
@@ -14,6 +15,9 @@ from elpo_ray.interfaces import Task
 from elpo_ray.models.folder import check_context, check_model_path, local_folder
 from elpo_ray.runs.trackers import check_trackers
 from elpo_ray.tasks import make_task
+from elpo_ray.tools.caller import Caller
+from elpo_ray.tools.catalog import joined, schemas, sources
+from elpo_ray.tools.variables import named
 
 PROMPTS_CHECKED = 64
 """Training problems, besides the held-out ones, whose prompts are measured against the context."""
@@ -21,9 +25,13 @@ PROMPTS_CHECKED = 64
 
 def check(config: Config) -> None:
     """Raise ValueError for what the schema alone cannot see: files, packages, the model."""
+    check_modules(config.task.modules)
+    use_modules(config.task.modules)
     _check_files(config)
     check_trackers(config.logging)
     check_rules(config.algorithm, shared_budget=config.budget.scope is BudgetScope.batch)
+    schemas(config.task, config.sandbox)
+    named(config.task.env)
     make_task(config.task, config.trainer.seed)  # it checks the user's own task and reward
     if config.model.path is not None:
         check_model_path(config.model.path)
@@ -78,9 +86,13 @@ def check_prompts(config: Config, task: Task, folder: Path) -> None:
 
     room = config.model.max_context
     check_context(local_folder(folder), "model.max_context", room)
-    chat = Chat.from_folder(str(local_folder(folder)), task.tools)
+    made = sources(config.task, Caller(config.task.tool_timeout_s))
+    tools = joined(config.task, config.sandbox, made)
+    chat = Chat.from_folder(str(local_folder(folder)), tools)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
+        for source in made:
+            source.check(problem)
         length = len(chat.prompt_ids(problem.messages))
         require(
             length < room,

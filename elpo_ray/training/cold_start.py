@@ -31,6 +31,7 @@ from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics, progress_bar
 from elpo_ray.tasks import make_task
+from elpo_ray.tools.catalog import schemas
 from elpo_ray.training.loop import Outcome, RunLoop
 
 STEPS_PER_CALL = 10
@@ -97,6 +98,7 @@ def _cold_start_key(config: Config) -> dict[str, Any]:
             config.task.data_dir,
             asdict(config.task.countdown),
         ],
+        "tools": schemas(config.task, config.sandbox),
         "cold_start": settings,
         "precision": config.model.precision,
         "seed": config.trainer.seed,
@@ -109,7 +111,8 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
     from elpo_ray.chat.template import Chat  # transformers takes seconds to import
 
     settings = config.cold_start
-    chat = Chat.from_folder(str(local_folder(base)), task.tools)
+    tools = schemas(config.task, config.sandbox)
+    chat = Chat.from_folder(str(local_folder(base)), tools)
     encoded = [chat.conversation_ids(messages) for messages in conversations(task)]
     room = settings.max_tokens or config.model.max_context
     if settings.cut_longer:

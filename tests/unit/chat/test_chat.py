@@ -24,12 +24,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demonstrations = [TASK.demonstration(i) or [] for i in range(50)]
     config = TinyModelConfig(intermediate_size=32, num_layers=1)
     target = tmp_path_factory.mktemp("tiny")
-    return build_tiny(target, config, demonstrations, TASK.tools, max_context=512, seed=0)
+    return build_tiny(target, config, demonstrations, [SCHEMA], max_context=512, seed=0)
 
 
 @pytest.fixture(scope="module")
 def chat(folder: Path) -> Chat:
-    return Chat.from_folder(str(folder), TASK.tools)
+    return Chat.from_folder(str(folder), [SCHEMA])
 
 
 def encode(chat: Chat, text: str) -> list[int]:
