@@ -29,8 +29,8 @@ from elpo_ray.evaluation.source import ModelSource, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.tasks import make_task
-from elpo_ray.tasks.problem_set import ROW
 from elpo_ray.tools.catalog import schemas
+from elpo_ray.tools.environments import ROW
 from elpo_ray.tools.sources import Schema
 from elpo_ray.types import Problem
 

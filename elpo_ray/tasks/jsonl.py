@@ -14,9 +14,10 @@ from typing import Any
 from elpo_ray.config.task import TaskName
 from elpo_ray.tasks.mathematics import answer_of
 from elpo_ray.tasks.open_agentrl import messages_of, read_plain
-from elpo_ray.tasks.problem_set import ROW, Family
+from elpo_ray.tasks.problem_set import Family
 from elpo_ray.tasks.rewards import KIND, MATH
 from elpo_ray.tasks.sources import Row, text_of
+from elpo_ray.tools.environments import ROW
 from elpo_ray.types import Message, Problem
 
 QUESTION = ("prompt", "problem", "Problem", "question")

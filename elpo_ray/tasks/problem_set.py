@@ -21,8 +21,6 @@ from elpo_ray.types import Message, Problem, RewardValue, Score, Step
 
 Reader = Callable[[Row, str, int], Problem]
 """(row, id, seed) -> its problem. ValueError says what is wrong with it."""
-ROW = "row"
-"""Key of `Problem.extra`: the columns of a row of the user's, which tools and rewards may need."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,23 +117,22 @@ class ProblemSet:
             raise ValueError(f"{table.origin}: no row within task.contest_from..contest_until")
         return self._read(family, replace(table, rows=kept), name)
 
+    @cached_property
+    def _judged(self) -> bool:
+        """Whether an environment's own reward scores the trajectories."""
+        return self._config.reward.name is None and judged(self._config)
+
     def _read(self, family: Family, table: Table, prefix: str) -> list[Problem]:
         def read(row: Row, number: int) -> Problem:
             problem = family.read(row, f"{prefix}-{number}", self._seed)
             text = isinstance(problem.ground_truth, str) or problem.extra.get(KIND) != MATH
-            if not text and self._needs_answer:
+            if not text and self._reward.needs_answer and not self._judged:
                 raise ValueError(
-                    "no answer: give it as text, or score without one (task.reward=module:function,"
-                    " or the reward() of an environment in task.tools)"
+                    "no answer: give it as text, or score without one (task.reward=module:function)"
                 )
             return problem
 
         return table.each(read)
-
-    @cached_property
-    def _needs_answer(self) -> bool:
-        config = self._config
-        return self._reward.needs_answer and not (config.reward.name is None and judged(config))
 
     @cached_property
     def _demonstrations(self) -> list[list[Message]]:

@@ -16,9 +16,13 @@ from elpo_ray.tools.environments import EnvironmentSource
 from elpo_ray.tools.functions import FunctionSource
 from elpo_ray.tools.sources import Schema, ToolSource
 
-READY_MADE: dict[str, str] = {}
-"""By the first key of a mapping in `task.tools`, as `search` of `{search: corpus.jsonl}`: the
-function `(where, entry, caller) -> ToolSource` that makes it."""
+READY_MADE: dict[str, str] = {
+    "search": "elpo_ray.tools.search:SearchSource",
+    "mcp": "elpo_ray.tools.mcp:McpSource",
+    "gymnasium": "elpo_ray.tools.gymnasium:GymnasiumSource",
+}
+"""By the first key of a mapping in `task.tools`, as `search` of `{search: corpus.jsonl}`: the class
+that is made with `(where, entry, task, caller)`. Loaded when it is asked for."""
 
 
 def sources(task: TaskConfig, caller: Caller) -> list[ToolSource]:
@@ -45,7 +49,7 @@ def source_of(where: str, key: str, entry: Any, task: TaskConfig, caller: Caller
         if kind not in READY_MADE:
             known = ", ".join(READY_MADE) or "none"
             raise ValueError(f"{where}: no ready-made tool is called {kind}; there are {known}")
-        ready: ToolSource = load_object(key, READY_MADE[kind])(where, entry, caller)
+        ready: ToolSource = load_object(key, READY_MADE[kind])(where, entry, task, caller)
         return ready
     if not is_path(entry):
         raise ValueError(f"{where}: use {CODE_INTERPRETER} or module:attribute, as in shop:search")
@@ -60,15 +64,24 @@ def source_of(where: str, key: str, entry: Any, task: TaskConfig, caller: Caller
     return FunctionSource(where, entry, found, caller)
 
 
+def judged(task: TaskConfig) -> bool:
+    """Whether a tool of the task is an environment with a reward of its own."""
+    for entry in task.tools:
+        if isinstance(entry, dict):
+            found = load_object("task.tools", READY_MADE[next(iter(entry))])
+            if found.rewards:
+                return True
+        elif is_path(entry):
+            found = load_object("task.tools", entry)
+            if inspect.isclass(found) and hasattr(found, "reward"):
+                return True
+    return False
+
+
 def schemas(task: TaskConfig, sandbox: SandboxConfig) -> list[Schema]:
     """What the policy reads of its tools, in the order of `task.tools`. ValueError as `sources`,
     and for two tools of one name."""
     return joined(task, sandbox, sources(task, Caller(task.tool_timeout_s)))
-
-
-def judged(task: TaskConfig) -> bool:
-    """Whether an environment among the tools has a reward of its own."""
-    return any(source.rewards for source in sources(task, Caller(task.tool_timeout_s)))
 
 
 def joined(task: TaskConfig, sandbox: SandboxConfig, made: Sequence[ToolSource]) -> list[Schema]:

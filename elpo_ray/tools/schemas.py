@@ -66,7 +66,8 @@ def _check_parameters(start: str, function: Callable[..., Any]) -> None:
             raise ValueError(f"{start}: parameter {parameter.name} has no type; {EXAMPLE}")
         wrong = _not_json(hints[parameter.name])
         if wrong is not None:
-            shown = getattr(wrong, "__name__", str(wrong))
+            named = isinstance(wrong, type) and get_origin(wrong) is None
+            shown = wrong.__name__ if named else str(wrong)
             raise ValueError(
                 f"{start}: parameter {parameter.name} has type {shown}, which JSON does not have; "
                 f"{EXAMPLE}"

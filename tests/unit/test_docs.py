@@ -17,8 +17,8 @@ from elpo_ray import growth
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import CreditConfig
 from elpo_ray.config.growth import GrowthConfig, GrowthRule
-from elpo_ray.config.task import TaskConfig
 from elpo_ray.config.reference import keys, markdown
+from elpo_ray.config.task import TaskConfig
 from elpo_ray.credit.parts import leaf_mean
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Score, Step, ToolCall, ToolKind, Turn

@@ -16,7 +16,6 @@ from elpo_ray.interfaces import Task
 from elpo_ray.types import Problem, Score
 
 class Sums(Task):
-    tools = ()
     def __init__(self, config, seed, *, top=9):
         self.config, self.seed, self.top = config, seed, top
     def train_problem(self, index):
@@ -27,15 +26,11 @@ class Sums(Task):
 
 def factory(config, seed): return Sums(config, seed, top=3)
 class Half(Task):
-    tools = ()
     def __init__(self, config, seed): ...
     def train_problem(self, index): ...
 class Bare:
-    tools = ()
     def __init__(self, config, seed): ...
     train_problem = eval_problems = score = lambda self: None
-class Toolless(Sums):
-    tools = "none"
 class Broken(Sums):
     def __init__(self, config, seed): raise RuntimeError("no data")
 def nothing(config, seed): return None
@@ -70,7 +65,6 @@ def test_a_class_and_a_factory_make_the_task() -> None:
         ("Suns", {}, "own_tasks has no Suns; did you mean Sums"),
         ("Half", {}, "Half has no eval_problems, score; a task has the methods"),
         ("Bare", {}, "Bare has no answer, recoverable, demonstration; a task"),
-        ("Toolless", {}, "its tools='none' is no list of function schemas"),
         ("Broken", {}, "raised RuntimeError: no data; mend it"),
         ("nothing", {}, "NoneType has no train_problem, eval_problems, score"),
         ("narrow", {}, r"it must take \(config, seed\)"),
