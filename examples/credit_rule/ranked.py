@@ -1,4 +1,4 @@
-"""A credit rule: the rank of a leaf among those of its input, instead of its standardized reward."""
+"""A credit rule: the rank of a leaf among those of its input, not its standardized reward."""
 
 from collections.abc import Sequence
 

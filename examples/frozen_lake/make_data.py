@@ -4,6 +4,7 @@ a hole or go nowhere."""
 import json
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 
 from elpo_ray.tools.gymnasium import ACTIONS, TextEnvironment
 
@@ -16,7 +17,7 @@ class Lake(TextEnvironment):
     """The environment that agent.yaml names."""
 
     id = "FrozenLake-v1"
-    options = {"is_slippery": False}
+    options = MappingProxyType({"is_slippery": False})
     actions = ACTIONS["FrozenLake"]
 
 

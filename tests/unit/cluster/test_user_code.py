@@ -31,9 +31,7 @@ def test_copies_hold_modules_and_small_data_but_nothing_large(tmp_path: Path) ->
         assert nothing == []
 
 
-def test_a_folder_of_everything_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_everything_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_code, "MOST", 5)
     (tmp_path / "a.py").write_text("x = 1\n")
     with (
