@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import elpo_ray as elpo
-from elpo_ray.tree import RolloutTree
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,12 +47,9 @@ def train(example: str, cache: Path, folder: Path, **settings: Any) -> elpo.Run:
 
 def results(run: elpo.Run) -> Counter[str]:
     """How often each kind of result came back from a tool of the run's trees."""
-    return Counter(step.result.kind.value for step in steps(run) if step.result is not None)
-
-
-def steps(run: elpo.Run) -> list[elpo.Step]:
-    trees: list[RolloutTree] = [tree for trees in run.trees.values() for tree in trees]
-    return [node.step for tree in trees for node in tree.nodes if node.step is not None]
+    trees = [tree for trees in run.trees.values() for tree in trees]
+    nodes = [node for tree in trees for node in tree.nodes]
+    return Counter(node.extra["tool_kind"] for node in nodes if "tool_kind" in node.extra)
 
 
 def test_the_shop_trains_from_any_folder(cache: Path, tmp_path: Path) -> None:
