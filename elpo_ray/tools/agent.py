@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elpo_ray.chat.calls import checked_call
 from elpo_ray.interfaces import Tools, ToolSession
 from elpo_ray.tools import code_interpreter
 from elpo_ray.tools.caller import Caller
@@ -73,14 +73,33 @@ class AgentState:
     """Of each source with state, in the order of the configuration."""
 
 
+Key = tuple[int, str]
+"""A source's place among those with state, and the name of a copy."""
+
+
 @dataclass(slots=True)
 class _Tree:
     """What is kept for the sessions of one tree."""
 
     problem: Problem
     begun: tuple[SourceState, ...]
-    copies: dict[tuple[int, str], ToolInstance] = field(default_factory=dict)
-    """By source and name of the copy."""
+    copies: dict[Key, ToolInstance] = field(default_factory=dict)
+    copying: Counter[Key] = field(default_factory=Counter)
+    """How many sessions copy a copy at this moment."""
+
+    def take(self, key: Key) -> ToolInstance | None:
+        """Give away a copy itself, unless somebody copies it."""
+        return None if self.copying[key] else self.copies.pop(key, None)
+
+    async def copied(self, key: Key) -> ToolInstance | None:
+        """A copy of a copy, if there can be one."""
+        self.copying[key] += 1
+        try:
+            return await self.copies[key].fork()
+        except InfrastructureError:
+            return None  # where it was kept is gone
+        finally:
+            self.copying[key] -= 1
 
 
 class _Diverged(Exception):
@@ -101,7 +120,7 @@ class AgentTools:
         max_failure_rate: float = 0.01,
     ) -> None:
         """`retries`: further attempts at a call that ended in an InfrastructureError."""
-        self.schemas = {schema["function"]["name"]: schema["function"] for schema in schemas}
+        self.names = [schema["function"]["name"] for schema in schemas]
         self.interpreter = interpreter
         self.stateful = [source for source in sources if source.stateful]
         self.caller = caller
@@ -223,14 +242,15 @@ class AgentSession:
         return AgentState(interpreter, tuple(self._states))
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """See `interfaces.ToolSession.call`."""
+        """See `interfaces.ToolSession.call`. Arguments have been checked where the call was read."""
         tools = self._tools
-        checked = checked_call(call.name, call.arguments, tools.schemas)
-        if isinstance(checked, str):
-            return ToolResult(ToolKind.MALFORMED, f"Malformed tool call: {checked}")
         if call.name == code_interpreter.NAME and self._interpreter is not None:
             return await self._interpreter.call(call)
-        source = tools.source_of[call.name]
+        source = tools.source_of.get(call.name)
+        if source is None:
+            known = ", ".join(tools.names) or "none: answer"
+            text = f"Malformed tool call: unknown tool {call.name[:40]}; use {known}"
+            return ToolResult(ToolKind.MALFORMED, text)
         tools.calls += 1
         if not source.stateful:
             return await self._attempted(call, source, None)
@@ -307,19 +327,13 @@ class AgentSession:
     async def _copied(self, index: int) -> ToolInstance | None:
         """A copy of what is kept, if anything is. The instance that `begin` made goes to the first
         session that wants it where nothing is copied."""
-        copies, key = self._tree.copies, (index, self._states[index].copy)
-        kept = copies.get(key)
-        if kept is None:
+        tree, key = self._tree, (index, self._states[index].copy)
+        if key not in tree.copies:
             return None
-        if key[1] == ROOT and not self._branches:
-            return copies.pop(key)
-        try:
-            made = await kept.fork()
-        except InfrastructureError:
-            made = None  # where it was kept is gone
-        if made is None and key[1] == ROOT:
-            return copies.pop(key, None)
-        return made
+        if key[1] == ROOT and not self._branches and (taken := tree.take(key)) is not None:
+            return taken
+        made = await tree.copied(key)
+        return tree.take(key) if made is None and key[1] == ROOT else made
 
     async def _replayed(self, index: int) -> ToolInstance:
         """A fresh instance on which the calls of the state were run again."""

@@ -68,6 +68,7 @@ def source_of(where: str, key: str, entry: Any, task: TaskConfig, caller: Caller
 
 def judged(task: TaskConfig) -> bool:
     """Whether a tool of the task is an environment with a reward of its own."""
+    use_modules(task.modules)
     for entry in task.tools:
         if isinstance(entry, dict):
             found = load_object("task.tools", READY_MADE[next(iter(entry))])

@@ -95,6 +95,7 @@ def _cold_start_key(config: Config, task: Task) -> dict[str, Any]:
         "demonstrations": demonstrations_key(config, task),
         "tools": schemas(config.task, config.sandbox),
         "cold_start": settings,
+        "template_options": dict(config.model.template_options),
         "precision": config.model.precision,
         "seed": config.trainer.seed,
     }
@@ -107,7 +108,7 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
 
     settings = config.cold_start
     tools = schemas(config.task, config.sandbox)
-    chat = Chat.from_folder(str(local_folder(base)), tools)
+    chat = Chat.from_folder(str(local_folder(base)), tools, config.model)
     encoded = [chat.conversation_ids(messages) for messages in conversations(task, tools)]
     room = settings.max_tokens or config.model.max_context
     if settings.cut_longer:

@@ -19,6 +19,7 @@ FILES = [
 EDGES = {
     "ray": {"cluster/"},
     "vllm": {
+        "chat/vllm_calls.py",
         "rollout/engine.py",
         "rollout/vllm_core.py",
         "rollout/vllm_plugin.py",

@@ -78,7 +78,7 @@ def test_a_changed_function_of_the_same_name_is_another_object(file: str) -> Non
 
     first = configured(file, [again], None, {}).task.tools[0]
 
-    def again(text: str) -> str:  # noqa: F811
+    def again(text: str) -> str:
         return text * 2
 
     second = configured(file, [again], None, {}).task.tools[0]
