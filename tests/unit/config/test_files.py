@@ -148,6 +148,7 @@ def test_the_commands_run_from_any_folder(shop: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "shop" in done.stdout
     assert f"overrides=({shop}/shop.yaml trainer.steps=5)" in done.stdout
+    assert f"start=({sys.executable} -m launch.start" in done.stdout
 
 
 def test_values_over_a_file_keep_what_they_do_not_name(shop: Path) -> None:
