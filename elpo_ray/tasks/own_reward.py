@@ -6,12 +6,14 @@ the reason (`Score.error`); where too many fail, the run stops and says so.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from elpo_ray.config.dotted import check_call, load_object
 from elpo_ray.config.task import RewardConfig
-from elpo_ray.tools import threads
+from elpo_ray.tools.caller import Caller
 from elpo_ray.types import UNGRADED, InfrastructureError, Problem, RewardValue, Score, Step
 
 KEY = "task.reward.name"
@@ -105,8 +107,11 @@ class OwnReward:
         assert config.name is not None
         where = f"{KEY}={config.name!r}"
         self._config = config
-        self._function = load_object(KEY, config.name)
-        check_call(where, self._function, ("problem", "steps"), config.options)
+        function = load_object(KEY, config.name)
+        check_call(where, function, ("problem", "steps"), config.options)
+        own_call = getattr(function, "__call__", None)  # noqa: B004 - an object may be awaited
+        self._function = own_call if inspect.iscoroutinefunction(own_call) else function
+        self._caller = Caller(config.timeout_s)
         self._rate = FailureRate(where)
 
     async def score(self, problem: Problem, steps: Sequence[Step]) -> Score:
@@ -119,9 +124,8 @@ class OwnReward:
     async def _ask(self, problem: Problem, steps: Sequence[Step]) -> Score:
         config = self._config
         try:
-            value = await threads.call(
-                self._function, config.timeout_s, problem, steps, **config.options
-            )
+            asked = partial(self._function, problem, steps, **config.options)
+            value = await self._caller.value("reward", asked)
             return score_of(value, config.success_above)
         except InfrastructureError:
             raise

@@ -75,7 +75,7 @@ class Reward:
 
     @property
     def needs_answer(self) -> bool:
-        """Whether problems must come with the right answer."""
+        """Whether problems must come with the right answer, if no environment judges."""
         return self._own is None
 
     async def score(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from elpo_ray.config.dotted import is_path, load_object
+from elpo_ray.config.modules import use_modules
 from elpo_ray.config.rollout import SandboxConfig
 from elpo_ray.config.task import CODE_INTERPRETER, TaskConfig
 from elpo_ray.tools import code_interpreter
@@ -16,14 +17,19 @@ from elpo_ray.tools.environments import EnvironmentSource
 from elpo_ray.tools.functions import FunctionSource
 from elpo_ray.tools.sources import Schema, ToolSource
 
-READY_MADE: dict[str, str] = {}
-"""By the first key of a mapping in `task.tools`, as `search` of `{search: corpus.jsonl}`: the
-function `(where, entry, caller) -> ToolSource` that makes it."""
+READY_MADE: dict[str, str] = {
+    "search": "elpo_ray.tools.search:SearchSource",
+    "mcp": "elpo_ray.tools.mcp:McpSource",
+    "gymnasium": "elpo_ray.tools.gymnasium:GymnasiumSource",
+}
+"""By the first key of a mapping in `task.tools`, as `search` of `{search: corpus.jsonl}`: the class
+that is made with `(where, entry, task, caller)`. Loaded when it is asked for."""
 
 
 def sources(task: TaskConfig, caller: Caller) -> list[ToolSource]:
     """A source for every entry of `task.tools` but the code interpreter, in their order. Imports
     the user's modules. ValueError, in one line, for an entry that cannot be used."""
+    use_modules(task.modules)
     made = [
         source_of(f"task.tools[{place}]={entry!r}", f"task.tools[{place}]", entry, task, caller)
         for place, entry in enumerate(task.tools)
@@ -38,11 +44,6 @@ def sources(task: TaskConfig, caller: Caller) -> list[ToolSource]:
     return made
 
 
-def judged(task: TaskConfig) -> bool:
-    """Whether an environment among the tools has a reward of its own."""
-    return any(source.rewards for source in sources(task, Caller(task.tool_timeout_s)))
-
-
 def source_of(where: str, key: str, entry: Any, task: TaskConfig, caller: Caller) -> ToolSource:
     """The source of one entry, which stands under `key`; `where` begins every error."""
     if isinstance(entry, dict):
@@ -50,7 +51,7 @@ def source_of(where: str, key: str, entry: Any, task: TaskConfig, caller: Caller
         if kind not in READY_MADE:
             known = ", ".join(READY_MADE) or "none"
             raise ValueError(f"{where}: no ready-made tool is called {kind}; there are {known}")
-        ready: ToolSource = load_object(key, READY_MADE[kind])(where, entry, caller)
+        ready: ToolSource = load_object(key, READY_MADE[kind])(where, entry, task, caller)
         return ready
     if not is_path(entry):
         raise ValueError(f"{where}: use {CODE_INTERPRETER} or module:attribute, as in shop:search")
@@ -63,6 +64,21 @@ def source_of(where: str, key: str, entry: Any, task: TaskConfig, caller: Caller
             "methods are tools"
         )
     return FunctionSource(where, entry, found, caller)
+
+
+def judged(task: TaskConfig) -> bool:
+    """Whether a tool of the task is an environment with a reward of its own."""
+    use_modules(task.modules)
+    for entry in task.tools:
+        if isinstance(entry, dict):
+            found = load_object("task.tools", READY_MADE[next(iter(entry))])
+            if found.rewards:
+                return True
+        elif is_path(entry):
+            found = load_object("task.tools", entry)
+            if inspect.isclass(found) and hasattr(found, "reward"):
+                return True
+    return False
 
 
 def schemas(task: TaskConfig, sandbox: SandboxConfig) -> list[Schema]:

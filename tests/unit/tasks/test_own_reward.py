@@ -109,7 +109,7 @@ def test_a_users_reward_is_used_plain_or_async_with_its_options(own: str) -> Non
         ("raises", {}, "raised KeyError: 'nope'"),
         ("wrong", {}, "raised ValueError: bad value"),
         ("exits", {}, "raised RuntimeError: SystemExit: 3"),
-        ("stops", {}, "raised RuntimeError: StopIteration"),
+        ("stops", {}, "raised RuntimeError: coroutine raised StopIteration"),
         ("value", {"options": {"of": None}}, "returned None; return a finite number"),
         ("value", {"options": {"of": "good"}}, "returned 'good'; return a finite number"),
         ("value", {"options": {"of": float("nan")}}, "returned nan; return a finite number"),

@@ -60,7 +60,7 @@ def test_objects_stand_where_a_file_has_paths(file: str) -> None:
     assert load_object("task.tools[1]", second) is Cart
     assert others == ["code_interpreter", {"search": str(Path.cwd() / "corpus.jsonl")}]
     assert load_object("task.reward.name", config.task.reward.name) is reward
-    assert config.task.modules == [str(Path.cwd()), str(ROOT)]  # of the file, and of this module
+    assert config.task.modules == [str(Path.cwd()), str(Path(__file__).parent)]
 
 
 def test_settings_alone_are_enough(file: str) -> None:
