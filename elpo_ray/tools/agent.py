@@ -121,7 +121,7 @@ class AgentTools:
         max_failure_rate: float = 0.01,
     ) -> None:
         """`retries`: further attempts at a call that ended in an InfrastructureError."""
-        self.names = [schema["function"]["name"] for schema in schemas]
+        self.schemas = {schema["function"]["name"]: schema["function"] for schema in schemas}
         self.interpreter = interpreter
         self.stateful = [source for source in sources if source.stateful]
         self.caller = caller
@@ -249,7 +249,7 @@ class AgentSession:
             return await self._interpreter.call(call)
         source = tools.source_of.get(call.name)
         if source is None:
-            known = ", ".join(tools.names) or "none: answer"
+            known = ", ".join(tools.schemas) or "none: answer"
             text = f"Malformed tool call: unknown tool {call.name[:40]}; use {known}"
             return ToolResult(ToolKind.MALFORMED, text)
         tools.calls += 1
