@@ -20,7 +20,7 @@ from typing import Any
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import RewardConfig, TaskConfig
 from elpo_ray.interfaces import Tools
-from elpo_ray.tasks.grading.verifiers import Verifiers
+from elpo_ray.tasks.grading.verifiers import Maker, Verifiers
 from elpo_ray.tasks.own_reward import EnvironmentReward, OwnReward
 from elpo_ray.tasks.rewards import answer_turn
 from elpo_ray.tools.ready_made import needs
@@ -52,7 +52,8 @@ class ReasoningGym:
         self._verifiers = Verifiers(
             child, self._name, config.options, config.reward.graders, config.reward.grader_cpu_s
         )
-        self._entry(0)
+        self._maker = Maker(child, self._name, config.options)
+        dataset_of(self._name, config.options, 0)
 
     def train_problem(self, index: int) -> Problem:
         """The `index`-th problem; ValueError if none can be drawn that is not held out."""
@@ -139,17 +140,12 @@ class ReasoningGym:
         return Problem(id, (asked,), entry["answer"], extra={"number": number})
 
     def _entry(self, number: int) -> dict[str, Any]:
-        return entry_of(self._name, self._config.options, number)
-
-
-def entry_of(name: str, options: dict[str, Any], number: int) -> dict[str, Any]:
-    """The problem of a number: `question`, `answer` and what its verifier needs. ValueError if the
-    kind does not take the options."""
-    return dataset_of(name, options, number)[0]  # type: ignore[no-any-return]
+        return self._maker.entry(number)
 
 
 def dataset_of(name: str, options: dict[str, Any], number: int) -> Any:
-    """A data set with one problem, that of the number. ValueError as `entry_of`."""
+    """A data set with one problem, that of the number. ValueError if the kind does not take the
+    options."""
     import reasoning_gym  # seconds to import
 
     try:

@@ -1,8 +1,10 @@
 """A verifier's process: `python -m elpo_ray.tasks.grading.verifier_child NAME OPTIONS CPU_S`.
 
-Reads `{"number": …, "answer": …}` and replies `{"value": …}`: what reasoning_gym's verifier gives,
-0 for an answer that it cannot read, null for no verdict. Ends itself with its standard input, and
-by a signal when an answer has used up its processor time. It can write no file.
+Reads `{"number": …}` and replies `{"question": …, "answer": …}`. Reads `{"number": …, "answer": …}`
+and replies `{"value": …}`: what reasoning_gym's verifier gives, 0 for an answer that it cannot
+read, null for no verdict. Ends itself with its standard input, and by a signal when an answer has used up
+its processor time. Code in an answer, which some verifiers would evaluate, opens no file for
+writing, starts no process and no connection.
 """
 
 from __future__ import annotations
@@ -15,6 +17,12 @@ import signal
 import sys
 from typing import Any
 
+FORBIDDEN = (
+    "subprocess.", "socket.", "ctypes.", "shutil.", "os.system", "os.exec", "os.posix_spawn",
+    "os.fork", "os.spawn", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate",
+    "os.chmod", "os.chown", "os.link", "os.symlink", "os.kill", "os.putenv", "pty.", "signal.",
+)  # fmt: skip
+"""How the events of Python's audit table begin that an answer may not cause."""
 MEMORY_MIB = 2048
 """Address space."""
 
@@ -38,15 +46,26 @@ def main() -> None:
         replies.write(line + "\n")
         replies.flush()
 
+    sys.addaudithook(_forbid)
     say("ready")
     for line in sys.stdin:
         request = json.loads(line)
         dataset = dataset_of(name, options, request["number"])
         entry = dataset[0]
+        if "answer" not in request:
+            say(json.dumps({"question": entry["question"], "answer": entry["answer"]}))
+            continue
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
         value = _value(dataset, entry, request["answer"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         say(json.dumps({"value": value}))
+
+
+def _forbid(event: str, given: tuple[Any, ...]) -> None:
+    """An audit hook: raise PermissionError for what no verifier needs."""
+    reading = event == "open" and not (given[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if event.startswith(FORBIDDEN) or (event == "open" and not reading):
+        raise PermissionError(event)
 
 
 def _value(dataset: Any, entry: Any, answer: str) -> float | None:
@@ -55,7 +74,7 @@ def _value(dataset: Any, entry: Any, answer: str) -> float | None:
         value = float(dataset.score_answer(answer, entry))
     except MemoryError:
         return None
-    except Exception:  # the verifier is other people's code: it could not read the answer
+    except (Exception, SystemExit):  # other people's code could not read the answer
         return 0.0
     return value if math.isfinite(value) else None
 

@@ -56,9 +56,16 @@ async def test_an_answer_can_neither_hang_nor_write(tmp_path: Path) -> None:
     giant = await task.score(problem, answered("9**9**9**9"), FakeTools())
     assert giant == Score(0.0, False), "what takes all the processor time is wrong"
     assert time.monotonic() - begun < 100
-    for text in (f"open({str(target)!r}, 'w').write('x')", "exit(0)", "(" * 50_000):
-        await task.score(problem, answered(text), FakeTools())
-    assert not target.exists() or not target.read_text()
+    harmful = (
+        f"open({str(target)!r}, 'w').write('x')",
+        f"__import__('os').system('touch {target}')",
+        "__import__('os')._exit(0)",
+        "__import__('sys').exit(0)",
+        "(" * 50_000,
+    )
+    for text in harmful:
+        assert await task.score(problem, answered(text), FakeTools()) == Score(0.0, False), text
+    assert not target.exists()
     right = await task.score(problem, answered(problem.ground_truth), FakeTools())
     assert right == Score(1.0, True)
 
