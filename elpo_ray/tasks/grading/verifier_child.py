@@ -2,9 +2,9 @@
 
 Reads `{"number": …}` and replies `{"question": …, "answer": …}`. Reads `{"number": …, "answer": …}`
 and replies `{"value": …}`: what reasoning_gym's verifier gives, 0 for an answer that it cannot
-read, null for no verdict. Ends itself with its standard input, and by a signal when an answer has used up
-its processor time. Code in an answer, which some verifiers would evaluate, opens no file for
-writing, starts no process and no connection.
+read, null for no verdict. Ends itself with its standard input, and by a signal when an answer has
+used up its processor time. Code in an answer, which some verifiers would evaluate, opens no file
+for writing, starts no process and no connection.
 """
 
 from __future__ import annotations
