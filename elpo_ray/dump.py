@@ -69,6 +69,7 @@ class StepRecord(NodeRecord):
     token_logprobs: Annotated[Maybe[list[float]], says("Beside token_ids, in nats.")] = UNSET
     entropy: Annotated[Maybe[float], says("Mean over the turn's tokens, in nats.")] = UNSET
     tool: Annotated[Maybe[str], says("The called tool; absent on a malformed call.")] = UNSET
+    arguments: Annotated[Maybe[str], says("Those of the call, as JSON text.")] = UNSET
     tool_kind: Maybe[ToolKind] = UNSET
     tool_seconds: Annotated[Maybe[Seconds], says("Seconds of execution.")] = UNSET
     restored_by: Annotated[
@@ -243,7 +244,7 @@ def _step_record(step: Step) -> dict[str, Any]:
     if turn.entropies:
         record["entropy"] = math.fsum(turn.entropies) / len(turn.entropies)
     if step.call is not None:
-        record["tool"] = step.call.name
+        record |= {"tool": step.call.name, "arguments": json.dumps(step.call.arguments)}
     if result is not None:
         record |= {
             "observation": step.observation_text,

@@ -43,8 +43,9 @@ class Chat(Protocol):
         """Read one sampled turn. A malformed call is `Parsed.error`, never an exception."""
         ...
 
-    def observation_ids(self, text: str) -> Sequence[int]:
-        """What follows a turn: template glue, the tool response, the next generation prompt."""
+    def observation_ids(self, text: str, tool: str | None = None) -> Sequence[int]:
+        """What follows a turn: template glue, the tool response, the next generation prompt.
+        `tool` is the one that was called; None where the call could not be read."""
         ...
 
 

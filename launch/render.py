@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from elpo_ray.training.checks import check
 from launch.config import KubeRayConfig, Runtime, SlurmConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
+VENV = ".venv/bin/python"
 SHARED = "/shared"
 """Where the volume is that all pods of a RayJob mount."""
 OPTIONS = {
@@ -54,9 +56,11 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
     seeded = bool(config.seeds) and any(word.startswith("trainer.seed=") for word in overrides)
     require(not seeded, "seeds", config.seeds, "give trainer.seed or seeds, not both")
     checkout = Path(config.checkout or Path.cwd()).absolute()
-    python = config.python
+    python = config.python or VENV
     if config.container.runtime is Runtime.none:
         python = str(checkout / python)
+        if (config.python, config.checkout) == (None, None) and not Path(python).exists():
+            python = sys.executable
     run_dir, logs = checkout / run.trainer.run_dir, checkout / config.logs
     paths = (checkout, run_dir, logs, config.scratch, *run.task.modules)
     own = dict.fromkeys(str(path) for path in paths)

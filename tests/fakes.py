@@ -150,7 +150,7 @@ class FakeChat:
             return Parsed(text, error="a question mark is no call")
         return Parsed(text, call=ToolCall("move", {"move": word}))
 
-    def observation_ids(self, text: str) -> list[int]:
+    def observation_ids(self, text: str, tool: str | None = None) -> list[int]:
         return encode(f"[{text}]")
 
 

@@ -92,8 +92,9 @@ class RolloutActor:
         policy: Policy
         chat: Chat | Endpoint
         if self.engine is not None:
+            chat = Chat.from_folder(str(local_folder(self.folder)), found, config.model)
+            self.engine.end_turns_at(chat.end_of_turn_ids)
             policy = self.engine
-            chat = Chat.from_folder(str(local_folder(self.folder)), found)
         else:
             url, model = config.engine.endpoint, config.engine.served_model
             assert url is not None and model is not None

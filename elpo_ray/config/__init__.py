@@ -101,9 +101,10 @@ class Config(Section, key=""):
         yield from self._length_conflicts()
         yield from self._budget_conflicts()
         yield from self._device_conflicts()
-        if self.model.path is None and self.task.name != TaskName.countdown:
-            remedy = "name a Hugging Face folder; only task=countdown can build its own tiny model"
-            yield "model.path", remedy
+        made = self.task.name == TaskName.countdown or is_path(self.task.name)
+        if self.model.path is None and not made and self.task.demonstrations_file is None:
+            tiny = "or demonstrations (task.demonstrations_file), from which a tiny one is built"
+            yield "model.path", f"name a Hugging Face folder, {tiny}"
 
     def _length_conflicts(self) -> Iterator[tuple[str, str]]:
         """Lengths of texts, and sizes of batches."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 from elpo_ray.config.rules import PositiveInt, Section, at_least
 
@@ -26,6 +26,11 @@ class ModelConfig(Section, key="model"):
 
     path: str | None = None
     """Folder or hub name of a causal LM with tokenizer and chat template; null = build `tiny`."""
+    tool_parser: str | None = None
+    """Reads the model's tool calls: hermes, harmony or the name of one of vLLM's tool parsers;
+    null = the one that the chat template shows (docs/models.md)."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, as in {enable_thinking: false} or {reasoning_effort: low}."""
     max_context: ContextTokens = 20480
     """Tokens of prompt and episode together; also the engine's context window."""
     precision: Precision = Precision.bf16

@@ -24,13 +24,31 @@ TAKEN = (sys.stdlib_module_names - {"test"}) | OURS | {
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
+_used: list[str] = []
+"""The folders that stand on the path because of a run."""
+
+
 def use_modules(folders: Sequence[str]) -> None:
-    """Make the modules of these folders importable here, those of the first one first."""
-    for number, folder in reversed(list(enumerate(folders))):
-        found = _here(number, folder)
-        if found is not None and found not in sys.path:
-            sys.path.insert(0, found)
-            importlib.invalidate_caches()
+    """Make the modules of these folders importable here, those of the first one first. Modules of
+    an earlier run's other folders are forgotten: another run may have some of the same name."""
+    wanted = [found for number, folder in enumerate(folders) if (found := _here(number, folder))]
+    for folder in [folder for folder in _used if folder not in wanted]:
+        _forget(folder)
+    for folder in reversed(wanted):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+            _used.append(folder)
+    importlib.invalidate_caches()
+
+
+def _forget(folder: str) -> None:
+    _used.remove(folder)
+    if folder in sys.path:
+        sys.path.remove(folder)
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name != "__main__" and file is not None and Path(file).is_relative_to(folder):
+            del sys.modules[name]
 
 
 def check_modules(folders: Sequence[str]) -> None:

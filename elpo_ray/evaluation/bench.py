@@ -29,7 +29,8 @@ from elpo_ray.evaluation.source import ModelSource, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.tasks import make_task
-from elpo_ray.tools.catalog import schemas
+from elpo_ray.tools.caller import Caller
+from elpo_ray.tools.catalog import schemas, sources
 from elpo_ray.tools.environments import ROW
 from elpo_ray.tools.sources import Schema
 from elpo_ray.types import Problem
@@ -83,6 +84,8 @@ class Bench:
                 "max_context": self.source.max_context,
                 "precision": self.source.precision.value,
                 "chat_template": self._template_hash(),
+                "tool_parser": self.source.tool_parser,
+                "template_options": self.source.template_options,
             },
             "sampler": {
                 "temperature": config.sampling.temperature,
@@ -100,13 +103,18 @@ class Bench:
         }
 
     def _check_prompts(self, name: str) -> None:
-        """Chat template and context window against every prompt."""
+        """Tools against every problem, chat template and context window against every prompt."""
+        task = self.configs[name].task
+        for source in sources(task, Caller(task.tool_timeout_s)):
+            for problem in self.problems[name]:
+                source.check(problem)
         if self.source.folder is None:
             return
         from elpo_ray.chat.template import Chat  # seconds to import
 
         room = self.source.max_context
-        chat = Chat.from_folder(str(self.source.folder), self.tools(name))
+        model = self.configs[name].model
+        chat = Chat.from_folder(str(self.source.folder), self.tools(name), model)
         for problem in self.problems[name]:
             length = len(chat.prompt_ids(problem.messages))
             if length >= room:
@@ -203,7 +211,11 @@ def _run_config(config: MeasureConfig, source: ModelSource, task: TaskConfig) ->
     if task.max_turn_tokens is not None:
         task = replace(task, max_turn_tokens=min(task.max_turn_tokens, source.max_context - 1))
     model = ModelConfig(
-        path=source.path, max_context=source.max_context, precision=source.precision
+        path=source.path,
+        max_context=source.max_context,
+        precision=source.precision,
+        tool_parser=source.tool_parser,
+        template_options=source.template_options,
     )
     cluster, engine = config.cluster, config.engine
     if source.folder is None:

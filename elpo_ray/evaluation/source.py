@@ -7,14 +7,15 @@ server that answers.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from elpo_ray.config import Config
 from elpo_ray.config.measure import MeasureConfig
-from elpo_ray.config.model import Precision
+from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.config.values import typed
 from elpo_ray.models.base import base_model
 from elpo_ray.models.folder import check_context, check_model_path, context_limit, local_folder
@@ -41,6 +42,8 @@ class ModelSource:
     """The server's name of it; None for a folder."""
     max_context: int
     precision: Precision
+    tool_parser: str | None = None
+    template_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path | None:
@@ -82,11 +85,11 @@ def resolve(config: MeasureConfig) -> ModelSource:
     run = _run_of(Path(name))
     if run is None:
         check_model_path(name)
-        folder, max_context, precision = local_folder(name), MAX_CONTEXT, default
+        folder, saved = local_folder(name), ModelConfig(max_context=MAX_CONTEXT, precision=default)
     else:
-        saved = typed(Config, OmegaConf.load(run.path / "config.yaml"))
-        folder = _model_of(Path(name), run, saved)
-        max_context, precision = saved.model.max_context, saved.model.precision
+        whole = typed(Config, OmegaConf.load(run.path / "config.yaml"))
+        folder, saved = _model_of(Path(name), run, whole), whole.model
+    max_context = saved.max_context
     if config.max_context is None:
         max_context = min(max_context, context_limit(folder) or max_context)
     else:
@@ -96,7 +99,9 @@ def resolve(config: MeasureConfig) -> ModelSource:
         str(folder.resolve()),
         None,
         config.max_context or max_context,
-        config.precision or precision,
+        config.precision or saved.precision,
+        config.tool_parser or saved.tool_parser,
+        saved.template_options if config.template_options is None else config.template_options,
     )
 
 

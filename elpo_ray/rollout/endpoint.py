@@ -17,7 +17,7 @@ from typing import Any
 import openai
 
 from elpo_ray.chat.calls import checked_call
-from elpo_ray.chat.template import OPEN
+from elpo_ray.chat.hermes import OPEN
 from elpo_ray.types import (
     FinishReason,
     InfrastructureError,
@@ -115,7 +115,7 @@ class Endpoint:
         """One id a message."""
         return [self._intern(message) for message in messages]
 
-    def observation_ids(self, text: str) -> list[int]:
+    def observation_ids(self, text: str, tool: str | None = None) -> list[int]:
         """One id: a tool message."""
         return [self._intern({"role": "tool", "content": text})]
 

@@ -141,7 +141,7 @@ async def _step(
     else:
         result = ToolResult(ToolKind.MALFORMED, f"Malformed tool call: {parsed.error}")
     text = shorten(result.text, agent.max_observation_chars)
-    ids = agent.chat.observation_ids(text)
+    ids = agent.chat.observation_ids(text, None if parsed.call is None else parsed.call.name)
     if len(context) + len(turn.token_ids) + len(ids) >= agent.max_context:
         return step, EndReason.CONTEXT
     seen = replace(

@@ -26,10 +26,10 @@ PAPER = {"data_source", "prompt", "ability", "reward_model", "extra_info"}
 """Columns of the paper's RL data."""
 
 
-def read(row: Row, id: str, seed: int) -> Problem:
+def read(row: Row, id: str, seed: int, code: bool) -> Problem:
     """A row in any of the forms. ValueError if what is asked is missing or unusable."""
     if "reward_model" in row:
-        problem = read_plain(row, id, seed)
+        problem = read_plain(row, id)
         if row.keys() <= PAPER:
             return problem
         return replace(problem, extra=problem.extra | {ROW: row})

@@ -11,7 +11,7 @@ from typing import Any
 
 from elpo_ray.config.task import TaskName
 from elpo_ray.tasks.grading.programs import read_tests
-from elpo_ray.tasks.livecodebench import STDIN, STRATEGY, SUBMIT
+from elpo_ray.tasks.livecodebench import STDIN, submission
 from elpo_ray.tasks.mathematics import NUMERIC, math_prompt
 from elpo_ray.tasks.problem_set import Family
 from elpo_ray.tasks.rewards import CODE, KIND, MATH
@@ -24,23 +24,23 @@ READS_STDIN = "reads_stdin"
 """Key of `Problem.extra` of a code problem."""
 
 
-def read(row: Row, id: str, seed: int) -> Problem:
+def read(row: Row, id: str, seed: int, code: bool) -> Problem:
     """A row of the RL mix, asked as the recipe asks it."""
-    problem = read_plain(row, id, seed)
+    problem = read_plain(row, id)
     *before, last = problem.messages
     text, source = last["content"], row["data_source"]
     if problem.extra[KIND] == CODE:
         how = f"{STDIN} " if problem.extra[READS_STDIN] else ""
-        text = f"{text}\n\n{how}{STRATEGY} {SUBMIT}"
+        text = f"{text}\n\n{how}{submission(code)}"
     elif source in OWN_PROMPT:
         text = f"{text}\n\n{NUMERIC}"
     else:
-        text = math_prompt(text)[0]["content"] + f" {NUMERIC}"
+        text = math_prompt(text, code)[0]["content"] + f" {NUMERIC}"
     messages = (*before, {**last, "content": text})
     return Problem(problem.id, messages, problem.ground_truth, extra=problem.extra)
 
 
-def read_plain(row: Row, id: str, seed: int) -> Problem:
+def read_plain(row: Row, id: str) -> Problem:
     """The prompt as it stands. ValueError if a field is missing or unusable."""
     source, reward_model = row.get("data_source"), row.get("reward_model")
     if not isinstance(source, str):

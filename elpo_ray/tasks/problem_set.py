@@ -19,8 +19,9 @@ from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
 from elpo_ray.tools.catalog import judged
 from elpo_ray.types import Message, Problem, RewardValue, Score, Step
 
-Reader = Callable[[Row, str, int], Problem]
-"""(row, id, seed) -> its problem. ValueError says what is wrong with it."""
+Reader = Callable[[Row, str, int, bool], Problem]
+"""(row, id, seed, code) -> its problem; `code`: the policy may run code, which the prompt advises.
+ValueError says what is wrong with the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,11 @@ class ProblemSet:
         return self._demonstrations[index] if index < len(self._demonstrations) else None
 
     @cached_property
+    def _judged(self) -> bool:
+        """Whether an environment among the tools says what a trajectory is worth."""
+        return self._config.reward.name is None and judged(self._config)
+
+    @cached_property
     def _train(self) -> list[Problem]:
         config = self._config
         if config.train_file is None and self._family.train is None:
@@ -117,16 +123,12 @@ class ProblemSet:
             raise ValueError(f"{table.origin}: no row within task.contest_from..contest_until")
         return self._read(family, replace(table, rows=kept), name)
 
-    @cached_property
-    def _judged(self) -> bool:
-        """Whether an environment's own reward scores the trajectories."""
-        return self._config.reward.name is None and judged(self._config)
-
     def _read(self, family: Family, table: Table, prefix: str) -> list[Problem]:
         def read(row: Row, number: int) -> Problem:
-            problem = family.read(row, f"{prefix}-{number}", self._seed)
+            code = self._config.interpreter
+            problem = family.read(row, f"{prefix}-{number}", self._seed, code)
             text = isinstance(problem.ground_truth, str) or problem.extra.get(KIND) != MATH
-            if not text and self._reward.needs_answer and not self._judged:
+            if self._reward.needs_answer and not text and not self._judged:
                 raise ValueError(
                     "no answer: give it as text, or score without one (task.reward=module:function)"
                 )

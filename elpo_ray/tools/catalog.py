@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from elpo_ray.config.dotted import is_path, load_object
+from elpo_ray.config.modules import use_modules
 from elpo_ray.config.rollout import SandboxConfig
 from elpo_ray.config.task import CODE_INTERPRETER, TaskConfig
 from elpo_ray.tools import code_interpreter
@@ -28,6 +29,7 @@ that is made with `(where, entry, task, caller)`. Loaded when it is asked for.""
 def sources(task: TaskConfig, caller: Caller) -> list[ToolSource]:
     """A source for every entry of `task.tools` but the code interpreter, in their order. Imports
     the user's modules. ValueError, in one line, for an entry that cannot be used."""
+    use_modules(task.modules)
     made = [
         source_of(f"task.tools[{place}]={entry!r}", f"task.tools[{place}]", entry, task, caller)
         for place, entry in enumerate(task.tools)
@@ -66,6 +68,7 @@ def source_of(where: str, key: str, entry: Any, task: TaskConfig, caller: Caller
 
 def judged(task: TaskConfig) -> bool:
     """Whether a tool of the task is an environment with a reward of its own."""
+    use_modules(task.modules)
     for entry in task.tools:
         if isinstance(entry, dict):
             found = load_object("task.tools", READY_MADE[next(iter(entry))])

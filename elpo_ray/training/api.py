@@ -44,7 +44,8 @@ class Run:
 
     @property
     def trees(self) -> dict[int, list[RolloutTree]]:
-        """The trees of each step, counted from 1."""
+        """The trees of each step, counted from 1, as they were dumped: what a step said and what
+        its tool answered are in a node's `extra` (docs/tree.schema.json)."""
         return {
             int(path.stem.removeprefix("step_")): [
                 read_line(line) for line in path.read_text(encoding="utf-8").splitlines()

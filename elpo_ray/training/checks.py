@@ -88,7 +88,7 @@ def check_prompts(config: Config, task: Task, folder: Path) -> None:
     check_context(local_folder(folder), "model.max_context", room)
     made = sources(config.task, Caller(config.task.tool_timeout_s))
     tools = joined(config.task, config.sandbox, made)
-    chat = Chat.from_folder(str(local_folder(folder)), tools)
+    chat = Chat.from_folder(str(local_folder(folder)), tools, config.model)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
         for source in made:

@@ -25,7 +25,7 @@ from elpo_ray.cluster.learner import LearnerGroup
 from elpo_ray.config import Config
 from elpo_ray.forest.trees import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
-from elpo_ray.models.base import base_key, base_model, conversations, digest
+from elpo_ray.models.base import base_key, base_model, conversations, demonstrations_key, digest
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
@@ -57,7 +57,7 @@ def starting_model(
     """
     if not config.cold_start.enabled or config.trainer.resume is not None:
         return StartingModel(base, None)
-    folder = Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config))}"
+    folder = Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config, task))}"
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
         return StartingModel(folder, None)
@@ -86,20 +86,16 @@ def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> Le
     return learner
 
 
-def _cold_start_key(config: Config) -> dict[str, Any]:
+def _cold_start_key(config: Config, task: Task) -> dict[str, Any]:
     settings = asdict(config.cold_start)
     del settings["cache"], settings["enabled"]
     adapters = config.learner.adapters
     return ({} if adapters is None else {"adapters": asdict(adapters)}) | {
-        "base": config.model.path or base_key(config),
-        "task": [
-            config.task.name,
-            config.task.demonstrations_file,
-            config.task.data_dir,
-            asdict(config.task.countdown),
-        ],
+        "base": config.model.path or base_key(config, task),
+        "demonstrations": demonstrations_key(config, task),
         "tools": schemas(config.task, config.sandbox),
         "cold_start": settings,
+        "template_options": dict(config.model.template_options),
         "precision": config.model.precision,
         "seed": config.trainer.seed,
     }
@@ -112,8 +108,8 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
 
     settings = config.cold_start
     tools = schemas(config.task, config.sandbox)
-    chat = Chat.from_folder(str(local_folder(base)), tools)
-    encoded = [chat.conversation_ids(messages) for messages in conversations(task)]
+    chat = Chat.from_folder(str(local_folder(base)), tools, config.model)
+    encoded = [chat.conversation_ids(messages) for messages in conversations(task, tools)]
     room = settings.max_tokens or config.model.max_context
     if settings.cut_longer:
         encoded = [(ids[:room], agent[:room]) for ids, agent in encoded]

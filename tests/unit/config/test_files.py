@@ -12,6 +12,7 @@ import pytest
 
 from elpo_ray.config import Config
 from elpo_ray.config.compose import composed, measured_tasks
+from elpo_ray.config.dotted import load_object
 from elpo_ray.config.files import RunFile, file_word
 from elpo_ray.config.measure import EvaluateConfig
 from elpo_ray.config.modules import check_modules, use_modules
@@ -64,7 +65,7 @@ def test_paths_in_a_file_are_relative_to_it_and_those_of_the_line_to_the_working
 def test_a_name_chooses_an_option_and_dotted_keys_go_over_it(shop: Path) -> None:
     text = TASK + "algorithm: grpo\nalgorithm.growth.n_total: 8\nmodel: qwen3_4b\n"
     config = composed([write(shop, text)])
-    assert (config.algorithm.credit.rule.value, config.algorithm.growth.n_total) == ("group", 8)
+    assert (config.algorithm.credit.rule, config.algorithm.growth.n_total) == ("group", 8)
     assert config.model.path == "Qwen/Qwen3-4B-Instruct-2507"
     named = composed([write(shop, "task: {name: countdown, max_turns: 9}\n")])
     assert (named.task.countdown.operators, named.task.max_turns) == ("+-", 9)
@@ -147,6 +148,7 @@ def test_the_commands_run_from_any_folder(shop: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "shop" in done.stdout
     assert f"overrides=({shop}/shop.yaml trainer.steps=5)" in done.stdout
+    assert f"start=({sys.executable} -m launch.start" in done.stdout
 
 
 def test_values_over_a_file_keep_what_they_do_not_name(shop: Path) -> None:
@@ -202,3 +204,17 @@ def test_a_folder_with_data_and_tests_is_fine(tmp_path: Path) -> None:
 
 def test_modules_are_part_of_a_task() -> None:
     assert TaskConfig().modules == [] and Config().task.modules == []
+
+
+def test_runs_in_one_process_may_have_modules_of_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same_name_in_both.py").write_text(f"value = {name!r}\n")
+    for name in ("one", "other", "one"):
+        use_modules([str(tmp_path / name)])
+        assert load_object("task.reward", "same_name_in_both:value") == name
+    use_modules([])
+    assert not any(entry.startswith(str(tmp_path)) for entry in sys.path)
