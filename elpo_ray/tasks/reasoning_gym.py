@@ -111,8 +111,10 @@ class ReasoningGym:
     def demonstration(self, index: int) -> list[Message] | None:
         """A training problem with its answer, which teaches the form; None for a kind that knows
         no answer beforehand."""
+        if index >= DEMONSTRATIONS:
+            return None
         problem = self.train_problem(-1 - index)
-        if index >= DEMONSTRATIONS or not isinstance(problem.ground_truth, str):
+        if not isinstance(problem.ground_truth, str):
             return None
         text = f"<answer>{problem.ground_truth}</answer>"
         return [*problem.messages, {"role": "assistant", "content": text}]
