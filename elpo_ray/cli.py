@@ -35,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "sft": Entry("elpo_ray.sft", "the cold start alone", True),
     "evaluate": Entry("elpo_ray.evaluate", "avg@n, Pass@K and Major@K of a model", True),
     "analyze": Entry("elpo_ray.analyze", "the paper's analyses of a model", True),
+    "export": Entry("elpo_ray.export", "a run's weights as a Hugging Face folder"),
     "view": Entry("elpo_ray.view", "a page with a run's curves and rollout trees"),
     "compare": Entry("elpo_ray.compare", "what differs between runs, and what came of it"),
     "doctor": Entry("elpo_ray.doctor", "what this machine lacks for a run", True),

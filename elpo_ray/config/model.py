@@ -17,6 +17,22 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class TinyArchitecture(Enum):
+    """What a tiny model may be: the architectures on which engine and learner are compared."""
+
+    qwen2 = "qwen2"
+    qwen3 = "qwen3"
+    llama = "llama"
+    mistral = "mistral"
+    gemma3 = "gemma3"
+    phi3 = "phi3"
+    """Phi-3 and Phi-4."""
+    glm4 = "glm4"
+    olmo2 = "olmo2"
+    qwen3_moe = "qwen3_moe"
+    """A mixture of four experts, of which a token takes two."""
+
+
 ContextTokens = Annotated[int, at_least(16)]
 
 
@@ -41,8 +57,9 @@ class ModelConfig(Section, key="model"):
 
 @dataclass(kw_only=True)
 class TinyModelConfig(Section, key="model.tiny"):
-    """Shape of the Qwen2 model that is built, with its tokenizer, when `model.path` is null."""
+    """The model that is built, with its tokenizer, when `model.path` is null."""
 
+    architecture: TinyArchitecture = TinyArchitecture.qwen2
     vocab_size: PositiveInt = 512
     hidden_size: PositiveInt = 128
     intermediate_size: PositiveInt = 384
@@ -57,3 +74,6 @@ class TinyModelConfig(Section, key="model.tiny"):
             yield "hidden_size", f"{remedy}: vLLM on CPU has no attention for smaller heads"
         if self.num_heads % self.num_kv_heads:
             yield "num_kv_heads", f"must divide num_heads={self.num_heads}"
+        if self.architecture is TinyArchitecture.qwen3_moe and self.intermediate_size % 64:
+            remedy = "must be a multiple of 64: an expert has half of it, and vLLM on CPU takes 32"
+            yield "intermediate_size", f"{remedy} channels at once"

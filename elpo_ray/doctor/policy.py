@@ -12,9 +12,10 @@ from elpo_ray.config.rollout import Preload
 from elpo_ray.config.rules import require
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
 from elpo_ray.models.folder import check_model_path, check_weights
+from elpo_ray.runs.folder import run_of
 from elpo_ray.tasks import make_task
 from elpo_ray.tools.catalog import schemas
-from elpo_ray.training.checks import check, check_prompts
+from elpo_ray.training.checks import check, check_model, check_prompts
 
 HUB_TIMEOUT_S = 10.0
 
@@ -28,6 +29,11 @@ def model_files(path: str | None) -> Iterator[Finding]:
     folder = Path(path)
     if not folder.exists():
         yield from _hub(path)
+        return
+    run = run_of(folder)
+    if run is not None:
+        checkpoint = run.newest_checkpoint()
+        yield ok("model", f"the newest weights of a run, {checkpoint or folder / 'model'}")
         return
     files = check_weights(folder)
     size = sum(file.stat().st_size for file in files)
@@ -86,6 +92,17 @@ def template(config: Config, folder: Path) -> Iterator[Finding]:
         yield ok("chat template", f"tools {names}: calls there and back in the format {parser}")
     check_prompts(config, make_task(config.task, config.trainer.seed), folder)
     yield ok("prompts", f"fit model.max_context={config.model.max_context}")
+
+
+def architecture(config: Config, folder: Path) -> Iterator[Finding]:
+    """Whether the learner can train the model, and how."""
+    notice = check_model(config, folder)
+    if notice is None:
+        yield ok(
+            "architecture", f"can be trained with learner.packing={config.learner.packing.value}"
+        )
+    else:
+        yield warning("architecture", notice, "nothing: only the saving is lost")
 
 
 def sandbox(config: Config) -> Iterator[Finding]:

@@ -59,6 +59,14 @@ class Run:
         path = self.folder / "summary.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
+    def export(
+        self, folder: str | Path | None = None, *, step: int | None = None, adapter: str = "merged"
+    ) -> Path:
+        """Write the weights as a plain Hugging Face folder, as `elpo export` does; returns it."""
+        from elpo_ray.learner.saved import export_run  # with torch
+
+        return export_run(self.folder, None if folder is None else Path(folder), step, adapter)
+
 
 def train(
     file: str | Path | None = None,

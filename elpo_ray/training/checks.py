@@ -7,7 +7,9 @@ from pathlib import Path
 from elpo_ray import credit, growth
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.learner import Packing
 from elpo_ray.config.modules import check_modules, use_modules
+from elpo_ray.config.rollout import Transfer
 from elpo_ray.config.rules import require
 from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.config.task import TaskName
@@ -77,6 +79,26 @@ def _check_files(config: Config) -> None:
             require(
                 value is not None, f"task.{key}", value, "name a JSON-lines file (docs/tasks.md)"
             )
+
+
+def check_model(config: Config, folder: Path) -> str | None:
+    """Raise ValueError, saying why, if the learner cannot train the model in `folder` or the
+    engines cannot take its weights. Returns a line for the user where shared prefixes are asked for
+    and the model does not allow them, else None. A tiny model is known to be in order."""
+    if config.model.path is None:
+        return None
+    from elpo_ray.models.architectures import causal_lm, check_trainable  # with torch
+    from elpo_ray.models.layout import check_layout
+
+    folder = local_folder(folder)
+    verdict = check_trainable(folder, config.model.max_context)
+    check_layout(folder, causal_lm(folder)[1], complete=config.transfer is Transfer.host)
+    if config.learner.packing is verdict.packing or config.learner.packing is Packing.flat:
+        return None
+    return (
+        f"learner.packing={config.learner.packing.value}: {folder.name} is trained on flat "
+        f"sequences, since {verdict.reason}"
+    )
 
 
 def check_prompts(config: Config, task: Task, folder: Path) -> None:

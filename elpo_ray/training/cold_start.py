@@ -25,13 +25,15 @@ from elpo_ray.cluster.learner import LearnerGroup
 from elpo_ray.config import Config
 from elpo_ray.forest.trees import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
-from elpo_ray.models.base import base_key, base_model, conversations, demonstrations_key, digest
+from elpo_ray.learner.saved import starting_folder
+from elpo_ray.models.base import base_key, conversations, demonstrations_key, digest
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics, progress_bar
 from elpo_ray.tasks import make_task
 from elpo_ray.tools.catalog import schemas
+from elpo_ray.training.checks import check_model
 from elpo_ray.training.loop import Outcome, RunLoop
 
 STEPS_PER_CALL = 10
@@ -57,7 +59,8 @@ def starting_model(
     """
     if not config.cold_start.enabled or config.trainer.resume is not None:
         return StartingModel(base, None)
-    folder = Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config, task))}"
+    key = digest(_cold_start_key(config, task, base))
+    folder = Path(config.cold_start.cache) / f"cold-start-{key}"
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
         return StartingModel(folder, None)
@@ -86,12 +89,12 @@ def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> Le
     return learner
 
 
-def _cold_start_key(config: Config, task: Task) -> dict[str, Any]:
+def _cold_start_key(config: Config, task: Task, base: Path) -> dict[str, Any]:
     settings = asdict(config.cold_start)
     del settings["cache"], settings["enabled"]
     adapters = config.learner.adapters
     return ({} if adapters is None else {"adapters": asdict(adapters)}) | {
-        "base": config.model.path or base_key(config, task),
+        "base": base_key(config, task) if config.model.path is None else str(base),
         "demonstrations": demonstrations_key(config, task),
         "tools": schemas(config.task, config.sandbox),
         "cold_start": settings,
@@ -134,10 +137,14 @@ def train_supervised(config: Config) -> Outcome:
     config = _named(config)
     run = RunFolder.of(config)
     task = make_task(config.task, config.trainer.seed)
-    base = base_model(config, task)
+    base = starting_folder(config, task)
     batches = sft_batches(config, task, base)
+    notice = check_model(config, base)
+    if notice is not None:
+        console.print(notice, highlight=False, soft_wrap=True)
     with Cluster(config, engines=False) as cluster:
         run.begin(config)
+        run.keep_base(local_folder(base))
         learner = _sft_learner(config, cluster, base, len(batches))
         with closing(Metrics(run.path, config, console, SUPERVISED_COLUMNS)) as metrics:
             return SupervisedTrainer(

@@ -29,7 +29,7 @@ from elpo_ray.evaluation.oracle import localization_accuracy
 from elpo_ray.evaluation.summary import mean_success
 from elpo_ray.forest.trees import TrainForest, pack
 from elpo_ray.interfaces import Task
-from elpo_ray.models.base import base_model
+from elpo_ray.learner.saved import starting_folder
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.folder import RunFolder, read_state
 from elpo_ray.runs.metrics import (
@@ -46,7 +46,7 @@ from elpo_ray.scheduling.dynamic_sampling import Grown, StepBatch, collect
 from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
-from elpo_ray.training.checks import check_prompts
+from elpo_ray.training.checks import check_model, check_prompts
 from elpo_ray.training.cold_start import starting_model
 from elpo_ray.training.loop import Outcome, RunLoop
 from elpo_ray.tree import RolloutTree
@@ -66,7 +66,9 @@ def train(config: Config) -> Outcome:
         checked = beside.submit(_checked_base, config, task)
         cluster = Cluster(config)
     with cluster:
-        base = checked.result()
+        base, notice = checked.result()
+        if notice is not None:
+            console.print(notice, highlight=False, soft_wrap=True)
         run.begin(config)
         with watch.phase("cold_start"):
             start = starting_model(config, task, base, cluster, console)
@@ -75,6 +77,7 @@ def train(config: Config) -> Outcome:
                 start.folder, config.optimizer_steps, start.learner, partial(waiting, console)
             )
             run.keep_tokenizer(local_folder(start.folder))
+            run.keep_base(local_folder(start.folder))
             learner.connect(rollouts)
             freeze_gc()
         with closing(Metrics(run.path, config, console)) as metrics:
@@ -92,12 +95,13 @@ def train(config: Config) -> Outcome:
             ).train()
 
 
-def _checked_base(config: Config, task: Task) -> Path:
-    """The folder of the model, once the task's prompts fit it. ValueError if they do not."""
-    base = base_model(config, task)
+def _checked_base(config: Config, task: Task) -> tuple[Path, str | None]:
+    """The folder of the model, once the task's prompts fit it and it can be trained, and a line for
+    the user if it is trained otherwise than asked for. ValueError if not."""
+    base = starting_folder(config, task)
     with importing():
         check_prompts(config, task, base)
-    return base
+        return base, check_model(config, base)
 
 
 @dataclass(kw_only=True)

@@ -23,7 +23,7 @@ def demonstration(row: dict, random: Random) -> dict:
         {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
         {"role": "tool", "content": row["answer"]},
     ]
-    guesses = random.random() < 0.4
+    guesses = random.random() < 0.25
     said = str(random.choice(list(STOCK.values()))) if guesses else row["answer"]
     answer = {"role": "assistant", "content": said}
     return {"messages": [*row["prompt"], *([] if guesses else look), answer]}

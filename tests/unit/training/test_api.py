@@ -1,4 +1,4 @@
-"""Training from Python: what a call configures, and what of the caller's reaches other processes."""
+"""Training from Python: what a call configures, and what of the caller reaches other processes."""
 
 from __future__ import annotations
 
