@@ -31,7 +31,7 @@ from elpo_ray.dump import read_line
 from elpo_ray.forest.trees import TrainForest, pack
 from elpo_ray.learner.backend import LearnerSettings, RankProcess
 from elpo_ray.learner.rank import LearnerRank
-from elpo_ray.tasks import make_task
+from elpo_ray.tools.catalog import schemas
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Step, Turn
 
@@ -66,8 +66,7 @@ def with_tokens(tree: RolloutTree, chat: Chat) -> RolloutTree:
 
 
 def forests(run: Path, config: Config, model: Path, steps: int) -> list[TrainForest]:
-    task = make_task(config.task, config.trainer.seed)
-    chat = Chat.from_folder(str(model), task.tools)
+    chat = Chat.from_folder(str(model), schemas(config.task, config.sandbox))
     found = []
     for dump in sorted((run / "trees").glob("step_*.jsonl"))[:steps]:
         lines = dump.read_text(encoding="utf-8").splitlines()

@@ -50,6 +50,9 @@ class NodeRecord(Struct, gc=False):
     reward: Annotated[Maybe[Reward], says("Terminal reward R of a leaf.")] = UNSET
     success: Annotated[Maybe[bool], says("Success ok of a leaf; what the search reads.")] = UNSET
     graded: Annotated[Maybe[bool], says("false: no verdict on a leaf; true if absent.")] = UNSET
+    reward_error: Annotated[
+        Maybe[str], says("Why the user's own reward gave no verdict on a leaf.")
+    ] = UNSET
     end: Annotated[Maybe[EndReason], says("Why a leaf's trajectory ended.")] = UNSET
     group: Annotated[Maybe[int], says("Tree of a leaf, where an input has several.")] = UNSET
 
@@ -66,6 +69,7 @@ class StepRecord(NodeRecord):
     token_logprobs: Annotated[Maybe[list[float]], says("Beside token_ids, in nats.")] = UNSET
     entropy: Annotated[Maybe[float], says("Mean over the turn's tokens, in nats.")] = UNSET
     tool: Annotated[Maybe[str], says("The called tool; absent on a malformed call.")] = UNSET
+    arguments: Annotated[Maybe[str], says("Those of the call, as JSON text.")] = UNSET
     tool_kind: Maybe[ToolKind] = UNSET
     tool_seconds: Annotated[Maybe[Seconds], says("Seconds of execution.")] = UNSET
     restored_by: Annotated[
@@ -179,6 +183,8 @@ def _node_record(tree: RolloutTree, node: Node, tokens: bool) -> dict[str, Any]:
         record |= {"leaf": True, "reward": node.score.reward, "success": node.score.success}
         if not node.score.graded:
             record["graded"] = False
+        if node.score.error:
+            record["reward_error"] = node.score.error
     if node.end is not None:
         record["end"] = node.end.value
     if node.group is not None:
@@ -239,7 +245,7 @@ def _step_record(step: Step) -> dict[str, Any]:
     if turn.entropies:
         record["entropy"] = math.fsum(turn.entropies) / len(turn.entropies)
     if step.call is not None:
-        record["tool"] = step.call.name
+        record |= {"tool": step.call.name, "arguments": json.dumps(step.call.arguments)}
     if result is not None:
         record |= {
             "observation": step.observation_text,
@@ -295,7 +301,7 @@ def _score(record: NodeRecord, where: str) -> Score:
     _expect(success is not None, f"{where}: success", success, "a leaf needs true or false")
     graded = record.graded is not False
     _expect(graded or not success, f"{where}: graded", graded, "false on a leaf with success")
-    return Score(reward, success, graded)
+    return Score(reward, success, graded, _given(record.reward_error) or "")
 
 
 def _given(value: Any) -> Any:

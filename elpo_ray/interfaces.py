@@ -11,6 +11,7 @@ from elpo_ray.types import (
     Message,
     Parsed,
     Problem,
+    RewardValue,
     Sampling,
     Score,
     Step,
@@ -61,11 +62,21 @@ class ToolSession(Protocol):
         if it did for good."""
         ...
 
+    async def reward(self) -> RewardValue:
+        """What an environment among the tools says of the trajectory, whose last call is done."""
+        ...
+
     async def close(self) -> None: ...
 
 
 class Tools(Protocol):
     """Opens tool sessions, fresh ones or at the state that a prefix left behind."""
+
+    async def begin(self, problem: Problem, tree: str) -> str | None:
+        """Make ready for sessions of `tree`, all of which are about `problem`; returns the text
+        that ends the prompt, if an environment has one. Raises InfrastructureError, and ValueError
+        if the user's environment fails."""
+        ...
 
     async def open(
         self,
@@ -89,10 +100,7 @@ class Tools(Protocol):
 
 
 class Task(Protocol):
-    """A task family: its problems, tools and reward; an oracle where one exists."""
-
-    tools: Sequence[dict[str, Any]]
-    """Function schemas in the OpenAI form, rendered into the prompt by the chat template."""
+    """A task family: its problems and its reward; an oracle where one exists."""
 
     def train_problem(self, index: int) -> Problem:
         """The `index`-th problem of the training stream; deterministic in the task's seed."""
@@ -102,11 +110,19 @@ class Task(Protocol):
         """Held-out problems: the same list every time, disjoint from the training stream."""
         ...
 
-    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
+    async def score(
+        self,
+        problem: Problem,
+        steps: Sequence[Step],
+        tools: Tools,
+        environment: RewardValue = None,
+    ) -> Score:
         """Reward and success of a finished trajectory; not `graded` if no verdict could be had.
 
-        `tools` runs a submitted program on its tests, in sessions of its own. What tools return is
-        untrusted. Raises InfrastructureError, and ValueError if the user's reward function fails.
+        `environment` is what an environment among the agent's tools says of the trajectory, where
+        there is one: it counts if the user has set no reward. `tools` runs a submitted program on
+        its tests, in sessions of its own. What tools return is untrusted. Raises
+        InfrastructureError, and ValueError if the user's reward function fails.
         """
         ...
 

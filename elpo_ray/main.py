@@ -1,4 +1,4 @@
-"""`python -m elpo_ray.main +experiment=quickstart`: compose, check, train.
+"""`python -m elpo_ray.main +experiment=quickstart` or `… shop.yaml`: compose, check, train.
 
 Exit codes: `config.arguments`; on Ctrl-C a checkpoint is written first.
 """

@@ -1,6 +1,7 @@
 """`python -m elpo_ray.sft +experiment=paper_7b`: the cold start as a run of its own.
 
-Takes the same experiments and keys as `elpo_ray.main`; the section `cold_start` says how it trains.
+Takes the same files, experiments and keys as `elpo_ray.main`; the section `cold_start` says how it
+trains.
 Exit codes: `config.arguments`; on Ctrl-C a checkpoint is written first.
 """
 

@@ -85,9 +85,11 @@ class SlurmConfig(Section, key=""):
     environment: dict[str, str] = field(default_factory=dict)
     """Variables for all of the job's processes, as in {NCCL_SOCKET_IFNAME: ib0}."""
     checkout: str | None = None
-    """This project's folder, at the same place on all nodes; null = the current one."""
-    python: str = ".venv/bin/python"
-    """Under `checkout`, or absolute; in a container: the image's, such as `python`."""
+    """The folder where the job's commands start, at the same place on all nodes; null = the current
+    one."""
+    python: str | None = None
+    """Under `checkout`, or absolute; in a container: the image's, such as `python`. null =
+    .venv/bin/python; in the current folder, if it has none, the one that writes the script."""
     scratch: str = "/tmp"
     """Folder on each node's own disk for Ray's files."""
     logs: str = "runs/slurm"

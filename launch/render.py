@@ -6,8 +6,10 @@ Invariant: what is rendered was checked: the run composes, its devices are there
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.compose import composed
+from elpo_ray.config.files import file_word, is_file
 from elpo_ray.config.rules import require
 from elpo_ray.config.values import hydra_value
 from elpo_ray.doctor.software import pinned
@@ -24,6 +27,7 @@ from elpo_ray.training.checks import check
 from launch.config import KubeRayConfig, Runtime, SlurmConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
+VENV = ".venv/bin/python"
 SHARED = "/shared"
 """Where the volume is that all pods of a RayJob mount."""
 OPTIONS = {
@@ -54,11 +58,14 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
     seeded = bool(config.seeds) and any(word.startswith("trainer.seed=") for word in overrides)
     require(not seeded, "seeds", config.seeds, "give trainer.seed or seeds, not both")
     checkout = Path(config.checkout or Path.cwd()).absolute()
-    python = config.python
+    python = config.python or VENV
     if config.container.runtime is Runtime.none:
         python = str(checkout / python)
+        if (config.python, config.checkout) == (None, None) and not Path(python).exists():
+            python = sys.executable
     run_dir, logs = checkout / run.trainer.run_dir, checkout / config.logs
-    own = dict.fromkeys(str(path) for path in (checkout, run_dir, logs, config.scratch))
+    paths = (checkout, run_dir, logs, config.scratch, *run.task.modules)
+    own = dict.fromkeys(str(path) for path in paths)
     return _render(
         "slurm.sh.jinja",
         c=config,
@@ -70,12 +77,24 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
         python=python,
         bin=str(Path(python).parent),
         mounts=[f"{path}:{path}" for path in own] + config.container.mounts,
-        overrides=list(overrides),
+        overrides=_from_anywhere(overrides),
     )
+
+
+def _from_anywhere(overrides: Sequence[str]) -> list[str]:
+    """The run's words with its file as an absolute path: the job starts in another folder."""
+    return [os.path.abspath(word) if is_file(word) else word for word in overrides]
 
 
 def kuberay_manifest(config: KubeRayConfig, overrides: Sequence[str]) -> str:
     """A RayJob as YAML. Raises ValueError as `slurm_script` does."""
+    file = file_word(overrides)
+    require(
+        file is None or Path(file).is_relative_to(SHARED),
+        "file",
+        file,
+        f"pods see nothing of this folder; put it, with its modules and data, under {SHARED}",
+    )
     _checked(overrides, config.workers * config.gpus_per_worker, "workers x gpus_per_worker")
     start = ["python", "-m", "launch.start", "--run", f"{SHARED}/runs/{config.name}"]
     cache = f"cold_start.cache={SHARED}/cache"  # actors on all nodes load what is made there

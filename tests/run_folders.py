@@ -118,9 +118,8 @@ def grow(number: int, config: Config, words: int = 40) -> RolloutTree:
     """One input's tree, the same for the same number. `words` of prose in a turn."""
     rollout = MadeUpRollout(number, config, words)
     settings = config.algorithm.growth
-    grow_tree = growth.GROWTH[settings.rule]
     with ThreadPoolExecutor(1) as own:  # a test that drives a browser has a loop in this thread
-        own.submit(asyncio.run, grow_tree(rollout, settings)).result()
+        own.submit(asyncio.run, growth.grow(rollout, settings)).result()
     rollout.tree.ledger = rollout.ledger.entries
     return rollout.tree
 

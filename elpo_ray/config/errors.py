@@ -9,15 +9,19 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from elpo_ray.config import Config
 
 
-def explain(error: BaseException, root: type = Config) -> str | None:
+def explain(
+    error: BaseException, root: type = Config, values: Mapping[str, Any] | None = None
+) -> str | None:
     """The one line for a composition error or a `ValueError` of ours; None for any other error.
-    `root` is the schema that the command line is checked against."""
+    `root` is the schema that the command line is checked against; `values` are what was checked,
+    nested, where that was no command line."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -46,7 +50,7 @@ def explain(error: BaseException, root: type = Config) -> str | None:
         text_of_it = _quoted(match[1], match[2])
         return f"{match[1]}={match[2]}: for a list write {listed}, for a text {text_of_it}"
     if key is not None:
-        value = override[1].partition("=")[2] if override else "?"
+        value = override[1].partition("=")[2] if override else _value_at(key, values or {})
         reason = next(line for link in reversed(chain) for line in str(link).split("\n") if line)
         return f"{key}={value}: {reason[0].lower()}{reason[1:]}; give {_expected(key, root)}"
     if type(error) is ValueError:
@@ -54,6 +58,10 @@ def explain(error: BaseException, root: type = Config) -> str | None:
     if error.__class__.__module__.split(".")[0] in ("hydra", "omegaconf"):
         return " ".join(text.split())
     return None
+
+
+FORMER = {"task.reward.function": "write task.reward=module:function"}
+"""Keys of earlier versions, and what stands in for them."""
 
 
 def _unreadable(word: str, root: type) -> str:
@@ -86,6 +94,8 @@ def _quoted(key: str, value: str) -> str:
 def unknown_key(key: str, root: type = Config) -> str:
     """The line for a key that the schema does not have, with its nearest neighbours."""
     parent, _, name = key.rpartition(".")
+    if key in FORMER:
+        return f"{key}: unknown key; {FORMER[key]}"
     owner = _type_at(parent, root)
     names = [f.name for f in fields(owner)] if owner is not None else []
     near = difflib.get_close_matches(name, names, n=3)
@@ -103,6 +113,13 @@ def _full_key(chain: list[BaseException]) -> str | None:
         if key:
             return str(key)
     return None
+
+
+def _value_at(key: str, values: Mapping[str, Any]) -> Any:
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part, "?") if isinstance(found, Mapping) else "?"
+    return found
 
 
 def _type_at(path: str, root: type) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any
 
+from elpo_ray.config.dotted import is_path
 from elpo_ray.config.rules import (
     Fraction,
+    Names,
     NonNegativeInt,
     PositiveFloat,
     PositiveFraction,
@@ -18,8 +20,9 @@ from elpo_ray.config.rules import (
 )
 
 
-class GrowthRule(Enum):
-    """How one input's budget becomes a tree (`elpo_ray.growth`, one file a rule)."""
+class GrowthRule(StrEnum):
+    """The built-in rules by which one input's budget becomes a tree (`elpo_ray.growth`, one file a
+    rule)."""
 
     bel = "bel"
     posterior = "posterior"
@@ -158,7 +161,9 @@ class DynamicSamplingConfig(Section, key="algorithm.growth.dynamic"):
 class GrowthConfig(Section, key="algorithm.growth"):
     """How one input's budget becomes a tree."""
 
-    rule: GrowthRule = GrowthRule.bel
+    rule: Annotated[str, Names(GrowthRule)] = "bel"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a rule of your own (docs/extending.md)."""
     n_total: Trajectories = 16
     """Completed trajectories per input: each one is a leaf, always exactly this many."""
     bel: BelConfig = field(default_factory=BelConfig)
@@ -172,9 +177,11 @@ class GrowthConfig(Section, key="algorithm.growth"):
     gets the fewest that it needs."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.options and not is_path(self.rule):
+            yield "options", f"rule={self.rule} has none; its settings are keys of their own"
         remedy = f"start at most n_total={self.n_total} trajectories at the prompt"
-        if self.rule is GrowthRule.entropy_branch and self.entropy.initial > self.n_total:
+        if self.rule == GrowthRule.entropy_branch and self.entropy.initial > self.n_total:
             yield "entropy.initial", remedy
         chains = self.random.chains
-        if self.rule is GrowthRule.random_branch and self.random.trees * chains > self.n_total:
+        if self.rule == GrowthRule.random_branch and self.random.trees * chains > self.n_total:
             yield "random.trees", f"{remedy}; each tree starts chains={chains} of them"

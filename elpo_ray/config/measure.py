@@ -27,7 +27,7 @@ class MeasureConfig(Section, key=""):
     served_model: str | None = None
     """The model to ask a server for; null = the only one that it lists."""
     tasks: list[str] = field(default_factory=list)
-    """Names of conf/task/."""
+    """Names of conf/task/, or runs' files, whose tasks are meant: tasks=[aime24,shop.yaml]."""
     data_dir: str | None = None
     """Folder with the tasks' files (docs/tasks.md); null = from the hub."""
     task: dict[str, Any] = field(default_factory=dict)

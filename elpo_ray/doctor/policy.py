@@ -14,6 +14,7 @@ from elpo_ray.doctor.finding import Finding, failure, ok, warning
 from elpo_ray.models.folder import check_model_path, check_weights
 from elpo_ray.runs.folder import run_of
 from elpo_ray.tasks import make_task
+from elpo_ray.tools.catalog import schemas
 from elpo_ray.training.checks import check, check_model, check_prompts
 
 HUB_TIMEOUT_S = 10.0
@@ -73,8 +74,7 @@ def data(config: Config) -> Iterator[Finding]:
     task = make_task(config.task, config.trainer.seed)
     task.train_problem(0)
     held_out = task.eval_problems(config.task.eval_problems)
-    name = config.task.name.value
-    yield ok("data", f"task {name}: training problems, {len(held_out)} held out")
+    yield ok("data", f"task {config.task.name}: training problems, {len(held_out)} held out")
 
 
 def template(config: Config, folder: Path) -> Iterator[Finding]:
@@ -82,15 +82,15 @@ def template(config: Config, folder: Path) -> Iterator[Finding]:
     model, and the lengths of the prompts."""
     from elpo_ray.chat.template import Chat  # with transformers: seconds to import
 
-    task = make_task(config.task, config.trainer.seed)
-    chat = Chat.from_folder(str(folder), task.tools, config.model)
+    tools = schemas(config.task, config.sandbox)
+    chat = Chat.from_folder(str(folder), tools, config.model)
     if chat.format is None:
         yield ok("chat template", "no tools: every turn is an answer")
     else:
-        tools = ", ".join(tool["function"]["name"] for tool in task.tools)
+        names = ", ".join(tool["function"]["name"] for tool in tools)
         parser = chat.format.parser
-        yield ok("chat template", f"tools {tools}: calls there and back in the format {parser}")
-    check_prompts(config, task, folder)
+        yield ok("chat template", f"tools {names}: calls there and back in the format {parser}")
+    check_prompts(config, make_task(config.task, config.trainer.seed), folder)
     yield ok("prompts", f"fit model.max_context={config.model.max_context}")
 
 

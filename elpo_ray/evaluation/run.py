@@ -80,7 +80,7 @@ def plan(bench: Bench, config: EvaluateConfig) -> str:
         task = bench.configs[name].task
         lines.append(
             f"{name}: {len(problems)} problems x {config.n} samples = {len(problems) * config.n}, "
-            f"at most {task.max_turns} turns of {task.max_turn_tokens} tokens; "
+            f"at most {task.max_turns} turns of {task.max_turn_tokens or 'any number of'} tokens; "
             f"Pass@K and Major@K for K = {', '.join(map(str, config.all_ks)) or 'none'}"
         )
     return "\n".join(lines)

@@ -59,6 +59,7 @@ def tree_metrics(
         "rollouts_probe": spent.probes,
         "rollouts_lost": spent.lost,
         "ungraded": len(all_scores) - len(scores),
+        "reward_errors": sum(bool(score.error) for score in all_scores),
         "tokens_generated": spent.tokens,
         "tool_seconds": spent.tool_seconds,
         "searches": len(searches),

@@ -87,6 +87,8 @@ class Report:
     """What the worker is doing, in words."""
     version: int = 0
     """Version of the weights that the worker serves."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should be told, once."""
 
     @property
     def progress(self) -> bool:

@@ -25,22 +25,28 @@ PROMPT = (
     + " Once you are certain of the result, stop calling the tool and state it as "
     r"\boxed{{answer}}."
 )
+PLAIN_PROMPT = (
+    "Work out the following problem step by step.\n\n{problem}\n\n"
+    r"Once you are certain of the result, state it as \boxed{{answer}}."
+)
+"""Where the policy cannot run code."""
 
 
-def read(row: Row, id: str, seed: int) -> Problem:
+def read(row: Row, id: str, seed: int, code: bool) -> Problem:
     """A problem of any of these sets."""
     problem = text_of(row, "problem", "Problem", "question")
     return Problem(
         id=id,
-        messages=math_prompt(problem),
+        messages=math_prompt(problem, code),
         ground_truth=answer_of(row),
         extra={KIND: MATH, "problem": problem},
     )
 
 
-def math_prompt(problem: str) -> tuple[Message, ...]:
-    """The question as the agent sees it."""
-    return ({"role": "user", "content": PROMPT.format(problem=problem)},)
+def math_prompt(problem: str, code: bool) -> tuple[Message, ...]:
+    """The question as the agent sees it, who may run code or not."""
+    asked = PROMPT if code else PLAIN_PROMPT
+    return ({"role": "user", "content": asked.format(problem=problem)},)
 
 
 def answer_of(row: Row) -> str:
@@ -57,7 +63,7 @@ def answer_of(row: Row) -> str:
     return boxed
 
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     TaskName.aime24: Family(
         read=read, held_out=Source(name="aime24", repo="Maxwell-Jia/AIME_2024")
     ),

@@ -13,7 +13,7 @@ from typing import Any
 from elpo_ray.config.task import TaskName
 from elpo_ray.tasks.grading.answers import asks_for_line
 from elpo_ray.tasks.grading.programs import read_tests
-from elpo_ray.tasks.livecodebench import STDIN, STRATEGY, SUBMIT
+from elpo_ray.tasks.livecodebench import STDIN, submission
 from elpo_ray.tasks.mathematics import NUMERIC, NUMERIC_LINE, math_prompt
 from elpo_ray.tasks.problem_set import Family
 from elpo_ray.tasks.rewards import ANSWER_LINE, CODE, KIND, MATH
@@ -28,26 +28,26 @@ READS_STDIN = "reads_stdin"
 """Key of `Problem.extra` of a code problem."""
 
 
-def read(row: Row, id: str, seed: int) -> Problem:
+def read(row: Row, id: str, seed: int, code: bool) -> Problem:
     """A row of the RL mix, asked as the recipe asks it."""
-    problem = read_plain(row, id, seed)
+    problem = read_plain(row, id)
     *before, last = problem.messages
     text, source = last["content"], row["data_source"]
     if problem.extra[KIND] == CODE:
         how = f"{STDIN} " if problem.extra[READS_STDIN] else ""
-        text = f"{text}\n\n{how}{STRATEGY} {SUBMIT}"
+        text = f"{text}\n\n{how}{submission(code)}"
     elif problem.extra.get(ANSWER_LINE):
         text = f"{text}\n\n{NUMERIC_LINE}"
     elif source in OWN_PROMPT:
         text = f"{text}\n\n{NUMERIC}"
     else:
-        text = math_prompt(text)[0]["content"] + f" {NUMERIC}"
+        text = math_prompt(text, code)[0]["content"] + f" {NUMERIC}"
     messages = (*before, {**last, "content": text})
     return Problem(problem.id, messages, problem.ground_truth, extra=problem.extra)
 
 
-def read_plain(row: Row, id: str, seed: int) -> Problem:
-    """The prompt as it stands: task `jsonl`. ValueError if a field is missing or unusable."""
+def read_plain(row: Row, id: str) -> Problem:
+    """The prompt as it stands. ValueError if a field is missing or unusable."""
     source, reward_model = row.get("data_source"), row.get("reward_model")
     if not isinstance(source, str):
         raise ValueError("data_source is not a string; name where the problem comes from")
@@ -63,7 +63,7 @@ def read_plain(row: Row, id: str, seed: int) -> Problem:
         raise ValueError("reward_model.ground_truth is not a string; give the answer as text")
     else:
         truth = truth.strip()
-    messages = _messages(row.get("prompt"))
+    messages = messages_of(row.get("prompt"))
     if kind == MATH and asks_for_line(messages[-1]["content"]):
         extra = {**extra, ANSWER_LINE: True}
     return Problem(
@@ -81,7 +81,8 @@ def _are_tests(truth: Any) -> bool:
     return TESTS.match(truth) is not None
 
 
-def _messages(prompt: Any) -> tuple[Message, ...]:
+def messages_of(prompt: Any) -> tuple[Message, ...]:
+    """A prompt that is a list of chat messages. ValueError if it is none."""
     remedy = 'use [{"role": "user", "content": "…"}]'
     if not isinstance(prompt, list) or not prompt:
         raise ValueError(f"prompt is not a list of chat messages; {remedy}")
@@ -92,11 +93,10 @@ def _messages(prompt: Any) -> tuple[Message, ...]:
     return tuple({"role": m["role"], "content": m["content"]} for m in prompt)
 
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     TaskName.open_agentrl: Family(
         read=read,
         train=Source(name="open_agentrl", repo="Gen-Verse/Open-AgentRL-30K"),
         demonstrations=Source(name="open_agentrl-sft", repo="Gen-Verse/Open-AgentRL-SFT-3K"),
     ),
-    TaskName.jsonl: Family(read=read_plain),
 }

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from elpo_ray import credit, growth
 from elpo_ray.cluster.devices import check_address, check_gpus, gpus_here
 from elpo_ray.config import Config
+from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.learner import Packing
+from elpo_ray.config.modules import check_modules, use_modules
 from elpo_ray.config.rollout import Transfer
 from elpo_ray.config.rules import require
+from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.config.task import TaskName
 from elpo_ray.interfaces import Task
 from elpo_ray.models.folder import check_context, check_model_path, local_folder
 from elpo_ray.runs.atomic import check_writable
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.trackers import check_trackers
-from elpo_ray.tasks.rewards import load_function
+from elpo_ray.tasks import make_task
+from elpo_ray.tools.caller import Caller
+from elpo_ray.tools.catalog import joined, schemas, sources
+from elpo_ray.tools.variables import named
 
 PROMPTS_CHECKED = 64
 """Training problems, besides the held-out ones, whose prompts are measured against the context."""
@@ -23,8 +30,14 @@ PROMPTS_CHECKED = 64
 
 def check(config: Config) -> None:
     """Raise ValueError for what the schema alone cannot see: files, packages, the model."""
+    check_modules(config.task.modules)
+    use_modules(config.task.modules)
     _check_files(config)
     check_trackers(config.logging)
+    check_rules(config.algorithm, shared_budget=config.budget.scope is BudgetScope.batch)
+    schemas(config.task, config.sandbox)
+    named(config.task.env)
+    make_task(config.task, config.trainer.seed)  # it checks the user's own task and reward
     if config.model.path is not None:
         check_model_path(config.model.path)
     require(
@@ -39,6 +52,12 @@ def check(config: Config) -> None:
         config.engine.endpoint,
         "an endpoint can be evaluated (python -m elpo_ray.evaluate), not trained",
     )
+
+
+def check_rules(algorithm: AlgorithmConfig, *, shared_budget: bool = False) -> None:
+    """Raise ValueError if a rule of the user's cannot be used as configured."""
+    growth.check(algorithm.growth, shared_budget=shared_budget)
+    credit.check(algorithm.credit)
 
 
 def _check_files(config: Config) -> None:
@@ -57,9 +76,7 @@ def _check_files(config: Config) -> None:
         folder,
         f"no such folder under {Path.cwd()}; name the one with the data sets (docs/tasks.md)",
     )
-    if config.task.reward.function is not None:
-        load_function(config.task.reward.function)
-    if config.task.name is TaskName.jsonl:
+    if config.task.name == TaskName.jsonl:
         for key in ("train_file", "eval_file"):
             value = getattr(config.task, key)
             require(
@@ -111,9 +128,13 @@ def check_prompts(config: Config, task: Task, folder: Path) -> None:
     room = config.model.max_context
     here = local_folder(folder, weights=False)
     check_context(here, "model.max_context", room)
-    chat = Chat.from_folder(str(here), task.tools, config.model)
+    made = sources(config.task, Caller(config.task.tool_timeout_s))
+    tools = joined(config.task, config.sandbox, made)
+    chat = Chat.from_folder(str(here), tools, config.model)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
+        for source in made:
+            source.check(problem)
         length = len(chat.prompt_ids(problem.messages))
         require(
             length < room,

@@ -27,12 +27,13 @@ from elpo_ray.config import Config
 from elpo_ray.forest.trees import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
 from elpo_ray.learner.saved import starting_folder
-from elpo_ray.models.base import base_key, conversations, digest
+from elpo_ray.models.base import base_key, conversations, demonstrations_key, digest
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics, progress_bar
 from elpo_ray.tasks import make_task
+from elpo_ray.tools.catalog import schemas
 from elpo_ray.training.checks import check_model
 from elpo_ray.training.loop import Outcome, RunLoop
 
@@ -59,7 +60,7 @@ def starting_model(
     """
     if not config.cold_start.enabled or config.trainer.resume is not None:
         return StartingModel(base, None)
-    folder = _cached(config, base)
+    folder = _cached(config, task, base)
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
         return StartingModel(folder, None)
@@ -82,16 +83,17 @@ def starting_model(
     return StartingModel(folder, learner)
 
 
-def _cached(config: Config, base: Path) -> Path:
+def _cached(config: Config, task: Task, base: Path) -> Path:
     """Where the model of a cold start before RL is kept."""
-    return Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config, base))}"
+    key = digest(_cold_start_key(config, task, base))
+    return Path(config.cold_start.cache) / f"cold-start-{key}"
 
 
 def check_demonstrations(config: Config, task: Task, base: Path) -> None:
     """Raise ValueError if the run has to begin with a cold start and no demonstration fits."""
     if not config.cold_start.enabled or config.trainer.resume is not None:
         return
-    if not _cached(config, base).exists():
+    if not _cached(config, task, base).exists():
         _check_first(config, task, base)
 
 
@@ -106,18 +108,14 @@ def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> Le
     return learner
 
 
-def _cold_start_key(config: Config, base: Path) -> dict[str, Any]:
+def _cold_start_key(config: Config, task: Task, base: Path) -> dict[str, Any]:
     settings = asdict(config.cold_start)
     del settings["cache"], settings["enabled"]
     adapters = config.learner.adapters
     return ({} if adapters is None else {"adapters": asdict(adapters)}) | {
-        "base": base_key(config) if config.model.path is None else str(base),
-        "task": [
-            config.task.name,
-            config.task.demonstrations_file,
-            config.task.data_dir,
-            asdict(config.task.countdown),
-        ],
+        "base": base_key(config, task) if config.model.path is None else str(base),
+        "demonstrations": demonstrations_key(config, task),
+        "tools": schemas(config.task, config.sandbox),
         "cold_start": settings,
         "template_options": config.model.template_options,
         "precision": config.model.precision,
@@ -133,8 +131,9 @@ def _examples(
 
     settings, room = config.cold_start, _room(config)
     folder = local_folder(base, weights=False)
-    chat = Chat.from_folder(str(folder), task.tools, config.model)
-    for messages in conversations(task):
+    tools = schemas(config.task, config.sandbox)
+    chat = Chat.from_folder(str(folder), tools, config.model)
+    for messages in conversations(task, tools):
         ids, agent = chat.conversation_ids(messages)
         if settings.cut_longer:
             ids, agent = ids[:room], agent[:room]
@@ -148,7 +147,7 @@ def _room(config: Config) -> int:
 
 def _no_demonstration(config: Config) -> ValueError:
     return ValueError(
-        f"task.name={config.task.name.value}: it has no demonstration within "
+        f"task.name={config.task.name}: it has no demonstration within "
         f"cold_start.max_tokens={_room(config)}; name some with task.demonstrations_file, raise "
         "the limit or leave the cold start out"
     )

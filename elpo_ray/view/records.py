@@ -19,6 +19,8 @@ from elpo_ray.credit.clip import elc_region
 from elpo_ray.growth.budget import SpendKind
 from elpo_ray.tree import Localization, Node, RolloutTree
 
+HERMES = "<tool_call>"
+"""It begins a call in the text of a turn, in the format that the page reads itself."""
 DIGITS = 5
 """A number on the page has so many significant digits."""
 MOST_NATS = 1e6
@@ -49,6 +51,7 @@ def tree_record(
         "text": [_text(node, "text", limits) for node in nodes],
         "observation": [_text(node, "observation", limits) for node in nodes],
         "tool": [_text(node, "tool", limits) for node in nodes],
+        "arguments": [_arguments(node, limits) for node in nodes],
         "kind": [_text(node, "tool_kind", limits) for node in nodes],
         "seconds": [short(_number(node, "tool_seconds")) for node in nodes],
         "restored": [_text(node, "restored_by", limits) for node in nodes],
@@ -196,6 +199,14 @@ def _message(message: dict[str, Any], limits: PageLimits) -> dict[str, str]:
 def _text(node: Node, key: str, limits: PageLimits) -> str | None:
     value = node.extra.get(key)
     return clipped(value, limits.chars) if isinstance(value, str) else None
+
+
+def _arguments(node: Node, limits: PageLimits) -> str | None:
+    """Return a call's arguments as JSON text, unless the page can read the call in the turn's."""
+    said = node.extra.get("text")
+    if isinstance(said, str) and HERMES in said:
+        return None
+    return _text(node, "arguments", limits)
 
 
 def _number(node: Node, key: str) -> float | None:

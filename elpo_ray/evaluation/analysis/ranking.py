@@ -31,7 +31,7 @@ async def examine(
     """One record a branching node, the prompt included."""
     tree = rollout.tree
     settings = config.algorithm.growth
-    await growth.GROWTH[settings.rule](rollout, settings)
+    await growth.grow(rollout, settings)
     [credit] = assign([tree], config.algorithm)
     branchings = [(n.id, siblings(tree, n.id)) for n in tree.nodes]
     records = []

@@ -202,8 +202,8 @@ async def simulate(
     for index in range(inputs):
         chain = chains[index % len(chains)]
         rollout = ChainRollout(chain, config.n_total, random.Random(f"{seed}/{index}"))
-        await growth.GROWTH[config.rule](rollout, config)
-        findings.add(rollout, chain, config.bel if config.rule is GrowthRule.bel else None)
+        await growth.grow(rollout, config)
+        findings.add(rollout, chain, config.bel if config.rule == GrowthRule.bel else None)
     return findings
 
 

@@ -27,12 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demonstrations = [TASK.demonstration(i) or [] for i in range(50)]
     config = TinyModelConfig(intermediate_size=32, num_layers=1)
     target = tmp_path_factory.mktemp("tiny")
-    return build_tiny(target, config, demonstrations, TASK.tools, max_context=512, seed=0)
+    return build_tiny(target, config, demonstrations, [SCHEMA], max_context=512, seed=0)
 
 
 @pytest.fixture(scope="module")
 def chat(folder: Path) -> Chat:
-    return Chat.from_folder(str(folder), TASK.tools)
+    return Chat.from_folder(str(folder), [SCHEMA])
 
 
 def encode(chat: Chat, text: str) -> list[int]:
@@ -43,7 +43,7 @@ def encode(chat: Chat, text: str) -> list[int]:
 def rendered(chat: Chat, messages: list[Message], *, generate: bool = False) -> str:
     return str(
         chat.tokenizer.apply_chat_template(
-            messages, tools=list(TASK.tools), tokenize=False, add_generation_prompt=generate
+            messages, tools=[SCHEMA], tokenize=False, add_generation_prompt=generate
         )
     )
 
@@ -236,7 +236,7 @@ def test_without_tools_every_turn_is_an_answer(folder: Path) -> None:
 
 def test_options_are_variables_of_the_template(folder: Path, tmp_path: Path) -> None:
     path = edited(folder, tmp_path, lambda t: "{{- mood }}" + t)
-    chat = Chat.from_folder(path, TASK.tools, ModelConfig(template_options={"mood": "calm "}))
+    chat = Chat.from_folder(path, [SCHEMA], ModelConfig(template_options={"mood": "calm "}))
     prompt = chat.tokenizer.decode(chat.prompt_ids([{"role": "user", "content": "q"}]))
     assert str(prompt).startswith("calm ")
 

@@ -130,6 +130,29 @@ def test_options_are_shuffled_by_the_seed(tmp_path: Path) -> None:
     assert set(letters) == set("ABCD") and min(letters.values()) > 25
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "asks"),
+    [
+        ("aime24", AIME, r"state it as \boxed{answer}"),
+        ("gpqa_diamond", GPQA, r"as \boxed{letter}"),
+        ("livecodebench_v6", LCB, "submit the whole program in one ```python block"),
+    ],
+)
+def test_prompts_speak_of_a_tool_only_where_code_can_be_run(
+    tmp_path: Path, name: str, row: Any, asks: str
+) -> None:
+    put(tmp_path, f"{name}.jsonl", row)
+    with_code, without = (
+        only(task(tmp_path, name, tools=tools)).messages[0]["content"]
+        for tools in (["code_interpreter"], [])
+    )
+    assert "tool" in with_code and "tool" not in without
+    assert asks in with_code and asks in without
+    assert "  " not in without and "{" not in without.replace("{answer}", "").replace(
+        "{letter}", ""
+    )
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_livecodebench(tmp_path: Path, suffix: str) -> None:
     put(tmp_path, "livecodebench_v6" + suffix, LCB)
