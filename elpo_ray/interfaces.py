@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import (
@@ -131,16 +131,21 @@ class Task(Protocol):
         or if the task has no answers to vote on."""
         ...
 
-    async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
-        """Whether two answers to a problem are one vote: by the equality that grades them."""
-        ...
-
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
         """Whether any continuation of `steps` can still succeed; None without an oracle."""
         ...
 
     def demonstration(self, index: int) -> list[Message] | None:
         """The `index`-th solved conversation for the cold start; None if the task has none."""
+        ...
+
+
+@runtime_checkable
+class ComparesAnswers(Protocol):
+    """What a `Task` may have too: equal answers that are written in different ways."""
+
+    async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+        """Whether two answers to a problem are one vote: by the equality that grades them."""
         ...
 
 

@@ -245,9 +245,6 @@ class FakeTask:
         word = steps[-1].action_text.partition("~")[0]
         return word.removeprefix("=") if word.startswith("=") else None
 
-    async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
-        return first == second
-
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool:
         return not any(step.call and step.call.arguments["move"] == "b" for step in steps)
 

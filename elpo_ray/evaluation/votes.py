@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from elpo_ray.evaluation.summary import by_problem
-from elpo_ray.interfaces import Task
+from elpo_ray.interfaces import ComparesAnswers, Task
 from elpo_ray.rollout.sample import Sample
 from elpo_ray.types import Problem
 
@@ -34,7 +34,7 @@ async def _merge(task: Task, problem: Problem, samples: Sequence[Sample]) -> lis
         answer = sample.answer
         if answer is not None and answer not in written:
             for first in firsts:
-                if await task.same_answer(problem, first, answer):
+                if await _same(task, problem, first, answer):
                     written[answer] = first
                     break
             else:
@@ -42,3 +42,8 @@ async def _merge(task: Task, problem: Problem, samples: Sequence[Sample]) -> lis
                 written[answer] = answer
         merged.append(sample if answer is None else replace(sample, answer=written[answer]))
     return merged
+
+
+async def _same(task: Task, problem: Problem, first: str, second: str) -> bool:
+    """By the task's own equality; different texts are different answers without one."""
+    return isinstance(task, ComparesAnswers) and await task.same_answer(problem, first, second)

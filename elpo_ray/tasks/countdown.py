@@ -94,10 +94,6 @@ class Countdown:
         """None: the problem names the target, there is nothing to vote on."""
         return None
 
-    async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
-        """Never asked: there are no answers."""
-        return first == second
-
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
         """Exact: whether some continuation within `task.max_turns` still succeeds."""
         if steps and steps[-1].result is None:
