@@ -9,6 +9,7 @@ the reward; above `task.reward.success_above` it is a success.
 from __future__ import annotations
 
 import difflib
+import json
 import random
 import re
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import RewardConfig, TaskConfig
 from elpo_ray.interfaces import Tools
-from elpo_ray.tasks.grading.verifiers import Maker, Verifiers
+from elpo_ray.tasks.grading.verifiers import Verifiers, maker
 from elpo_ray.tasks.own_reward import EnvironmentReward, OwnReward
 from elpo_ray.tasks.rewards import answer_turn
 from elpo_ray.tools.ready_made import needs
@@ -33,6 +34,8 @@ NUMBERS = 1 << 32
 DRAWS = 100
 """Problems in a row that may be held out, or repeated, before a kind is said to have no more."""
 DEMONSTRATIONS = 2000
+MAKER_CPU_S = "3600"
+"""The processor time of the process that makes problems, which reads no answers."""
 FORM = "Give the final answer, and nothing else, between <answer> and </answer>."
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -48,11 +51,13 @@ class ReasoningGym:
         self._seed = seed
         self._name = _checked(config)
         self._own, self._environment = _other_rewards(config.reward)
-        child = [sys.executable, "-m", "elpo_ray.tasks.grading.verifier_child"]
+        reward = config.reward
+        child = [sys.executable, "-m", "elpo_ray.tasks.grading.verifier_child", self._name]
+        child.append(json.dumps(config.options))
+        self._maker = maker(*child, MAKER_CPU_S)
         self._verifiers = Verifiers(
-            child, self._name, config.options, config.reward.graders, config.reward.grader_cpu_s
+            [*child, str(reward.grader_cpu_s)], reward.graders, reward.grader_cpu_s
         )
-        self._maker = Maker(child, self._name, config.options)
         dataset_of(self._name, config.options, 0)
 
     def train_problem(self, index: int) -> Problem:

@@ -16,9 +16,11 @@ import os
 import shlex
 import signal
 import subprocess
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 START_S = 120.0
@@ -29,16 +31,27 @@ KEPT = ("PATH", "PYTHONPATH", "HOME", "LANG", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """Environment variables that a process sees."""
 
 
-class Maker:
-    """Makes problems, one after the other."""
+@cache
+def maker(*command: str) -> Maker:
+    """The one that tasks of the same kind and settings share."""
+    return Maker(command)
 
-    def __init__(self, command: Sequence[str], name: str, options: Mapping[str, Any]) -> None:
-        """Starts its process with the first problem."""
-        self._command = [*command, name, json.dumps(dict(options)), "3600"]
+
+class Maker:
+    """Makes problems, one after the other, for any thread."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """`command` starts a process of `verifier_child`, which happens with the first problem."""
+        self._command = command
         self._child: subprocess.Popen[bytes] | None = None
+        self._turn = threading.Lock()
 
     def entry(self, number: int) -> dict[str, Any]:
         """`question` and `answer` of a number. RuntimeError if the process fails."""
+        with self._turn:
+            return self._asked(number)
+
+    def _asked(self, number: int) -> dict[str, Any]:
         if self._child is None:
             self._child = subprocess.Popen(
                 self._command,
@@ -67,14 +80,12 @@ class Verifiers:
     def __init__(
         self,
         command: Sequence[str],
-        name: str,
-        options: Mapping[str, Any],
         processes: int,
         cpu_s: float,
     ) -> None:
-        """`command` starts a process of `verifier_child`. Nothing is started before the first
-        answer."""
-        self._command = [*command, name, json.dumps(dict(options)), str(cpu_s)]
+        """`command` starts a process of `verifier_child` with that much processor time. Nothing is
+        started before the first answer."""
+        self._command = command
         self._cpu_s = cpu_s
         self._room = asyncio.Semaphore(processes)
         self._free: list[asyncio.subprocess.Process] = []
