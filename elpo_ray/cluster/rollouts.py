@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -196,6 +197,9 @@ class RolloutGroup:
         self.queue.stop(Fault("the rollout workers were closed"))
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(timeout=10)
+        for worker in self._workers:
+            if worker.home is not None:  # of a worker on another node nothing is there
+                Path(worker.home[1]).unlink(missing_ok=True)
 
     def _all(self, batch: Batch[R], advance: Advance) -> list[R | SetAside]:
         results = {index: result for index, result in self._run(batch, advance)}

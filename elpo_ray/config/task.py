@@ -37,6 +37,7 @@ class TaskName(StrEnum):
     gpqa_diamond = "gpqa_diamond"
     livecodebench_v6 = "livecodebench_v6"
     open_agentrl = "open_agentrl"
+    reasoning_gym = "reasoning_gym"
 
 
 class RewardName(StrEnum):
@@ -137,7 +138,10 @@ class TaskConfig(Section, key="task"):
 
     name: Annotated[str, Names(TaskName)] = "countdown"
     options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of a task of your own (docs/extending.md)."""
+    """Keyword arguments of a task of your own (docs/extending.md), or the settings of
+    `task.dataset`."""
+    dataset: str | None = None
+    """The kind of problems of task `reasoning_gym`, such as chain_sum (docs/tasks.md)."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     train_file: str | None = None
     """JSON-lines or parquet file of training problems instead of the task's own, with the same
@@ -197,8 +201,11 @@ class TaskConfig(Section, key="task"):
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         yield from self._tool_conflicts()
-        if self.options and not is_path(self.name):
+        gym = self.name == TaskName.reasoning_gym
+        if self.options and not (is_path(self.name) or gym):
             yield "options", f"name={self.name} has none; its settings are keys of their own"
+        if self.dataset is not None and not gym:
+            yield "dataset", f"name={self.name} has none; use task=reasoning_gym with it"
         if self.eval_sets and self.eval_file:
             yield "eval_sets", f"leave it empty or leave out task.eval_file={self.eval_file!r}"
         for key in ("contest_from", "contest_until"):

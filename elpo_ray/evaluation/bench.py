@@ -29,7 +29,8 @@ from elpo_ray.evaluation.source import ModelSource, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.tasks import make_task
-from elpo_ray.tools.catalog import schemas
+from elpo_ray.tools.caller import Caller
+from elpo_ray.tools.catalog import schemas, sources
 from elpo_ray.tools.environments import ROW
 from elpo_ray.tools.sources import Schema
 from elpo_ray.types import Problem
@@ -102,7 +103,11 @@ class Bench:
         }
 
     def _check_prompts(self, name: str) -> None:
-        """Chat template and context window against every prompt."""
+        """Tools against every problem, chat template and context window against every prompt."""
+        task = self.configs[name].task
+        for source in sources(task, Caller(task.tool_timeout_s)):
+            for problem in self.problems[name]:
+                source.check(problem)
         if self.source.folder is None:
             return
         from elpo_ray.chat.template import Chat  # seconds to import

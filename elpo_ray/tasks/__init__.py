@@ -11,6 +11,7 @@ from elpo_ray.tasks import gpqa, jsonl, livecodebench, mathematics, open_agentrl
 from elpo_ray.tasks.countdown import Countdown
 from elpo_ray.tasks.own import make_own
 from elpo_ray.tasks.problem_set import Family, ProblemSet
+from elpo_ray.tasks.reasoning_gym import ReasoningGym
 
 FAMILIES: dict[str, Family] = {
     **mathematics.FAMILIES,
@@ -30,4 +31,6 @@ def make_task(config: TaskConfig, seed: int) -> Task:
         return make_own(config, seed)
     if config.name == TaskName.countdown:
         return Countdown(config, seed)
+    if config.name == TaskName.reasoning_gym:
+        return ReasoningGym(config, seed)
     return ProblemSet(FAMILIES, config, seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from elpo_ray.config.dotted import check_call, load_object
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Task
@@ -9,7 +11,11 @@ from elpo_ray.interfaces import Task
 KEY = "task.name"
 OWN = ("train_problem", "eval_problems", "score")
 """What a task must define itself; the rest it may inherit from `interfaces.Task`."""
-INHERITED = ("answer", "recoverable", "demonstration")
+INHERITED = tuple(
+    name
+    for name, value in vars(Task).items()
+    if inspect.isfunction(value) and name[0] != "_" and name not in OWN
+)
 
 
 def make_own(config: TaskConfig, seed: int) -> Task:

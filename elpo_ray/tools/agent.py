@@ -13,9 +13,9 @@ import asyncio
 import itertools
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from elpo_ray.interfaces import Tools, ToolSession
 from elpo_ray.tools import code_interpreter
@@ -37,6 +37,7 @@ PAUSE_S = 0.1
 MIN_CALLS = 100
 """Calls before a share of lost ones means anything."""
 ROOT = "root"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +121,11 @@ class AgentTools:
         max_failure_rate: float = 0.01,
     ) -> None:
         """`retries`: further attempts at a call that ended in an InfrastructureError."""
-        self.names = [schema["function"]["name"] for schema in schemas]
+        self.schemas = {schema["function"]["name"]: schema["function"] for schema in schemas}
         self.interpreter = interpreter
         self.stateful = [source for source in sources if source.stateful]
         self.caller = caller
+        """Runs the user's code in this process, and counts what does not come back."""
         self.retries = retries
         self._max_failure_rate = max_failure_rate
         self.source_of = {
@@ -182,8 +184,7 @@ class AgentTools:
             await asyncio.gather(*(instance.close() for instance in kept.copies.values()))
 
     def check(self) -> None:
-        """Raise InfrastructureError if too many calls are lost, or never come back, to go on."""
-        self.caller.check()
+        """Raise InfrastructureError if too many calls are lost to go on."""
         share = self.lost / max(self.calls, 1)
         if self.calls >= MIN_CALLS and share > self._max_failure_rate:
             raise InfrastructureError(
@@ -242,20 +243,23 @@ class AgentSession:
         return AgentState(interpreter, tuple(self._states))
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """See `interfaces.ToolSession.call`. Arguments have been checked where the call was read."""
+        """See `interfaces.ToolSession.call`. The arguments were checked when the call was read."""
         tools = self._tools
         if call.name == code_interpreter.NAME and self._interpreter is not None:
             return await self._interpreter.call(call)
         source = tools.source_of.get(call.name)
         if source is None:
-            known = ", ".join(tools.names) or "none: answer"
+            known = ", ".join(tools.schemas) or "none: answer"
             text = f"Malformed tool call: unknown tool {call.name[:40]}; use {known}"
             return ToolResult(ToolKind.MALFORMED, text)
         tools.calls += 1
-        if not source.stateful:
-            return await self._attempted(call, source, None)
-        index = tools.stateful.index(source)
-        result = await self._attempted(call, source, index)
+        index = tools.stateful.index(source) if source.stateful else None
+        result, how = await self._attempted(
+            call.name, source, index, lambda instance: instance.call(call.name, call.arguments)
+        )
+        if index is None:
+            return result
+        result = replace(result, restored_by=how)
         if result.kind is ToolKind.TIMEOUT:  # a thread may still be at work in it
             del self._live[index]
             undone = "; the state is the one before this call"
@@ -270,14 +274,12 @@ class AgentSession:
         for index, source in enumerate(self._tools.stateful):
             if source.rewards:
                 try:
-                    instance, _ = await self._instance(index)
-                    return await instance.reward()
-                except _Diverged as error:
-                    return self._tools.lose(str(error))
-                except InfrastructureError:
-                    raise
-                except Exception as error:  # the user's code is a boundary
+                    given, _ = await self._attempted(
+                        "reward", source, index, lambda it: it.reward()
+                    )
+                except Exception as error:  # lost for good, or raised by the user's code
                     return error
+                return given
         return None
 
     async def close(self) -> None:
@@ -287,8 +289,15 @@ class AgentSession:
         if self._interpreter is not None:
             await self._interpreter.close()
 
-    async def _attempted(self, call: ToolCall, source: ToolSource, index: int | None) -> ToolResult:
-        """Run a call, again if the infrastructure lost it. Raises ToolsLost."""
+    async def _attempted(
+        self,
+        name: str,
+        source: ToolSource,
+        index: int | None,
+        use: Callable[[ToolInstance], Awaitable[T]],
+    ) -> tuple[T, str]:
+        """Use the source's instance, anew if the infrastructure lost that; returns what came of it,
+        and how the state before came about. Raises ToolsLost."""
         tools, attempts = self._tools, 0
         while True:
             attempts += 1
@@ -297,15 +306,14 @@ class AgentSession:
                     instance, how = await tools.shared(source, self._tree.problem), ""
                 else:
                     instance, how = await self._instance(index)
-                result = await instance.call(call.name, call.arguments)
-                return replace(result, restored_by=how)
+                return await use(instance), how
             except _Diverged as error:
                 raise tools.lose(str(error)) from None
             except InfrastructureError as error:
                 if index in self._live:
                     await self._live.pop(index).close()
                 if attempts > tools.retries:
-                    why = f"tool {call.name} failed {attempts} times: {error}"
+                    why = f"tool {name} failed {attempts} times: {error}"
                     raise tools.lose(why) from error
             await asyncio.sleep(PAUSE_S * 2 ** (attempts - 1))
 

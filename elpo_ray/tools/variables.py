@@ -16,7 +16,7 @@ from elpo_ray.config.rules import require
 NEEDED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TERM|PWD|TMPDIR|TMP|TEMP|HOSTNAME|VIRTUAL_ENV"
     r"|SSL_CERT_FILE|SSL_CERT_DIR|LD_LIBRARY_PATH|LD_PRELOAD|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE"
-    r"|(LC|XDG|CONDA|RAY|VLLM|TORCH|CUDA|NVIDIA|NCCL|OMP|MKL|KMP|GLOO|TOKENIZERS)_.*|PYTHON.*"
+    r"|(LC|XDG|CONDA|VLLM|TORCH|CUDA|NVIDIA|NCCL|OMP|MKL|KMP|GLOO|TOKENIZERS)_.*|PYTHON.*"
     r"|(TRANSFORMERS|ELPO)_.*"
 )
 """What Python, Ray, vLLM and the system need."""
@@ -52,4 +52,6 @@ def restored(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def _needed(name: str) -> bool:
+    if name.startswith("RAY_"):  # also the token by which the process speaks with its cluster
+        return True
     return NEEDED.fullmatch(name) is not None and SECRET.search(name) is None
