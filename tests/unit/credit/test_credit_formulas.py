@@ -232,7 +232,7 @@ def check(
     value: Callable[[int, int], float],
 ) -> None:
     """Eq. 9: a shared step gets the mean over the leaves below it; with `each` it gets the positive
-    and the negative parts by themselves, a leaf without a verdict counting as 0."""
+    and the negative parts by themselves. A leaf without a verdict takes part in nothing."""
     gain, loss = [0.0], [0.0]
     for node in range(1, plain.size):
         own = [value(leaf, node) for leaf in plain.graded_at(node)]
@@ -241,9 +241,8 @@ def check(
             gain.append(max(advantage, 0.0))
             loss.append(max(-advantage, 0.0))
         else:
-            leaves = len(plain.leaves_at(node))
-            gain.append(sum(max(a, 0.0) for a in own) / leaves)
-            loss.append(sum(max(-a, 0.0) for a in own) / leaves)
+            gain.append(mean([max(a, 0.0) for a in own]))
+            loss.append(mean([max(-a, 0.0) for a in own]))
     np.testing.assert_allclose(credit.negative_advantage, loss, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(credit.advantage, np.subtract(gain, loss), rtol=1e-9, atol=1e-9)
 
@@ -327,7 +326,7 @@ def test_what_works_with_every_rule_is_its_formula(plain: Plain, chosen: dict[st
             parent = plain.parent[node]
             alive = any(plain.success.get(leaf) for leaf in plain.leaves_at(parent))
             assert neutral.advantage[node] == (paper[node] if alive else 0.0)
-            assert neutral.share[node] == 1 / len(plain.leaves_at(node))
+            assert neutral.share[node] == 1 / max(len(plain.graded_at(node)), 1)
 
 
 @pytest.mark.parametrize("scope", ElcScope)
@@ -335,16 +334,24 @@ def test_what_works_with_every_rule_is_its_formula(plain: Plain, chosen: dict[st
 @given(plain=plains())
 def test_the_lower_bound_is_its_formula(scope: ElcScope, plain: Plain) -> None:
     """Eq. 11: 1 - ε_low, and 1 - (ε_low + ε_ELC) on the critical step and its suffix, of failed
-    leaves only."""
+    leaves only. Where only the searched leaf's own terms are looser, each leaf has a row."""
     config = AlgorithmConfig(clip=ClipConfig(eps_low=0.2, eps_elc=0.1, scope=scope))
     (credit,) = assign([built(plain)], config)
     failed = [leaf for leaf, success in plain.success.items() if not success]
     confirmed = [(leaf, critical) for leaf, critical, sure in plain.searched if sure]
 
+    if scope in (ElcScope.searched_only, ElcScope.posterior):
+        # A binary search is certain of the step that it named: its interval has one step.
+        named = plain.searched if scope is ElcScope.posterior else confirmed
+        suffix = {leaf: plain.path(leaf)[plain.path(leaf).index(c) :] for leaf, c, *_ in named}
+        rows = [
+            [0.7 if node in suffix.get(leaf, ()) else 0.8 for node in range(plain.size)]
+            for leaf in sorted([*plain.reward, *plain.ungraded])
+        ]
+        np.testing.assert_allclose(credit.clip_low, rows, rtol=1e-12)
+        return
+
     def loose(node: int) -> bool:
-        if scope is ElcScope.searched_only:
-            suffixes = [plain.path(leaf)[plain.path(leaf).index(c) :] for leaf, c in confirmed]
-            return any(node in suffix for suffix in suffixes)
         if scope is ElcScope.critical_subtree:
             critical = {c for _, c in confirmed}
             below = critical & set(plain.path(node))

@@ -174,7 +174,7 @@ def test_the_tree_goes_on_and_counts_the_sample_that_failed() -> None:
 
     worker.task.score = score  # type: ignore[method-assign]
     tree = asyncio.run(worker.grow(worker.task.train_problem(0), 0))
-    values = tree_metrics([tree], worker.settings.growth.bel)
+    values = tree_metrics([tree], worker.settings.growth)
     assert len(tree.leaves()) == 9
     assert (values["ungraded"], values["reward_errors"]) == (1, 1)
 

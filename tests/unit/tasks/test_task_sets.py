@@ -221,18 +221,18 @@ def test_the_ground_truth_says_what_kind_of_row_it_is(tmp_path: Path, source: st
     answer = row | {"reward_model": {"ground_truth": r"\{1, 2\}"}}
     braces = row | {"reward_model": {"ground_truth": "{1,2}"}}
     rows = (tests, unpacked, answer, braces)
-    kinds = [read_plain(each, "p", 0).extra[KIND] for each in rows]
+    kinds = [read_plain(each, "p").extra[KIND] for each in rows]
     assert kinds == ["code", "code", "math", "math"]
 
 
 def test_a_prompt_that_asks_for_an_answer_line_is_not_told_of_a_box() -> None:
     prompt = [{"role": "user", "content": "How many? The last line should be Answer: the number."}]
     for source in ("math_dapo", "other"):
-        asked = read(RL | {"data_source": source, "prompt": prompt}, "p", 0)
+        asked = read(RL | {"data_source": source, "prompt": prompt}, "p", 0, code=True)
         text = asked.messages[-1]["content"]
         assert asked.extra[ANSWER_LINE] is True
         assert "box" not in text and text.count("without units") == 1
-    assert ANSWER_LINE not in read(RL, "p", 0).extra
+    assert ANSWER_LINE not in read(RL, "p", 0, code=True).extra
 
 
 @pytest.mark.parametrize(
