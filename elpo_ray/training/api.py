@@ -21,7 +21,7 @@ from elpo_ray.config.compose import composed
 from elpo_ray.config.dotted import register
 from elpo_ray.config.files import RunFile
 from elpo_ray.dump import read_line
-from elpo_ray.training.checks import check
+from elpo_ray.training.checks import check, check_machine
 from elpo_ray.tree import RolloutTree
 
 PLAIN = (str, bool, int, float, type(None))
@@ -86,6 +86,7 @@ def train(
     """
     config = configured(file, tools, reward, settings)
     check(config)
+    check_machine(config)
     from elpo_ray.training.driver import train
 
     outcome = train(config)
