@@ -14,12 +14,16 @@ from elpo_ray.config.growth import (
 )
 
 
+SHIPPED: dict[str, Any] = {"doubt": 0.25, "beta": (0.5, 1.0), "threshold": 0.7}
+
+
 def bel(**settings: Any) -> GrowthConfig:
     return GrowthConfig(rule=GrowthRule.bel, bel=BelConfig(**settings))
 
 
 def posterior(**settings: Any) -> GrowthConfig:
-    return GrowthConfig(rule=GrowthRule.posterior, posterior=PosteriorConfig(**settings))
+    """With the settings of algorithm=elpo_posterior where `settings` says nothing else."""
+    return GrowthConfig(rule=GrowthRule.posterior, posterior=PosteriorConfig(**SHIPPED | settings))
 
 
 NONE, STATE = FreeEvidence.none, FreeEvidence.state
@@ -29,6 +33,7 @@ RULES = {
     "bel, use_tree": bel(use_tree=True),
     "bel, use_tree, early_stop": bel(use_tree=True, early_stop=True),
     "posterior": posterior(),
+    "posterior, without doubt": posterior(doubt=0.0, beta=(0.6, 1.0), threshold=0.8),
     "posterior, free by state": posterior(free_evidence=STATE),
     "posterior, nothing free": posterior(free_evidence=NONE),
     "posterior, entropy prior": posterior(prior=Prior.entropy),

@@ -95,6 +95,9 @@ class PosteriorConfig(Section, key="algorithm.growth.posterior"):
     prior: Prior = Prior.surprise
     least_likely: PositiveInt = 1
     """Tokens of a step whose mean probability is its surprise; more than 1 for long turns."""
+    doubt: Fraction = 0.0
+    """Share of the prior that is spread evenly over the steps: a policy also errs where it is sure.
+    """
     beta: tuple[PositiveFloat, PositiveFloat] = (0.6, 1.0)
     """A recoverable prefix succeeds with a chance drawn from Beta(a, b)."""
     fit_beta: bool = False

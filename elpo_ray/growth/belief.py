@@ -101,8 +101,8 @@ def prior_over(steps: Sequence[Step], config: GrowthConfig) -> list[float]:
     else:
         suspicion = [1.0] * len(steps)
     floored = [max(value, FLOOR) for value in suspicion]
-    total = math.fsum(floored)
-    return [value / total for value in floored]
+    total, doubt = math.fsum(floored), config.posterior.doubt
+    return [(1 - doubt) * value / total + doubt / len(floored) for value in floored]
 
 
 def surprise(step: Step, count: int) -> float:
