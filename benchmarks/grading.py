@@ -21,8 +21,10 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-from elpo_ray.tasks.grading.answers import boxed_answer
-from elpo_ray.tasks.grading.pool import MathGrader, Verdict
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file lies a `sandbox`
+
+from elpo_ray.tasks.grading.answers import boxed_answer  # noqa: E402
+from elpo_ray.tasks.grading.pool import MathGrader, Verdict  # noqa: E402
 
 INTEGER = re.compile(r"-?\d+")
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")

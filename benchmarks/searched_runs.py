@@ -31,6 +31,7 @@ from elpo_ray.dump import read_line  # noqa: E402
 from elpo_ray.evaluation.oracle import first_irrecoverable  # noqa: E402
 from elpo_ray.evaluation.source import resolve  # noqa: E402
 from elpo_ray.tasks import make_task  # noqa: E402
+from elpo_ray.tools.catalog import schemas  # noqa: E402
 from elpo_ray.tree import RolloutTree  # noqa: E402
 from elpo_ray.types import (  # noqa: E402
     EndReason,
@@ -72,9 +73,9 @@ def steps_of(tree: RolloutTree, leaf: int, chat: Chat) -> list[Step]:
 def searches(run: Path, config: Config) -> Iterator[tuple[RolloutTree, list[Search]]]:
     """Every tree of a run and its searches that the oracle can judge."""
     task = make_task(config.task, config.trainer.seed)
-    folder = resolve(MeasureConfig(model=str(run), tasks=[config.task.name.value])).folder
+    folder = resolve(MeasureConfig(model=str(run), tasks=[str(config.task.name)])).folder
     assert folder is not None, "a run has a model folder"
-    chat = Chat.from_folder(str(folder), task.tools)
+    chat = Chat.from_folder(str(folder), schemas(config.task, config.sandbox))
     for dump in sorted((run / "trees").glob("step_*.jsonl")):
         for line in dump.read_text(encoding="utf-8").splitlines():
             tree = read_line(line)

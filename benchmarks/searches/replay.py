@@ -138,7 +138,7 @@ def replay(bank: Bank, config: GrowthConfig, seeds: int) -> list[Tally]:
             for seed in range(seeds):
                 rollout = BankRollout(trajectories, config.n_total, f"{number}/{seed}")
                 begun = clock.now
-                runner.run(growth.GROWTH[config.rule](rollout, config))
+                runner.run(growth.grow(rollout, config))
                 assert rollout.remaining == 0, "a rule spends its whole budget"
                 tally.add(rollout, clock.now - begun)
             tallies.append(tally)

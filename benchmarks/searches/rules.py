@@ -13,7 +13,6 @@ from elpo_ray.config.growth import (
     Prior,
 )
 
-
 SHIPPED: dict[str, Any] = {"doubt": 0.25, "beta": (0.5, 1.0), "threshold": 0.7}
 
 

@@ -16,6 +16,7 @@ from elpo_ray.config import Config
 from elpo_ray.config.model import TinyArchitecture
 from elpo_ray.config.run import ClusterConfig
 from elpo_ray.tasks import make_task
+from elpo_ray.tools.catalog import schemas
 from elpo_ray.types import Sampling
 from tests.real.engines import exact, running
 from tests.real.runs import command, metrics, train
@@ -24,7 +25,9 @@ pytestmark = pytest.mark.real
 
 STEPS, CONTEXT = 2, 384
 """The run's steps, and its tokens of context."""
-TASK = make_task(Config(cluster=ClusterConfig(gpus=False)).task, 0)
+CONFIG = Config(cluster=ClusterConfig(gpus=False))
+TASK = make_task(CONFIG.task, 0)
+TOOLS = schemas(CONFIG.task, CONFIG.sandbox)
 CHECKED = TinyArchitecture.qwen3_moe
 
 
@@ -76,7 +79,7 @@ def first_turns(run: Path, step: int) -> list[tuple[list[dict[str, Any]], dict[s
 
 def check_turns(run: Path, step: int, folder: Path) -> None:
     """The turns of a step are those of the model in `folder`, prompts rendered by its template."""
-    chat = Chat.from_folder(str(folder), TASK.tools)
+    chat = Chat.from_folder(str(folder), TOOLS)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     assert model.dtype == torch.float32
     turns = first_turns(run, step)[:16]
@@ -93,7 +96,7 @@ def test_an_export_says_what_the_run_said(run: Path, exported: Path) -> None:
 
 
 async def test_vllm_loads_an_export(run: Path, exported: Path) -> None:
-    chat = Chat.from_folder(str(exported), TASK.tools)
+    chat = Chat.from_folder(str(exported), TOOLS)
     model = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
     prompt = list(chat.prompt_ids(first_turns(run, 2)[0][0]))
     async with running(exported, CONTEXT) as engine:
