@@ -15,7 +15,6 @@ from elpo_ray.chat.template import Chat
 from elpo_ray.config import Config
 from elpo_ray.config.model import TinyArchitecture
 from elpo_ray.config.run import ClusterConfig
-from elpo_ray.tasks import make_task
 from elpo_ray.tools.catalog import schemas
 from elpo_ray.types import Sampling
 from tests.real.engines import exact, running
@@ -26,7 +25,6 @@ pytestmark = pytest.mark.real
 STEPS, CONTEXT = 2, 384
 """The run's steps, and its tokens of context."""
 CONFIG = Config(cluster=ClusterConfig(gpus=False))
-TASK = make_task(CONFIG.task, 0)
 TOOLS = schemas(CONFIG.task, CONFIG.sandbox)
 CHECKED = TinyArchitecture.qwen3_moe
 
