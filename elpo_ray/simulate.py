@@ -30,10 +30,10 @@ EPILOG = """\
 A trajectory has K tool steps and an answer. --success P spreads its failures evenly over them;
 several values are a mix of inputs, each as frequent. --values V0,V1,…,VK gives the chance of
 success from the prompt and from a sound prefix of 1, 2, …, K steps instead (`python -m
-elpo_ray.analyze analysis=localization` measures it). With either, all sound prefixes of one length
-have the same chance. --beta A,B gives each sound prefix a chance of its own, drawn from Beta(A, B):
-real ones differ, and those that seldom succeed are what searches err on. After a fatal step nothing
-succeeds. --rule posterior names a step when its probability reaches --threshold; here it has
+elpo_ray.analyze analysis=localization` measures it), and --tool-steps is not used. With either, all
+sound prefixes of one length have the same chance. --beta A,B gives each sound prefix a chance of
+its own, drawn from Beta(A, B): real ones differ, and those that seldom succeed are what searches
+err on. After a fatal step nothing succeeds. --rule posterior names a step when its probability reaches --threshold; here it has
 neither a prior nor equal prefixes to go by, as it has in training.
 
 Columns
@@ -79,7 +79,8 @@ def study(args: argparse.Namespace) -> list[dict[str, Any]]:
         raise ValueError(f"--inputs={args.inputs}: use 1 or more")
     if not 0 < args.want < 1:
         raise ValueError(f"--want={args.want}: use a share between 0 and 1")
-    worlds = [chains(args, steps) for steps in args.tool_steps]
+    lengths = [len(args.values) - 1] if args.values else args.tool_steps
+    worlds = [chains(args, steps) for steps in lengths]
     rows = []
     for world, n_total, (rule, x) in product(worlds, args.n_total, searches(args)):
         config = growth_config(args, rule, x, n_total)
@@ -88,6 +89,7 @@ def study(args: argparse.Namespace) -> list[dict[str, Any]]:
             {"tool_steps": world[0].tool_steps, "n_total": n_total, "rule": rule.value, "x": x}
             | rates(findings)
             | {"counts": asdict(findings), "values": [chain.values for chain in world]}
+            | {"concentration": world[0].concentration}
         )
     return rows
 
@@ -170,7 +172,8 @@ def advice(rows: Sequence[dict[str, Any]], want: float) -> list[str]:
         sure = [row for row in mine if (row["right"] or 0.0) >= want]
         enough = [row for row in sure if row["located"] >= want]
         hardest = min(min(values[1:]) for values in mine[0]["values"])
-        needed = completions_needed(hardest, 1 - want) if hardest > 0 else None
+        spread = mine[0]["concentration"]
+        needed = completions_needed(hardest, 1 - want, spread)
         text = f"K={steps}: "
         if sure:
             best = (
@@ -185,9 +188,13 @@ def advice(rows: Sequence[dict[str, Any]], want: float) -> list[str]:
             )
         else:
             text += f"no setting here names the right step in {want:.0%} of the searches"
-        text += f"; the hardest anchor succeeds with {hardest:.2f} a completion"
+        if spread is None:
+            text += f"; the hardest anchor succeeds with {hardest:.2f} a completion"
+        else:
+            text += f"; sound anchors succeed with {hardest:.2f} a completion on average"
         if needed is not None:
-            text += f", so X={needed} misses it at most {1 - want:.0%} of the time"
+            missed = "it" if spread is None else "a sound one"
+            text += f", so X={needed} misses {missed} at most {1 - want:.0%} of the time"
         lines.append(text)
     return lines
 
@@ -227,11 +234,17 @@ def _parser() -> Parser:
 
 
 def _floats(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers, as in 0.2,0.5") from None
 
 
 def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers, as in 4,8") from None
 
 
 def _rules(text: str) -> list[GrowthRule]:

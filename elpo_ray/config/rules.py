@@ -142,6 +142,9 @@ def check(section: Section, key: str) -> None:
             check(value, prefix + name)
         elif bound is not None:
             require(bound.holds(value), prefix + name, value, bound.remedy)
+        length = lengths(schema)[name]
+        if length is not None and value is not None and len(value) != length:
+            raise _error(prefix + name, value, f"give {length} values")
     for name, known in names(schema).items():
         value = getattr(section, name)
         if not known.holds(value):
@@ -159,6 +162,13 @@ def bounds(schema: Any) -> dict[str, Bound | None]:
 
 
 @cache
+def lengths(schema: Any) -> dict[str, int | None]:
+    """How many values each field of a section's class holds, where its type says so."""
+    hints = get_type_hints(schema)
+    return {field.name: _length(hints[field.name]) for field in fields(schema)}
+
+
+@cache
 def names(schema: Any) -> dict[str, Names]:
     """The names among which a field of a section's class chooses, of those that do."""
     hints = get_type_hints(schema, include_extras=True)
@@ -173,6 +183,14 @@ def _bound(hint: Any) -> Bound | None:
     if bound and optional and "null" not in bound.remedy:
         return replace(bound, remedy=f"{bound.remedy}, or null")
     return bound
+
+
+def _length(hint: Any) -> int | None:
+    """The length of a tuple type, or of a tuple that may be null too."""
+    parts = get_args(hint)
+    if get_origin(hint) is tuple:
+        return None if Ellipsis in parts else len(parts)
+    return next((len(get_args(part)) for part in parts if get_origin(part) is tuple), None)
 
 
 def _marked(hint: Any, kind: type[T]) -> T | None:

@@ -20,6 +20,8 @@ from elpo_ray.types import Step
 
 FLOOR = 1e-3
 """No step is less suspect than this before the prior is normalized."""
+DIGITS = 9
+"""Probabilities and entropies that differ less than by rounding in this digit are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,8 @@ class Belief:
         """The anchor whose next completion is expected to lower the entropy of the posterior most;
         the first one of equals."""
         posterior = self.posterior()
-        before = entropy(posterior)
         anchors = range(1, len(self.prior))
-        return max(anchors, key=lambda m: before - self._entropy_after(m, posterior))
+        return min(anchors, key=lambda m: round(self._entropy_after(m, posterior), DIGITS))
 
     def _entropy_after(self, anchor: int, posterior: Sequence[float]) -> float:
         """The posterior's expected entropy, in nats, after one completion from `anchor`."""
@@ -83,6 +84,11 @@ class Belief:
 def log_no_success(failures: int, a: float, b: float) -> float:
     """log E[(1 - V)^failures] with V from Beta(a, b)."""
     return math.fsum(math.log((b + i) / (a + b + i)) for i in range(failures))
+
+
+def reaches(probability: float, threshold: float) -> bool:
+    """Whether a probability is at least the threshold; rounding does not decide."""
+    return round(probability - threshold, DIGITS) >= 0
 
 
 def entropy(probabilities: Sequence[float]) -> float:
@@ -124,6 +130,6 @@ def credible_interval(posterior: Sequence[float], mass: float) -> tuple[int, int
     for length in range(1, count):
         runs = [(math.fsum(posterior[i : i + length]), -i) for i in range(count - length + 1)]
         total, start = max(runs)
-        if total >= mass:
+        if reaches(total, mass):
             return 1 - start, length - start
     return 1, count

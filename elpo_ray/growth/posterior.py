@@ -17,7 +17,7 @@ from typing import Any
 
 from elpo_ray.config.growth import FreeEvidence, GrowthConfig
 from elpo_ray.growth.bel import num_tool_steps, outcome, search_failures, sure_roots
-from elpo_ray.growth.belief import Belief, credible_interval, prior_over
+from elpo_ray.growth.belief import Belief, credible_interval, prior_over, reaches
 from elpo_ray.growth.common import common_steps, same_result, same_tokens
 from elpo_ray.growth.independent import sample
 from elpo_ray.interfaces import Rollout
@@ -30,7 +30,7 @@ async def grow(rollout: Rollout, config: GrowthConfig) -> None:
     def begin(leaf: int, roots: Sequence[int]) -> tuple[int, Coroutine[Any, Any, Localization]]:
         free = free_evidence(rollout.tree, leaf, roots, config.posterior.free_evidence)
         named = max(start(rollout.tree, leaf, free, config).posterior())
-        most = 0 if named >= config.posterior.threshold else config.posterior.max_probes
+        most = 0 if reaches(named, config.posterior.threshold) else config.posterior.max_probes
         return most, search(rollout, leaf, free, config)
 
     await search_failures(rollout, config.bel, begin, config.posterior.max_probes)
@@ -52,7 +52,7 @@ async def search(
     trail = [belief.posterior()]
     probes: list[Probe] = []
     while (
-        max(trail[-1]) < settings.threshold
+        not reaches(max(trail[-1]), settings.threshold)
         and len(probes) < settings.max_probes
         and rollout.remaining > 0
     ):
@@ -66,7 +66,7 @@ async def search(
         )
         trail.append(belief.posterior())
     last = trail[-1]
-    named = max(last) >= settings.threshold
+    named = reaches(max(last), settings.threshold)
     return Localization(
         leaf=leaf,
         critical=path[last.index(max(last))] if named else None,

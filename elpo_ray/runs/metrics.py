@@ -37,15 +37,11 @@ def tree_metrics(
 ) -> Values:
     """Numbers of one step's trees; `fixed`: every input spent its own budget.
 
-    `pass_at_1` counts the trajectories that each input begins with (`growth.fair_roots`) and every
-    input alike. Completions of a chosen prefix are no fair sample of the policy, nor are later
-    trajectories from the prompt: a rule that stops sampling them when enough have failed sees too
-    many failures.
+    `pass_at_1` is `fair_pass_at_1` of all of them.
     """
     spent = sum((Totals.of(tree.ledger) for tree in trees), Totals())
     all_scores = [leaf.score for tree in trees for leaf in tree.leaves() if leaf.score]
     scores = [score for score in all_scores if score.graded]
-    first = [_first_outcomes(tree, fair_roots(growth, fixed=fixed)) for tree in trees]
     bel = growth.bel
     searches = [(tree, search) for tree in trees for search in tree.localizations]
     found = [len(t.path(s.critical)) for t, s in searches if s.critical is not None]
@@ -53,7 +49,7 @@ def tree_metrics(
     kinds = Counter(step.result.kind.value for _, step in nodes if step.result is not None)
     return {
         "reward": mean([score.reward for score in scores]),
-        "pass_at_1": mean([mean(outcomes) for outcomes in first if outcomes]),
+        "pass_at_1": fair_pass_at_1(trees, growth, fixed=fixed),
         "rollouts": spent.rollouts,
         "rollouts_root": spent.roots,
         "rollouts_probe": spent.probes,
@@ -71,6 +67,17 @@ def tree_metrics(
         **posterior_metrics(trees),
         **{f"tool/{kind}": count for kind, count in sorted(kinds.items())},
     }
+
+
+def fair_pass_at_1(
+    trees: Sequence[RolloutTree], growth: GrowthConfig, *, fixed: bool = True
+) -> float:
+    """The mean success of the trajectories that each input begins with (`growth.fair_roots`), every
+    input alike. Completions of a chosen prefix are no fair sample of the policy, nor are later
+    trajectories from the prompt: a rule that stops sampling them when enough have failed sees too
+    many failures."""
+    first = [_first_outcomes(tree, fair_roots(growth, fixed=fixed)) for tree in trees]
+    return mean([mean(outcomes) for outcomes in first if outcomes])
 
 
 def posterior_metrics(trees: Sequence[RolloutTree]) -> Values:
@@ -137,12 +144,15 @@ def step_metrics(
     batch: StepBatch, growth: GrowthConfig, step: int, *, fixed: bool = True
 ) -> Values:
     """Numbers of everything that the `step`-th step grew, also what was not trained on; `step`
-    counts from 1. `fixed` as in `tree_metrics`."""
+    counts from 1. `fixed` as in `tree_metrics`. `pass_at_1` is that of the first generation batch:
+    dynamic sampling stops once enough inputs have contrast, so that all inputs would be no fair
+    sample."""
     trees = batch.trees
     values = tree_metrics(trees, growth, fixed=fixed) | rollout_metrics(
         trees, growth.n_total, step - 1
     )
     return values | {
+        "pass_at_1": fair_pass_at_1(batch.fair, growth, fixed=fixed),
         "inputs_grown": len(batch.grown),
         "inputs_trained": len(batch.trained),
         "tokens_per_second": values["tokens_generated"] / max(batch.seconds, 1e-9),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from itertools import pairwise
-from math import sqrt
+from math import exp, lgamma, sqrt
 
 import pytest
 
@@ -138,6 +138,35 @@ def test_completions_needed_is_the_smallest_that_suffices() -> None:
     assert completions_needed(0.5, 0.25) == 2
     assert completions_needed(0.3, 0.2) == 5
     assert completions_needed(1.0, 0.01) == 1
+    assert completions_needed(0.0, 0.01) is None and completions_needed(1e-9, 0.01) is None
+
+
+@pytest.mark.parametrize(("a", "b", "miss"), [(0.6, 1.0, 0.2), (2.0, 1.0, 0.05), (1.0, 1.0, 0.5)])
+def test_where_chances_differ_more_completions_are_needed(a: float, b: float, miss: float) -> None:
+    def missed(size: int) -> float:
+        """B(a, b + size) / B(a, b)."""
+        return exp(lgamma(b + size) + lgamma(a + b) - lgamma(b) - lgamma(a + b + size))
+
+    size = completions_needed(a / (a + b), miss, a + b)
+    assert size is not None and missed(size) <= miss + 1e-9
+    assert size == 1 or missed(size - 1) > miss
+    alike = completions_needed(a / (a + b), miss)
+    assert alike is not None and size >= alike
+    assert completions_needed(1e-9, miss, 1.0) is None
+
+
+def test_the_advice_does_not_take_a_spread_for_its_mean(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--beta", "0.6,1", "--inputs", "20", "--n-total", "8", "--x", "1"]) == 0
+    assert "on average, so X=12 misses a sound one at most 20%" in capsys.readouterr().out
+
+
+def test_values_say_how_many_steps_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["--values", "0.3,0.5,0.6", "--tool-steps", "3,4", "--inputs", "20", "--n-total", "8"]
+    assert main([*call, "--x", "1", "--json"]) == 0
+    [row] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert row["tool_steps"] == 2
 
 
 def test_the_command_answers_in_json_and_says_what_suffices(
@@ -182,6 +211,9 @@ def test_the_command_compares_searches(capsys: pytest.CaptureFixture[str]) -> No
         (["--values", "0.5"], "one value for each"),
         (["--beta", "0,1"], "beta=0,1"),
         (["--beta", "1"], "give two numbers"),
+        (["--beta", "inf,1"], "beta=inf,1: use two finite numbers"),
+        (["--values", "a,b"], "'a,b': give numbers"),
+        (["--tool-steps", "2.5"], "'2.5': give whole numbers"),
         (["--beta", "1,1", "--values", "0.1,0.2"], "not both"),
         (["--rule", "independent"], "is no search"),
         (["--threshold", "0", "--rule", "posterior"], "threshold"),

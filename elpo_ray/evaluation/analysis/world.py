@@ -23,6 +23,8 @@ from elpo_ray.types import FinishReason, Score, Step, ToolKind, ToolResult, Turn
 RESULT = ToolResult(ToolKind.OK, "")
 DOOMED = "doomed"
 """`Step.state` from the mistake on; a sound step's is its prefix's V."""
+MOST = 10_000
+"""A probe of more completions than this is out of reach."""
 LEAST = 1e-9
 """A chance of success below this counts as this where a mistake has to be placed."""
 
@@ -55,8 +57,8 @@ class Chain:
     def spread(cls, a: float, b: float, tool_steps: int) -> Chain:
         """Every sound prefix's V, the prompt's too, is a draw of its own from Beta(a, b)."""
         _require_steps(tool_steps)
-        if not (a > 0 and b > 0):
-            raise ValueError(f"beta={a:g},{b:g}: use two numbers above 0")
+        if not (0 < a < math.inf and 0 < b < math.inf):
+            raise ValueError(f"beta={a:g},{b:g}: use two finite numbers above 0")
         return cls((a / (a + b),) * (tool_steps + 1), a + b)
 
     @property
@@ -207,8 +209,23 @@ async def simulate(
     return findings
 
 
-def completions_needed(success: float, miss: float) -> int:
-    """The probe size X whose chance (1 - success)^X of no success at all is at most `miss`."""
+def completions_needed(
+    success: float, miss: float, concentration: float | None = None
+) -> int | None:
+    """The probe size X whose chance of no success at all, at a sound prefix, is at most `miss`:
+    (1 - v)^X with v = `success`, or its mean where V differs (`Chain.concentration`). None if that
+    takes more than `MOST` completions."""
     if success >= 1:
         return 1
-    return max(1, math.ceil(math.log(miss) / math.log1p(-success) - 1e-9))
+    if success <= 0:
+        return None
+    if concentration is None:
+        size = max(1, math.ceil(math.log(miss) / math.log1p(-success) - 1e-9))
+        return size if size <= MOST else None
+    a, b = success * concentration, (1 - success) * concentration
+    log_missed = 0.0
+    for size in range(1, MOST + 1):
+        log_missed += math.log((b + size - 1) / (a + b + size - 1))
+        if log_missed <= math.log(miss) + 1e-9:
+            return size
+    return None

@@ -14,6 +14,7 @@ from elpo_ray.growth.belief import (
     entropy,
     log_no_success,
     prior_over,
+    reaches,
     surprise,
 )
 from elpo_ray.types import FinishReason, Step, Turn
@@ -150,3 +151,16 @@ def test_the_interval_is_the_shortest_that_holds_the_mass() -> None:
     assert credible_interval([0.1, 0.2, 0.3, 0.4], 0.7) == (3, 4)
     assert credible_interval([0.25] * 4, 0.5) == (1, 2)
     assert credible_interval([0.25] * 4, 1.0) == (1, 4)
+
+
+def test_rounding_does_not_decide_whether_a_threshold_is_reached() -> None:
+    """Three steps are left, one of them twice as likely as the others: exactly one half."""
+    belief = Belief.of([0.2] * 5, (0.6, 0.3))
+    for anchor, success in ((1, True), (1, True), (1, False), (2, False)):
+        belief = belief.seen(anchor, success)
+    found = belief.posterior()
+    assert found == pytest.approx([0, 1 / 2, 1 / 6, 1 / 6, 1 / 6])
+    assert reaches(found[1], 0.5) and not reaches(found[1], 0.500001)
+    assert credible_interval(found, 0.5) == (2, 2)
+    assert credible_interval([0.1] * 10, 0.3) == (1, 3)
+    assert reaches(1 - 1e-12, 1.0) and not reaches(1 - 1e-6, 1.0)

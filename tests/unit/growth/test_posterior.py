@@ -127,6 +127,18 @@ def test_a_search_names_no_step_after_its_last_probe() -> None:
     assert math.fsum(found.posterior.last[low - 1 : high]) >= 0.8
 
 
+def test_a_posterior_of_exactly_the_threshold_names_its_step() -> None:
+    """One of two steps is left, each as likely: rounding must not decide."""
+    fates = FewWords(0, 9, fixed=True)
+    fates.tree = tree_of(*[("abcdX", False)] * 2, ("aX", True), ("aX", True), ("abY", False))
+    leaves = [leaf.id for leaf in fates.tree.leaves()]
+    config = posterior(prior=Prior.uniform, beta=(0.6, 0.3), threshold=0.5, max_probes=0)
+    free = [Probe(1, 3, 2), Probe(2, 1, 0)]
+    found = asyncio.run(posterior_rule.search(fates, leaves[0], free, config))
+    assert found.posterior is not None and found.posterior.last[1] == pytest.approx(0.5)
+    assert found.confirmed and found.interval == (2, 2)
+
+
 def test_without_probes_only_the_prior_and_the_tree_can_name() -> None:
     tree = grow(planted(3, 2), posterior(8, max_probes=0))
     assert tree.localizations and all(not found.probes for found in tree.localizations)
@@ -278,6 +290,8 @@ def test_a_dump_with_a_broken_posterior_is_refused(change: dict[str, Any], messa
     [
         ({"threshold": 0.0}, r"posterior\.threshold=0\.0"),
         ({"beta": (0.0, 1.0)}, r"posterior\.beta"),
+        ({"beta": (0.6,)}, r"posterior\.beta=\[0\.6\]: give 2 values"),
+        ({"beta": [0.6, 1.0, 1.0]}, r"posterior\.beta=.*give 2 values"),
         ({"least_likely": 0}, r"posterior\.least_likely=0"),
         ({"max_probes": -1}, r"posterior\.max_probes=-1"),
     ],

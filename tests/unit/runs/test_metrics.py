@@ -11,6 +11,7 @@ from rich.console import Console
 
 from elpo_ray.config.growth import (
     BelConfig,
+    DynamicSamplingConfig,
     EntropyBranchConfig,
     GrowthConfig,
     GrowthRule,
@@ -18,9 +19,25 @@ from elpo_ray.config.growth import (
 )
 from elpo_ray.growth import GROWTH, fair_roots
 from elpo_ray.growth.budget import Cost, Ledger
-from elpo_ray.runs.metrics import Stopwatch, comparison_axes, tree_metrics, waiting
+from elpo_ray.runs.metrics import (
+    Stopwatch,
+    comparison_axes,
+    step_metrics,
+    tree_metrics,
+    waiting,
+)
+from elpo_ray.scheduling.dynamic_sampling import collect
 from elpo_ray.tree import Localization, Posterior, Probe, RolloutTree
-from elpo_ray.types import UNGRADED, FinishReason, Score, Step, ToolKind, ToolResult, Turn
+from elpo_ray.types import (
+    UNGRADED,
+    FinishReason,
+    Problem,
+    Score,
+    Step,
+    ToolKind,
+    ToolResult,
+    Turn,
+)
 
 ANSWER = Step(Turn((1, 2), (0.0, 0.0), (0.5, 0.5), FinishReason.STOP, 0))
 CALL = replace(ANSWER, result=ToolResult(ToolKind.OK, ""))
@@ -93,6 +110,23 @@ def test_pass_at_1_of_training_is_unbiased(config: GrowthConfig, success: float)
     found = tree_metrics(trees, config)["pass_at_1"]
     error = math.sqrt(success * (1 - success) / (3000 * fair_roots(config)))
     assert found == pytest.approx(success, abs=3.5 * error)
+
+
+def test_pass_at_1_is_unbiased_under_dynamic_sampling() -> None:
+    """Batches are grown until an input has contrast: all inputs together see too much of it."""
+    config, draw = GrowthConfig(rule=GrowthRule.independent, n_total=2), Random(0)
+    problem = Problem("p", (), None)
+
+    def grow(first: int, count: int) -> list[tuple[Problem, RolloutTree]]:
+        return [(problem, tree_of([draw.random() < 0.2 for _ in range(2)])) for _ in range(count)]
+
+    steps = [collect(grow, 1, DynamicSamplingConfig(max_batches=8)) for _ in range(3000)]
+    found = [step_metrics(batch, config, 1) for batch in steps]
+    mean = math.fsum(one["pass_at_1"] for one in found) / len(found)
+    assert mean == pytest.approx(0.2, abs=3.5 * math.sqrt(0.2 * 0.8 / 6000))
+    every = math.fsum(tree_metrics(b.trees, config)["pass_at_1"] for b in steps) / len(steps)
+    assert every > 0.25
+    assert max(one["inputs_grown"] for one in found) > 1
 
 
 def test_a_step_without_searches_still_has_a_row() -> None:
