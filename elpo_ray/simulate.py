@@ -33,8 +33,8 @@ success from the prompt and from a sound prefix of 1, 2, …, K steps instead (`
 elpo_ray.analyze analysis=localization` measures it), and --tool-steps is not used. With either, all
 sound prefixes of one length have the same chance. --beta A,B gives each sound prefix a chance of
 its own, drawn from Beta(A, B): real ones differ, and those that seldom succeed are what searches
-err on. After a fatal step nothing succeeds. --rule posterior names a step when its probability reaches --threshold; here it has
-neither a prior nor equal prefixes to go by, as it has in training.
+err on. After a fatal step nothing succeeds. --rule posterior names a step when its probability
+reaches --threshold; here it has neither a prior nor equal prefixes to go by, as it has in training.
 
 Columns
   search     X completions a probe of the binary search, or the other rule's name
