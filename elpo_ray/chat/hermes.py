@@ -1,8 +1,9 @@
 """The Hermes format: calls as JSON between `<tool_call>` and `</tool_call>`.
 
-A tag opens a call if JSON follows it, or if it begins a line and its closing tag ends one. Any
-other tag is a word of the text: prose may speak of the format. Where the JSON is whole, the call
-ends with it, so that its strings may contain the tags.
+A tag opens a call if a JSON object with a name follows it, or if it stands like a call: it begins
+a line and JSON follows or its closing tag ends a line. Any other tag is a word of the text: prose
+may speak of the format, as in `write <tool_call>{…}</tool_call>, then wait`. Where the JSON is
+whole, the call ends with it, so that its strings may contain the tags.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 TAG = re.compile(re.escape(OPEN))
 JSON_BEGINS = re.compile(r"\s*(?=[{\[])")
 LINE_BEGINS = re.compile(r"(?:^|\n)[ \t]*$")
+NAMED = re.compile(r"""\s*\{\s*["']?name["']?\s*:\s*["']?\w""")
+"""The beginning of a call whose JSON may be broken."""
 LINE_ENDS = re.compile(r"[ \t]*(?:\n|$)")
 
 
@@ -45,9 +48,13 @@ def _call_at(turn: str, tag: re.Match[str]) -> tuple[RawCall | str | None, int]:
     body, closed, rest = turn[tag.end() :].partition(CLOSE)
     after = tag.end() + len(body) + len(closed)
     begin = JSON_BEGINS.match(turn, tag.end())
+    begins_line = LINE_BEGINS.search(turn[: tag.start()]) is not None
+    ends_line = bool(closed) and LINE_ENDS.match(rest) is not None
     if begin is None:
-        alone = LINE_BEGINS.search(turn[: tag.start()]) and closed and LINE_ENDS.match(rest)
+        alone = begins_line and ends_line and OPEN not in body
         return (_not_json(body), after) if alone else (None, tag.end())
+    if not (begins_line or ends_line or NAMED.match(turn, tag.end())):
+        return None, tag.end()
     try:
         value, end = json.JSONDecoder().raw_decode(turn, begin.end())
     except RecursionError:

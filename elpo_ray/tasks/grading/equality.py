@@ -144,7 +144,7 @@ def _same(gold: Reading, answer: Reading) -> Finding:
             return _same_table(gold, answer)
         case Equation(), Equation():
             return _same_equation(gold, answer)
-        case Equation(), _ if gold.assigns and not isinstance(answer, Words):
+        case Equation(), _ if gold.assigns and not gold.curve and not isinstance(answer, Words):
             return _any(gold.value, [answer])
         case _, Equation() if answer.assigns and not isinstance(gold, Words | Region):
             return _any([gold], answer.value)
@@ -184,6 +184,12 @@ def shown(leaf: Leaf) -> str:
 def _same_leaf(gold: Leaf, answer: Leaf) -> Finding:
     if gold.touching or (answer.touching and not gold.plain):
         return Finding(False, "a letter after the number may be an unknown")
+    if gold.measure and answer.measure:
+        factor = answer.measure.per(gold.measure)
+        if factor is None:
+            return Finding(False, "the units are not of one kind")
+        if factor != 1:
+            answer = Leaf(answer.formula.scaled(factor))
     verdicts = []
     for a, b in _percentages(gold, answer):
         verdict = formulas.same(a.formula, b.formula)

@@ -9,6 +9,7 @@ import sympy
 
 from elpo_ray.tasks.grading import formulas
 from elpo_ray.tasks.grading.meanings import Leaf, Reading, Table
+from elpo_ray.tasks.grading.measures import measure
 from elpo_ray.tasks.grading.units import Bare, bare, without_prose
 
 NUMBER = re.compile(r"([-+]?)\s*(\d+(?:\.\d*)?|\.\d+)")
@@ -50,8 +51,9 @@ def _value(found: Bare) -> list[Reading]:
         places = each.places
         if found.multiplier != 1:
             formula = formula.scaled(Fraction(found.multiplier))
+        unit = measure(found.unit)
         made.append(
-            Leaf(formula, places, each.significant, found.percent, found.touching, each.plain)
+            Leaf(formula, places, each.significant, found.percent, found.touching, each.plain, unit)
         )
     return made
 

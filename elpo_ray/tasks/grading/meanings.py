@@ -8,6 +8,7 @@ from typing import Literal
 import sympy
 
 from elpo_ray.tasks.grading.formulas import Formula
+from elpo_ray.tasks.grading.measures import Measure
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Leaf:
     """See `units.Bare`."""
     plain: bool = False
     """A number as such, without any letter."""
+    measure: Measure | None = None
+    """The unit it was written with, where that is known for sure."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Equation:
     """The right side is what the left side's name stands for."""
     words: bool = False
     """The name is prose."""
+    curve: bool = False
+    """It relates unknowns such as x and y: the value of its right side is no answer."""
 
 
 @dataclass(frozen=True)

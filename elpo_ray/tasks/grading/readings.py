@@ -48,6 +48,8 @@ MATRIX = re.compile(
     r"\[?\(?\s*\\begin\s*\{([pbBvV]?matrix|smallmatrix|array)\}(?:\s*\{[lcr|\s]*\})?(.*)"
     r"\\end\s*\{\1\}\s*\)?\]?", re.DOTALL
 )  # fmt: skip
+WORD_OF_LETTERS = re.compile(r"([A-Za-z])(?!(?i:\1)(?![A-Za-z]))[A-Za-z]")
+"""Letters that may be a word; `R-r` and `Vv` are formulas, whose letters have their case."""
 WORDED = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm)\s*\{")
 
 
@@ -66,7 +68,7 @@ def fold(text: str) -> str:
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text)
     single = re.fullmatch(r"\(([A-Za-z]+)\)", text)
     text = single[1] if single else text
-    return text.casefold() if LETTERS.fullmatch(text) and len(text) != 1 else text
+    return text.casefold() if LETTERS.fullmatch(text) and WORD_OF_LETTERS.search(text) else text
 
 
 def _read(text: str) -> tuple[Reading, ...]:
@@ -141,6 +143,8 @@ def _signs(text: str) -> list[str]:
     r"""`1 \pm \sqrt{2}` as two texts; several `\pm` as all combinations."""
     count = len(re.findall(r"\\pm(?![a-z])", text))
     mixed = re.search(r"\\mp(?![a-z])", text) is not None
+    if mixed and count == 0:
+        return _signs(re.sub(r"\\mp(?![a-z])", r"\\pm", text))
     if count == 0 or count > 3:
         return [text]
     signed = []
@@ -250,7 +254,11 @@ def _equation(parts: list[str], signs: list[str]) -> Equation:
     words = bool(re.search(r"\\text|[A-Za-z]{3,}", re.sub(r"\\(?!text)[A-Za-z]+", "", left)))
     letters = set(re.findall(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+|_\{?\w+\}?", "", left)))
     assigns = _is_name(left) or words or r"\in" in signs or len(letters) != 1
-    return Equation("=", fold(left), _read(right), difference, assigns, words)
+    sum_or_product = re.fullmatch(r"[xyz](?:[\s+]*[xyz])*", left)
+    curve = len(letters & set("xyz")) > 1 and not (
+        words or _is_name(left) or sum_or_product or re.search(r"d[xyz]|\w'", left)
+    )
+    return Equation("=", fold(left), _read(right), difference, assigns, words, curve)
 
 
 def _is_name(text: str) -> bool:

@@ -1,7 +1,8 @@
 r"""What stands around a value: percent signs, degrees, units, currencies, words of prose.
 
-Units are not compared (the question has named them), so a value is what is left without them. What
-changes the value (`18 thousand`, `5 or 6`, `not 5`) is no unit.
+A value is what is left without them: the question has named the unit, so an answer may leave it
+out; where both sides write one, `measures` compares them. What changes the value (`18 thousand`,
+`5 or 6`, `not 5`) is no unit.
 """
 
 from __future__ import annotations
@@ -73,11 +74,13 @@ class Bare:
     """The unit could be an unknown as well (`5m`): only a bare number is equal to this one."""
     letters: bool = False
     """The unit was written in bare letters, which may be unknowns."""
+    unit: str = ""
+    """What stood around the value: the currency before it, all after it."""
 
 
 def bare(text: str) -> Bare:
     """`text` without prose before it, and without percent sign, units and currency around it."""
-    text = without_prose(text)
+    whole = text = without_prose(text)
     percent, multiplier, touching, letters = False, 1, False, False
     for _ in range(12):
         before = text
@@ -96,7 +99,15 @@ def bare(text: str) -> Bare:
         text, touching = shorter.strip(), touching or unsure
         if text == before:
             break
-    return Bare(text, percent, multiplier, touching, letters)
+    return Bare(text, percent, multiplier, touching, letters, _around(whole, text))
+
+
+def _around(whole: str, value: str) -> str:
+    """What of a whole text is not its value."""
+    before = ""
+    if found := CURRENCY.match(whole):
+        before, whole = found[0].removeprefix(found[1]), found[1] + whole[found.end() :]
+    return before + whole.removeprefix(value)
 
 
 def without_prose(text: str) -> str:
@@ -143,7 +154,7 @@ def _without_unit(text: str) -> tuple[str, bool]:
     if not re.search(r"(?:[\d)}]|\\pi)$", rest):
         return text, False
     word, close = first["word"], not first["gap"]
-    plain = re.fullmatch(r"[-+]?[\d., ]*\d", rest) is not None or re.search(
+    plain = re.fullmatch(r"[-+]?[\d., ]*\d(?:[eE][-+]?\d+)?", rest) is not None or re.search(
         r"10\s*\^\s*\{-?\d+\}$", rest
     )
     if len(word) == 1 and not compound:
