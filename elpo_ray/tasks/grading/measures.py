@@ -21,7 +21,7 @@ _SI = {"m": "m", "g": "g", "s": "s", "A": "A", "K": "K", "mol": "mol", "Hz": "s-
 _LONG_SI = {"meter": "m", "metre": "m", "gram": "g", "second": "s", "newton": "N", "joule": "J",
             "watt": "W", "pascal": "Pa", "volt": "V", "ampere": "A", "liter": "L", "litre": "L",
             "mole": "mol", "hertz": "Hz"}  # fmt: skip
-_OTHERS = {
+_OTHERS: dict[str, tuple[str, int | str]] = {
     "min": ("s", 60), "minute": ("s", 60), "h": ("s", 3600), "hr": ("s", 3600),
     "hour": ("s", 3600), "sec": ("s", 1), "day": ("s", 86400), "week": ("s", 604800),
     "month": ("month", 1), "year": ("month", 12), "yr": ("month", 12),
