@@ -22,18 +22,20 @@ _LONG_SI = {"meter": "m", "metre": "m", "gram": "g", "second": "s", "newton": "N
             "watt": "W", "pascal": "Pa", "volt": "V", "ampere": "A", "liter": "L", "litre": "L",
             "mole": "mol", "hertz": "Hz"}  # fmt: skip
 _OTHERS = {
-    "min": ("s", 60), "minute": ("s", 60), "h": ("s", 3600), "hr": ("s", 3600),
-    "hour": ("s", 3600), "sec": ("s", 1), "day": ("s", 86400), "week": ("s", 604800),
-    "month": ("month", 1), "year": ("month", 12), "yr": ("month", 12),
+    "min": ("s", "60"), "minute": ("s", "60"), "h": ("s", "3600"), "hr": ("s", "3600"),
+    "hour": ("s", "3600"), "sec": ("s", "1"), "day": ("s", "86400"), "week": ("s", "604800"),
+    "month": ("month", "1"), "year": ("month", "12"), "yr": ("month", "12"),
     "in": ("m", "0.0254"), "inch": ("m", "0.0254"), "inches": ("m", "0.0254"),
     "ft": ("m", "0.3048"), "foot": ("m", "0.3048"), "feet": ("m", "0.3048"),
     "yd": ("m", "0.9144"), "yard": ("m", "0.9144"), "mi": ("m", "1609.344"),
-    "mile": ("m", "1609.344"), "lb": ("lb", 1), "oz": ("lb", "0.0625"), "ounce": ("lb", "0.0625"),
-    "deg": ("degree", 1), "degree": ("degree", 1), "rad": ("radian", 1), "radian": ("radian", 1),
-    "celsius": ("celsius", 1), "fahrenheit": ("fahrenheit", 1), "kelvin": ("K", 1),
-    "Celsius": ("celsius", 1), "Fahrenheit": ("fahrenheit", 1), "Kelvin": ("K", 1),
+    "mile": ("m", "1609.344"), "lb": ("lb", "1"),
+    "oz": ("lb", "0.0625"), "ounce": ("lb", "0.0625"),
+    "deg": ("degree", "1"), "degree": ("degree", "1"),
+    "rad": ("radian", "1"), "radian": ("radian", "1"),
+    "celsius": ("celsius", "1"), "fahrenheit": ("fahrenheit", "1"), "kelvin": ("K", "1"),
+    "Celsius": ("celsius", "1"), "Fahrenheit": ("fahrenheit", "1"), "Kelvin": ("K", "1"),
     "cent": ("money", "0.01"),
-} | dict.fromkeys(("dollar", "USD", "euro", "EUR", "GBP"), ("money", 1))  # fmt: skip
+} | dict.fromkeys(("dollar", "USD", "euro", "EUR", "GBP"), ("money", "1"))  # fmt: skip
 _SPELLED = (
     (re.compile(r"\\text\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"), r" \1 /( \2 )"),
