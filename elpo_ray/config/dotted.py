@@ -36,6 +36,9 @@ def load_object(key: str, path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if not (_is_dotted_name(module_name) and _is_dotted_name(attribute)):
         raise ValueError(f"{where}: write it as module:attribute, as in shop:search")
+    if module_name.endswith(".py"):
+        name = f"{module_name.removesuffix('.py')}:{attribute}"
+        raise ValueError(f"{where}: a module is named without .py; write {name}")
     if module_name == PYTHON:
         if attribute not in _objects:
             raise ValueError(

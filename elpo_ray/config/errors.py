@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from elpo_ray.config import Config
 
@@ -60,6 +60,8 @@ def explain(
     return None
 
 
+LIST = "a list, as in [a, b]; [] is an empty one"
+MAPPING = "names with values, as in {name: value}"
 FORMER = {"task.reward.function": "write task.reward=module:function"}
 """Keys of earlier versions, and what stands in for them."""
 
@@ -131,6 +133,17 @@ def _type_at(path: str, root: type) -> Any:
     return owner if is_dataclass(owner) else None
 
 
+def mismatch(kind: Any, value: Any) -> str | None:
+    """The form that a key of type `kind` wants, if that is a list or a mapping and `value` is
+    neither that nor a reference; else None."""
+    if isinstance(value, str) and value.startswith("${"):
+        return None
+    wanted = get_origin(kind)
+    if wanted is list and not isinstance(value, list | tuple):
+        return LIST
+    return MAPPING if wanted is dict and not isinstance(value, Mapping) else None
+
+
 def _expected(key: str, root: type) -> str:
     parent, _, name = key.rpartition(".")
     owner = _type_at(parent, root)
@@ -141,6 +154,8 @@ def _expected(key: str, root: type) -> str:
         return "one of " + ", ".join(kind.__members__)
     if is_dataclass(kind):
         return "its keys one by one, as in " + f"{key}.{fields(kind)[0].name}=…"
+    if (form := {list: LIST, dict: MAPPING}.get(get_origin(kind))) is not None:
+        return form
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
         kind, str(kind).replace("None", "null")
     )

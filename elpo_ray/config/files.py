@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
 from elpo_ray.config import CONF_DIR, Config
-from elpo_ray.config.errors import explain
+from elpo_ray.config.errors import explain, mismatch
 from elpo_ray.config.values import expanded
 
 Values = dict[str, Any]
@@ -208,11 +208,15 @@ def _choices(nested: Values) -> dict[str, str]:
 
 
 def _check_sections(values: Values, schema: type, prefix: str = "") -> None:
-    """Raise ValueError for a section that has a value instead of keys."""
+    """Raise ValueError for a section that has a value instead of keys, and for a list or a mapping
+    that is given as something else."""
     types = get_type_hints(schema)
     for key, value in values.items():
         section: Any = types.get(key)
         if not is_dataclass(section):
+            form = mismatch(section, value)
+            if form is not None:
+                raise ValueError(f"{prefix}{key}={value}: give {form}")
             continue
         if not isinstance(value, dict):
             example = f"{prefix}{key}.{fields(section)[0].name}"
@@ -252,7 +256,11 @@ def _absolute_tool(entry: Any, folder: Path) -> Any:
         entry["search"] = str(_absolute(folder / entry["search"]))
     command = entry.get("mcp")
     if isinstance(command, str) and "://" not in command:
-        words = shlex.split(command)
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            reason = f"{str(error).lower()}; close every quote"
+            raise ValueError(f"task.tools: {entry}: {reason}") from None
         if here := [word for word in words if (folder / word).is_file()]:
             entry["mcp"] = shlex.join(
                 str(folder / word) if word in here else word for word in words

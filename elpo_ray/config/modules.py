@@ -7,8 +7,14 @@ have it, a copy serves that Ray brought (`cluster.user_code`).
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
+import re
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 
 from elpo_ray.config.rules import require
@@ -22,6 +28,7 @@ TAKEN = (sys.stdlib_module_names - {"test"}) | OURS | {
 }  # fmt: skip
 """Modules that the run itself needs: one of the same name in a user's folder would hide them."""
 _CHECKOUT = Path(__file__).resolve().parents[2]
+_PLACES = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 
 
 _used: list[str] = []
@@ -59,11 +66,40 @@ def check_modules(folders: Sequence[str]) -> None:
         for name in _names(path):
             ours = name in OURS and path.resolve() == _CHECKOUT
             require(
-                name not in TAKEN or ours,
+                ours or not (name in TAKEN or _required(name)),
                 "task.modules",
                 folder,
                 f"{name} there would hide the module {name} that the run needs; rename it",
             )
+
+
+def _required(name: str) -> bool:
+    """Whether a module of this name is installed that those in `TAKEN` need, such as yaml."""
+    if all(importlib.machinery.PathFinder.find_spec(name, [place]) is None for place in _PLACES):
+        return False
+    owners = metadata.packages_distributions().get(name, [])
+    return any(_canonical(owner) in _requirements() for owner in owners)
+
+
+@lru_cache(maxsize=1)
+def _requirements() -> frozenset[str]:
+    """Names of the installed distributions that those in `TAKEN` need, directly or not."""
+    owners = metadata.packages_distributions()
+    waiting = [owner for name in sorted(TAKEN - OURS) for owner in owners.get(name, [])]
+    found: set[str] = set()
+    while waiting:
+        name = _canonical(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        with suppress(metadata.PackageNotFoundError):  # needed on another platform only
+            lines = metadata.requires(name) or []
+            waiting += [re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line]
+    return frozenset(found)
+
+
+def _canonical(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _here(number: int, folder: str) -> str | None:

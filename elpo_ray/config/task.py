@@ -226,6 +226,8 @@ class TaskConfig(Section, key="task"):
         if self.name == TaskName.countdown and not self.interpreter:
             yield "tools", f"task countdown is played with {CODE_INTERPRETER}; add it"
         for entry, count in self.tool_actors.items():
+            if entry == CODE_INTERPRETER:
+                yield "tool_actors", f"{entry} has its own; set cluster.sandbox_actors instead"
             if entry not in self.tools:
                 yield "tool_actors", f"{entry} is not in task.tools; add it there, written the same"
             if count < 1:

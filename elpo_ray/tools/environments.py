@@ -20,7 +20,7 @@ from typing import Any
 from elpo_ray.config.task import Branching
 from elpo_ray.tools.caller import Caller
 from elpo_ray.tools.results import as_text
-from elpo_ray.tools.schemas import schema_of
+from elpo_ray.tools.schemas import parameters_of, schema_of
 from elpo_ray.tools.sources import Schema
 from elpo_ray.types import InfrastructureError, Problem, Score, ToolResult
 
@@ -60,7 +60,9 @@ class EnvironmentSource:
                 f"{where}: {kind.__name__}() asks for arguments; give them defaults, and read what "
                 "depends on the problem in reset"
             )
-        self._columns = _parameters(kind, "reset")
+        self._columns = _parameters(where, kind, "reset")
+        for name in ("reward", "fork", "close"):
+            self._check_takes_nothing(name)
 
     def check(self, problem: Problem) -> None:
         """ValueError if the problem's row lacks a column that `reset` wants."""
@@ -107,6 +109,15 @@ class EnvironmentSource:
                 f"{self._where}: its state cannot be copied ({why}); where trajectories branch, "
                 "its calls are run again and their results compared; give it a fork() to avoid that"
             )
+
+    def _check_takes_nothing(self, name: str) -> None:
+        for parameter in _parameters(self._where, self.kind, name) or ():
+            optional = (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            if parameter.default is parameter.empty and parameter.kind not in optional:
+                raise ValueError(
+                    f"{self._where}: {self.kind.__name__}.{name} asks for {parameter.name}, but is "
+                    "called without arguments; read what it needs in reset, and keep it in self"
+                )
 
     def _copier(self, branching: Branching) -> Callable[[Any], Any] | None:
         own = getattr(self.kind, "fork", None)
@@ -185,7 +196,13 @@ class EnvironmentInstance:
 
 
 def _is_method(kind: type[Any], name: str) -> bool:
-    return inspect.isroutine(inspect.getattr_static(kind, name))
+    """Whether it is a method of any kind; a property, also a cached one, is none, and neither is a
+    built-in function, which gets no `self`."""
+    static = inspect.getattr_static(kind, name)
+    if inspect.isbuiltin(static):
+        return False
+    wrapped = isinstance(static, staticmethod | classmethod)
+    return inspect.isroutine(static) and (wrapped or callable(static))
 
 
 def _bound(kind: type[Any], name: str) -> Callable[..., Any]:
@@ -207,8 +224,17 @@ def _can_be_made(kind: type[Any]) -> bool:
     return True
 
 
-def _parameters(kind: type[Any], method: str) -> list[inspect.Parameter] | None:
-    """What a method takes beside `self`; None if the class has no such method."""
+def _parameters(where: str, kind: type[Any], method: str) -> list[inspect.Parameter] | None:
+    """What a method takes beside `self`; None if the class has no such method. ValueError, which
+    begins with `where`, for something else under this name, or what cannot be called by name."""
     if not hasattr(kind, method):
         return None
-    return list(inspect.signature(_bound(kind, method)).parameters.values())
+    start = f"{where}: {kind.__name__}.{method}"
+    if not _is_method(kind, method):
+        given = type(inspect.getattr_static(kind, method)).__name__
+        raise ValueError(f"{start} is {given}; write a method, def {method}(self), or rename it")
+    taken = parameters_of(start, _bound(kind, method))
+    for parameter in taken:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ValueError(f"{start}: {parameter.name} cannot be given by name; remove the /")
+    return taken

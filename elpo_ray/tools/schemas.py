@@ -19,10 +19,12 @@ EXAMPLE = 'use str, int, float, bool, list, dict, Literal["a", "b"] or "X | None
 def schema_of(where: str, function: Callable[..., Any]) -> Schema:
     """The OpenAI schema of a function or a bound method. ValueError, in one line that begins with
     `where` and names the tool, if docstring or types do not say what a schema needs."""
-    name = getattr(function, "__name__", type(function).__name__)
-    start = f"{where}: tool {name}"
+    name = getattr(function, "__name__", "")  # a partial and an object with __call__ have none
+    start = f"{where}: tool {name or type(function).__name__}"
     if not NAME.fullmatch(name):
         raise ValueError(f"{start} has no usable name; use a function defined with def")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ValueError(f"{start} yields; collect what it yields, and return that")
     if not (inspect.getdoc(function) or "").strip():
         raise ValueError(f"{start} has no docstring; say what it does, with an Args: section")
     _check_parameters(start, function)
@@ -39,7 +41,7 @@ def schema_of(where: str, function: Callable[..., Any]) -> Schema:
         lacks = f"no line for {missing[1]}" if missing else "no description"
         raise ValueError(
             f"{start}: its docstring has {lacks}; add `{missing[1] if missing else 'name'}: what "
-            "it is` under Args:"
+            "it is` under Args:, without the type"
         ) from None
     except (TypeHintParsingException, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -55,13 +57,15 @@ def _check_parameters(start: str, function: Callable[..., Any]) -> None:
         hints = get_type_hints(function)
     except (NameError, TypeError, AttributeError) as error:
         raise ValueError(f"{start}: its type hints cannot be read ({error}); mend them") from None
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in parameters_of(start, function):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise ValueError(f"{start} takes {parameter}; name each parameter, with its type")
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ValueError(
                 f"{start}: parameter {parameter.name} cannot be given by name; remove the /"
             )
+        if parameter.name == "self" and not inspect.ismethod(function):
+            raise ValueError(f"{start} is a method; name its class, whose methods are tools")
         if parameter.name not in hints:
             raise ValueError(f"{start}: parameter {parameter.name} has no type; {EXAMPLE}")
         wrong = _not_json(hints[parameter.name])
@@ -72,6 +76,18 @@ def _check_parameters(start: str, function: Callable[..., Any]) -> None:
                 f"{start}: parameter {parameter.name} has type {shown}, which JSON does not have; "
                 f"{EXAMPLE}"
             )
+
+
+def parameters_of(start: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """What a function or a bound method takes. ValueError, which begins with `start`, if it does
+    not say so, as a method without `self` and some functions of C extensions."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except ValueError as error:
+        raise ValueError(
+            f"{start}: its parameters cannot be read ({error}); define it with def, a method with "
+            "self first"
+        ) from None
 
 
 def _not_json(hint: Any) -> Any:

@@ -31,6 +31,7 @@ def test_an_attribute_or_one_of_a_class_is_loaded(modules: Path) -> None:
         (":search", r"write it as module:attribute"),
         ("my shop:search", r"write it as module:attribute"),
         ("no_such_shop:search", r"k='no_such_shop:search': there is no module no_such_shop; put"),
+        ("shop.py:search", r"k='shop.py:search': a module is named without .py; write shop:search"),
         ("json.nothing:search", r"there is no module json.nothing; put"),
         ("json:dumbs", r"k='json:dumbs': json has no dumbs; did you mean dumps"),
         ("dotted_bad:f", r"dotted_bad cannot be imported \(ZeroDivisionError.*, line 2\); mend"),

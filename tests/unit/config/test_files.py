@@ -88,6 +88,16 @@ def test_a_named_model_has_the_context_of_one(shop: Path) -> None:
         ("trainer: {steps: soon}", "trainer.steps=soon: "),
         ("trainer: 3", "trainer=3: give its keys one by one, as in trainer.steps: …"),
         ("trainer:", "trainer=None: "),
+        ("task: {tools: 'shop:search'}", "task.tools=shop:search: give a list, as in [a, b]"),
+        ("task: {tools: {search: a}}", "task.tools={'search': 'a'}: give a list"),
+        (
+            """task: {tools: [{mcp: "python 'a"}]}""",
+            """task.tools: {'mcp': "python 'a"}: no closing quotation; close every quote""",
+        ),
+        ("task: {tools: null}", "task.tools=None: give a list, as in [a, b]; [] is an empty one"),
+        ("task.env: {TOKEN: 1}", "task.env={'TOKEN': 1}: give a list"),
+        ("task.tool_actors: [a]", "task.tool_actors=['a']: give names with values, as in {name: "),
+        ("task.reward.options: [1]", "task.reward.options=[1]: give names with values"),
         ("algorithm: grop", "algorithm=grop: no such option; choose one of aepo"),
         ("model: {precision: fp8}", "model.precision=fp8: "),
         ("defaults: [task]", "defaults: a run's file has no such list"),
@@ -186,7 +196,7 @@ def test_a_node_without_the_folder_uses_the_copy(
     assert sys.path[0] == str(copy)
 
 
-@pytest.mark.parametrize("name", ["random.py", "sandbox.py", "ray/__init__.py"])
+@pytest.mark.parametrize("name", ["random.py", "sandbox.py", "ray/__init__.py", "yaml.py"])
 def test_a_module_that_would_hide_one_of_the_run_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
@@ -197,7 +207,7 @@ def test_a_module_that_would_hide_one_of_the_run_is_refused(tmp_path: Path, name
 
 
 def test_a_folder_with_data_and_tests_is_fine(tmp_path: Path) -> None:
-    for name in ("shop.py", "test_shop.py", "train.jsonl"):
+    for name in ("shop.py", "test_shop.py", "train.jsonl", "tools.py", "pytest.py"):
         (tmp_path / name).touch()
     check_modules([str(tmp_path), str(ROOT)])
 

@@ -6,7 +6,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,95 @@ class Undocumented:
     def go(self) -> None: ...
 
 
+def several() -> Iterator[str]:
+    """Say several things."""
+    yield "one"
+
+
+async def later() -> AsyncIterator[str]:
+    """Say it later."""
+    yield "one"
+
+
+def typed_line(word: str) -> str:
+    """Repeat a word.
+
+    Args:
+        word (str): what to repeat
+    """
+    return word
+
+
+class Tools:
+    """Methods of every kind, and attributes that are none."""
+
+    number = 3
+    length = len
+
+    @property
+    def now(self) -> int:
+        return 1
+
+    @cached_property
+    def once(self) -> int:
+        return 1
+
+    def go(self) -> None:
+        """Go on."""
+
+    @lru_cache  # noqa: B019
+    def remembered(self) -> None:
+        """Go on."""
+
+    @classmethod
+    def made_by_class(cls) -> None:
+        """Go on."""
+
+    @staticmethod
+    def made_by_nobody() -> None:
+        """Go on."""
+
+    def _hidden(self, what) -> None: ...  # type: ignore[no-untyped-def]
+
+
+class Selfless:
+    def go() -> None:  # type: ignore[misc]
+        """Go on."""
+
+
+class ResetValue(Tools):
+    reset = 3
+
+
+class ResetSelfless(Tools):
+    def reset() -> None: ...  # type: ignore[misc]
+
+
+class ResetByPlace(Tools):
+    def reset(self, budget: int, /) -> None: ...
+
+
+class RewardValue(Tools):
+    @property
+    def reward(self) -> float:
+        return 1.0
+
+
+class RewardAsks(Tools):
+    def reward(self, problem: Problem) -> float:
+        return 1.0
+
+
+class ForkAsks(Tools):
+    def fork(self, depth: int) -> None: ...
+
+
+class CloseAsks(Tools):
+    def close(self, why: str) -> None: ...
+
+
+whole = int
+part = partial(typed_line, word="a")
 nothing = 7
 anonymous: Callable[[str], str] = lambda query: query  # noqa: E731
 
@@ -409,6 +499,23 @@ anonymous: Callable[[str], str] = lambda query: query  # noqa: E731
         ("Empty", "class Empty has no tool"),
         ("Wants", r"Wants\(\) asks for arguments"),
         ("Undocumented", "tool go has no docstring"),
+        ("part", "tool partial has no usable name; use a function defined with def"),
+        ("several", "tool several yields; collect what it yields"),
+        ("later", "tool later yields"),
+        (
+            "typed_line",
+            "has no line for word; add `word: what it is` under Args:, without the type",
+        ),
+        ("Tools.go", "tool go is a method; name its class"),
+        ("whole", "tool conjugate: its parameters cannot be read"),
+        ("Selfless", "tool go: its parameters cannot be read .*a method with self first"),
+        ("ResetValue", "ResetValue.reset is int; write a method"),
+        ("ResetSelfless", "ResetSelfless.reset: its parameters cannot be read"),
+        ("ResetByPlace", "ResetByPlace.reset: budget cannot be given by name"),
+        ("RewardValue", "RewardValue.reward is property; write a method"),
+        ("RewardAsks", "RewardAsks.reward asks for problem, but is called without arguments"),
+        ("ForkAsks", "ForkAsks.fork asks for depth"),
+        ("CloseAsks", "CloseAsks.close asks for why"),
         ("nothing", "it is int; a tool is a function, or a class"),
         ("nowhere", "has no nowhere"),
     ],
@@ -418,6 +525,12 @@ def test_what_makes_no_tool_is_refused_in_one_line(tools: str, message: str) -> 
     with pytest.raises(ValueError, match=message) as raised:
         catalog.schemas(task, SandboxConfig())
     assert "\n" not in str(raised.value) and str(raised.value).startswith("task.tools[0]=")
+
+
+def test_only_methods_are_tools() -> None:
+    task = TaskConfig(name="jsonl", tools=["tests.unit.tools.test_functions:Tools"])
+    names = [schema["function"]["name"] for schema in catalog.schemas(task, SandboxConfig())]
+    assert names == ["go", "made_by_class", "made_by_nobody", "remembered"]
 
 
 @pytest.mark.parametrize(
