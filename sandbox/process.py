@@ -226,6 +226,7 @@ class SessionProcess:
     def kill(self) -> asyncio.Task[None]:
         """Kill the process; the task ends when it is gone. Idempotent."""
         if self._closing is None:
+            self._settle(_Stop(Kind.SANDBOX_FAILURE, "the process was ended with its tree"))
             for reader in (self._ends.control.fileno(), *self._ends.pipes):
                 self._loop.remove_reader(reader)
             self._loop.remove_writer(self._ends.control)
