@@ -44,9 +44,10 @@ PARTICULARS: dict[str, dict[str, Any]] = {
     "elpo_posterior": {
         "growth.posterior.prior": "surprise",
         "growth.posterior.least_likely": 1,
-        "growth.posterior.beta": [0.6, 1.0],
+        "growth.posterior.doubt": 0.25,
+        "growth.posterior.beta": [0.5, 1.0],
         "growth.posterior.fit_beta": False,
-        "growth.posterior.threshold": 0.8,
+        "growth.posterior.threshold": 0.7,
         "growth.posterior.free_evidence": "tokens",
         "growth.posterior.max_probes": 4,
         "clip.scope": "critical_subtree",
