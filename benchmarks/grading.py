@@ -52,8 +52,10 @@ def equivalents(gold: str) -> list[str]:
         value = int(number)
         forms += [f"{value:,}", f"{value:,}".replace(",", "{,}"), f"{value:,}".replace(",", r"\,"),
                   f"{value}.0", f"{value}.00", rf"\frac{{{2 * value}}}{{2}}", f"{2 * value}/2",
-                  rf"{value}\text{{ apples}}", rf"{value} \mathrm{{cm}}", f"{value} dollars",
-                  rf"\${value}", f"x = {value}", f"{value}^\\circ"]  # fmt: skip
+                  rf"{value}\text{{ apples}}", f"{value} dollars", rf"\${value}",
+                  f"x = {value}"]  # fmt: skip
+        if "$" not in gold:  # two units are compared
+            forms += [rf"{value} \mathrm{{cm}}", f"{value}^\\circ"]
     if found := FRACTION.fullmatch(number):
         ratio = Fraction(int(found[1] + found[2]), int(found[3]))
         top, bottom = ratio.numerator, ratio.denominator
