@@ -50,7 +50,7 @@ class Search:
     named: bool
     right: bool
     posterior: float | None
-    """Of the named step; None of a binary search."""
+    """The named step's posterior; a binary search has None."""
 
 
 def steps_of(tree: RolloutTree, leaf: int, chat: Chat) -> list[Step]:

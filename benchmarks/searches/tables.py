@@ -29,7 +29,7 @@ class Row:
     """Right ones among named steps."""
     precision_interval: Interval
     gain_interval: Interval
-    """Of the precision's difference to the first rule's."""
+    """The interval of the difference to the first rule's precision."""
     named: float
     """Named ones among searches."""
     located: float

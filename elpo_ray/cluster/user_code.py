@@ -45,7 +45,7 @@ class UserCode:
     variables: dict[str, str] = field(default_factory=dict)
     """The environment variables of `task.env`."""
     tool_actors: dict[str, list[ActorHandle[Any]]] = field(default_factory=dict)
-    """By entry of `task.tools`: the actors that it lives in."""
+    """The actors that each entry of `task.tools` lives in."""
 
     def install(self, folders: Sequence[str]) -> None:
         """Make modules and objects loadable in this process."""

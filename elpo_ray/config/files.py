@@ -49,7 +49,7 @@ class RunFile:
     """What a run's file sets."""
 
     name: str
-    """Of the experiment, unless the file names it: the file's own, without suffix."""
+    """The experiment's name unless the file gives one: the file's own, without suffix."""
     values: Values
     """Nested, under the schema's names, paths absolute."""
     choices: dict[str, str]

@@ -58,11 +58,11 @@ class Branching(Enum):
     """How an environment's state gets to where trajectories branch."""
 
     auto = "auto"
-    """By the class's own `fork()`, or by `copy.deepcopy`; where that fails, by replay."""
+    """The class's own `fork()` copies, or `copy.deepcopy`; where that fails, calls are replayed."""
     fork = "fork"
-    """By `fork()`, which each environment must have."""
+    """`fork()` copies; each environment must have it."""
     deepcopy = "deepcopy"
-    """By `copy.deepcopy`, also where there is a `fork()`."""
+    """`copy.deepcopy` copies, also where there is a `fork()`."""
     replay = "replay"
     """The calls are run again, and their results compared."""
 

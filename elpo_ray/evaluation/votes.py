@@ -45,5 +45,5 @@ async def _merge(task: Task, problem: Problem, samples: Sequence[Sample]) -> lis
 
 
 async def _same(task: Task, problem: Problem, first: str, second: str) -> bool:
-    """By the task's own equality; different texts are different answers without one."""
+    """The task's own equality decides; without one different texts are different answers."""
     return isinstance(task, ComparesAnswers) and await task.same_answer(problem, first, second)

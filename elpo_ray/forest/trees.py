@@ -320,7 +320,7 @@ def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
     rewards = [node.score.reward for node in leaves if node.score is not None]
 
     def kept(values: FloatArray) -> FloatArray:
-        """Of values by leaf those of the graded ones."""
+        """The values of the graded leaves."""
         return values[graded] if values.ndim == 2 else values
 
     packed = TrainTree(

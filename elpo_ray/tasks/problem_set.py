@@ -77,7 +77,7 @@ class ProblemSet:
         return self._reward.answer(problem, steps)
 
     async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
-        """By the equality that grades."""
+        """The equality that grades decides."""
         return await self._reward.same_answer(problem, first, second)
 
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:

@@ -47,7 +47,7 @@ class Entry:
     name: str
     arguments: dict[str, Any]
     digest: str
-    """Of its result."""
+    """The result's digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class AgentState:
     interpreter: Any
     """The interpreter's own state; None without one."""
     sources: tuple[SourceState, ...]
-    """Of each source with state, in the order of the configuration."""
+    """One for each source with state, in the order of the configuration."""
 
 
 Key = tuple[int, str]
