@@ -45,7 +45,7 @@ class Trajectory:
     truth: int | None
     """The first irrecoverable step, from 1, of a failed trajectory; None of a successful one."""
     pools: list[list[bool]]
-    """Of a failed one: outcomes of completions of its first 1, 2, … steps, for each prefix that is
+    """Outcomes of completions of a failed trajectory's first 1, 2, … steps, for each prefix that is
     recoverable. Shape: [truth - 1][completions]."""
 
 

@@ -34,7 +34,7 @@ class Kind:
     """One kind of bank."""
 
     overrides: tuple[str, ...] = ()
-    """Of the quickstart's configuration."""
+    """Keys over the quickstart's configuration."""
     temperature: float = 1.0
     trained: bool = False
     """Whether the policy was trained for the quickstart's 20 steps after its cold start."""

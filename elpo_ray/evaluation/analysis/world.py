@@ -165,8 +165,8 @@ class Findings:
     """Turns of as many whole trajectories."""
 
     def add(self, rollout: ChainRollout, chain: Chain, bel: BelConfig | None) -> None:
-        """Compare what the searches of one finished tree found with the truth. Only probes of a
-        binary search, which `bel` configured, can blame an anchor."""
+        """Compare what the searches of one finished tree found with the truth. Only probes of
+        BEL, with the settings `bel`, can blame an anchor."""
         tree, right = rollout.tree, 0
         outcomes = {leaf.score.success for leaf in tree.leaves() if leaf.score}
         for found in tree.localizations:

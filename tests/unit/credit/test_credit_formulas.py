@@ -46,7 +46,7 @@ class Plain:
     tokens: list[int] = field(default_factory=lambda: [0])
     seen: list[str] = field(default_factory=lambda: [""])
     reward: dict[int, float] = field(default_factory=dict)
-    """Of the leaves with a verdict."""
+    """The rewards of the leaves with a verdict."""
     success: dict[int, bool] = field(default_factory=dict)
     ungraded: set[int] = field(default_factory=set)
     group: dict[int, int | None] = field(default_factory=dict)

@@ -327,8 +327,8 @@ def test_what_is_sampled_ahead_is_what_is_sampled_in_any_case(
 
 
 def test_the_first_trajectories_are_sampled_at_once() -> None:
-    """Of 16 rollouts, three failures and a search of four leave at least five more of the former:
-    three, then again a search and two."""
+    """Three failures and a search of at most four leave nine of 16 rollouts: three more failures, a
+    second search, and the last two."""
     assert posterior_rule.first_roots(posterior(16)) == 3 + 3 + 2
     fates = FewWords(0, 16, fixed=True)
     asyncio.run(posterior_rule.grow(fates, posterior(16)))

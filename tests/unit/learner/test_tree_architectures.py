@@ -25,7 +25,7 @@ CONTEXT = 64
 def gradient(
     model: Any, packs: list[list[Item]], layout: BatchLayout
 ) -> tuple[float, torch.Tensor]:
-    """Of the weighted negative log-likelihood, over all packs."""
+    """Value and gradient of the weighted negative log-likelihood, over all packs."""
     model.set_attn_implementation("sdpa" if layout.backend is None else IMPLEMENTATION)
     policy = PolicyModule(model)
     policy.zero_grad()

@@ -102,7 +102,7 @@ ANSWERS = [
     json.loads(line)
     for line in (Path(__file__).parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
 ]
-"""Of each line's gold answer, other forms and wrong answers that look like it."""
+"""Each line has a gold answer, other forms of it and wrong answers that look like it."""
 
 
 @pytest.mark.parametrize("row", ANSWERS, ids=lambda row: f"{row['kind']}: {row['gold'][:40]}")
