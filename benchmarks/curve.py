@@ -16,24 +16,27 @@ import argparse
 import json
 import multiprocessing
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import OmegaConf
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file lies a `sandbox`
 
-from elpo_ray.chat.template import Chat
-from elpo_ray.config import Config
-from elpo_ray.config.learner import Packing
-from elpo_ray.credit import assign
-from elpo_ray.dump import read_line
-from elpo_ray.forest.trees import TrainForest, pack
-from elpo_ray.learner.backend import LearnerSettings, RankProcess
-from elpo_ray.learner.rank import LearnerRank
-from elpo_ray.tasks import make_task
-from elpo_ray.tree import RolloutTree
-from elpo_ray.types import FinishReason, Step, Turn
+import torch  # noqa: E402
+from omegaconf import OmegaConf  # noqa: E402
+
+from elpo_ray.chat.template import Chat  # noqa: E402
+from elpo_ray.config import Config  # noqa: E402
+from elpo_ray.config.learner import Packing  # noqa: E402
+from elpo_ray.credit import assign  # noqa: E402
+from elpo_ray.dump import read_line  # noqa: E402
+from elpo_ray.forest.trees import TrainForest, pack  # noqa: E402
+from elpo_ray.learner.backend import LearnerSettings, RankProcess  # noqa: E402
+from elpo_ray.learner.rank import LearnerRank  # noqa: E402
+from elpo_ray.tools.catalog import schemas  # noqa: E402
+from elpo_ray.tree import RolloutTree  # noqa: E402
+from elpo_ray.types import FinishReason, Step, Turn  # noqa: E402
 
 SECTIONS = ["model", "task", "algorithm", "learner", "sampling", "trainer", "cluster"]
 """The sections of a run's configuration on which its updates depend."""
@@ -66,8 +69,7 @@ def with_tokens(tree: RolloutTree, chat: Chat) -> RolloutTree:
 
 
 def forests(run: Path, config: Config, model: Path, steps: int) -> list[TrainForest]:
-    task = make_task(config.task, config.trainer.seed)
-    chat = Chat.from_folder(str(model), task.tools)
+    chat = Chat.from_folder(str(model), schemas(config.task, config.sandbox))
     found = []
     for dump in sorted((run / "trees").glob("step_*.jsonl"))[:steps]:
         lines = dump.read_text(encoding="utf-8").splitlines()

@@ -21,8 +21,10 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
-from elpo_ray.tasks.grading.answers import last_boxed
-from elpo_ray.tasks.grading.pool import MathGrader, Verdict
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file lies a `sandbox`
+
+from elpo_ray.tasks.grading.answers import boxed_answer  # noqa: E402
+from elpo_ray.tasks.grading.pool import MathGrader, Verdict  # noqa: E402
 
 INTEGER = re.compile(r"-?\d+")
 FRACTION = re.compile(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
@@ -50,8 +52,10 @@ def equivalents(gold: str) -> list[str]:
         value = int(number)
         forms += [f"{value:,}", f"{value:,}".replace(",", "{,}"), f"{value:,}".replace(",", r"\,"),
                   f"{value}.0", f"{value}.00", rf"\frac{{{2 * value}}}{{2}}", f"{2 * value}/2",
-                  rf"{value}\text{{ apples}}", rf"{value} \mathrm{{cm}}", f"{value} dollars",
-                  rf"\${value}", f"x = {value}", f"{value}^\\circ"]  # fmt: skip
+                  rf"{value}\text{{ apples}}", f"{value} dollars", rf"\${value}",
+                  f"x = {value}"]  # fmt: skip
+        if "$" not in gold:  # two units are compared
+            forms += [rf"{value} \mathrm{{cm}}", f"{value}^\\circ"]
     if found := FRACTION.fullmatch(number):
         ratio = Fraction(int(found[1] + found[2]), int(found[3]))
         top, bottom = ratio.numerator, ratio.denominator
@@ -144,7 +148,7 @@ def hostile_answers(count: int, rng: random.Random) -> list[str]:
 async def judge(grader: MathGrader, pairs: list[tuple[str, str]]) -> tuple[list[Verdict], float]:
     """The verdict on each (gold answer, content of a box), and the seconds for all of them."""
     start = time.perf_counter()
-    boxed = [(gold, last_boxed(rf"So it is $\boxed{{{answer}}}$.")) for gold, answer in pairs]
+    boxed = [(gold, boxed_answer(rf"So it is $\boxed{{{answer}}}$.")) for gold, answer in pairs]
     verdicts = await asyncio.gather(*(grader.compare(gold, box or "") for gold, box in boxed))
     return verdicts, time.perf_counter() - start
 

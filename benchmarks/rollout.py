@@ -5,6 +5,8 @@ control   trajectories per second with scripted workers that answer at once, and
 memory    memory of the driver over 1,000 small steps with such a worker
 growth    BEL trees against independent trajectories, whole stack against the bare engine, prefix
           hits and engine idleness; quickstart model, one engine
+searches  growth by the search by evidence against growth by BEL, in pairs; --set and --model as for
+          growth
 overlap   steps per minute with staleness 1 against 0, engine and learner pinned to one core each
 sync      weights of a 0.5 B-parameter model from a publisher into a serving engine
 
@@ -25,12 +27,13 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # beside this file lies a `sandbox`
 
-from benchmarks.rollouts import control, growth, overlap, sync  # noqa: E402
+from benchmarks.rollouts import control, growth, overlap, pairs, sync  # noqa: E402
 
 SECTIONS = {
     "control": control.rates,
     "memory": control.memory,
     "growth": growth.measure,
+    "searches": pairs.measure,
     "overlap": overlap.measure,
     "sync": sync.measure,
 }

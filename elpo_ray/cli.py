@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from elpo_ray.config.arguments import EXIT_CONFIGURATION, EXIT_INTERRUPTED
+from elpo_ray.config.files import is_file
 
 _SHELL = "-sc"
 """Hydra's option for completion: `-sc install=bash`, `-sc query=bash`, …"""
@@ -29,13 +30,17 @@ class Entry:
 
 
 COMMANDS: dict[str, Entry] = {
-    "train": Entry("elpo_ray.main", "train an agent: +experiment=NAME key=value …", True),
+    "new": Entry("elpo_ray.new", "a project of your own to start from"),
+    "train": Entry("elpo_ray.main", "train an agent: FILE.yaml key=value …", True),
     "sft": Entry("elpo_ray.sft", "the cold start alone", True),
     "evaluate": Entry("elpo_ray.evaluate", "avg@n, Pass@K and Major@K of a model", True),
     "analyze": Entry("elpo_ray.analyze", "the paper's analyses of a model", True),
+    "export": Entry("elpo_ray.export", "a run's weights as a Hugging Face folder"),
     "view": Entry("elpo_ray.view", "a page with a run's curves and rollout trees"),
     "compare": Entry("elpo_ray.compare", "what differs between runs, and what came of it"),
     "doctor": Entry("elpo_ray.doctor", "what this machine lacks for a run", True),
+    "grade": Entry("elpo_ray.grade", "the verdict on a mathematical answer, and why"),
+    "launch": Entry("launch", "a Slurm script or a KubeRay manifest of a run"),
     "credit": Entry("elpo_ray.credit", "advantages and clip bounds of dumped trees"),
     "simulate": Entry("elpo_ray.simulate", "what N_total, X and K a search needs"),
 }
@@ -74,7 +79,8 @@ def _complete(arguments: list[str]) -> None:
     if not typed_on:
         print(" ".join(each for each in COMMANDS if each.startswith(name)))
     elif name in COMMANDS and COMMANDS[name].configured:
-        os.environ["COMP_LINE"] = f"elpo {words}"
+        keys = [word for word in words.split(" ") if not is_file(word)]
+        os.environ["COMP_LINE"] = " ".join(["elpo", *keys])
         _run(name, [_SHELL, *arguments])
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, cast
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from elpo_ray.tree import Localization, Node, RolloutTree
+from elpo_ray.tree import Localization, Node, Posterior, RolloutTree
 from elpo_ray.types import EndReason, Score, Step, ToolKind
 
 FORMAT = 1
@@ -50,6 +50,9 @@ class NodeRecord(Struct, gc=False):
     reward: Annotated[Maybe[Reward], says("Terminal reward R of a leaf.")] = UNSET
     success: Annotated[Maybe[bool], says("Success ok of a leaf; what the search reads.")] = UNSET
     graded: Annotated[Maybe[bool], says("false: no verdict on a leaf; true if absent.")] = UNSET
+    reward_error: Annotated[
+        Maybe[str], says("Why the user's own reward gave no verdict on a leaf.")
+    ] = UNSET
     end: Annotated[Maybe[EndReason], says("Why a leaf's trajectory ended.")] = UNSET
     group: Annotated[Maybe[int], says("Tree of a leaf, where an input has several.")] = UNSET
 
@@ -66,6 +69,7 @@ class StepRecord(NodeRecord):
     token_logprobs: Annotated[Maybe[list[float]], says("Beside token_ids, in nats.")] = UNSET
     entropy: Annotated[Maybe[float], says("Mean over the turn's tokens, in nats.")] = UNSET
     tool: Annotated[Maybe[str], says("The called tool; absent on a malformed call.")] = UNSET
+    arguments: Annotated[Maybe[str], says("Those of the call, as JSON text.")] = UNSET
     tool_kind: Maybe[ToolKind] = UNSET
     tool_seconds: Annotated[Maybe[Seconds], says("Seconds of execution.")] = UNSET
     restored_by: Annotated[
@@ -153,6 +157,7 @@ def dump_tree(tree: RolloutTree, tokens: bool = True) -> dict[str, Any]:
             "confirmed": found.confirmed,
             "interval": list(found.interval),
             "probes": msgspec.to_builtins(found.probes),
+            **({"posterior": msgspec.to_builtins(found.posterior)} if found.posterior else {}),
         }
         for found in tree.localizations
     ]
@@ -178,6 +183,8 @@ def _node_record(tree: RolloutTree, node: Node, tokens: bool) -> dict[str, Any]:
         record |= {"leaf": True, "reward": node.score.reward, "success": node.score.success}
         if not node.score.graded:
             record["graded"] = False
+        if node.score.error:
+            record["reward_error"] = node.score.error
     if node.end is not None:
         record["end"] = node.end.value
     if node.group is not None:
@@ -238,7 +245,7 @@ def _step_record(step: Step) -> dict[str, Any]:
     if turn.entropies:
         record["entropy"] = math.fsum(turn.entropies) / len(turn.entropies)
     if step.call is not None:
-        record["tool"] = step.call.name
+        record |= {"tool": step.call.name, "arguments": json.dumps(step.call.arguments)}
     if result is not None:
         record |= {
             "observation": step.observation_text,
@@ -294,7 +301,7 @@ def _score(record: NodeRecord, where: str) -> Score:
     _expect(success is not None, f"{where}: success", success, "a leaf needs true or false")
     graded = record.graded is not False
     _expect(graded or not success, f"{where}: graded", graded, "false on a leaf with success")
-    return Score(reward, success, graded)
+    return Score(reward, success, graded, _given(record.reward_error) or "")
 
 
 def _given(value: Any) -> Any:
@@ -329,9 +336,27 @@ def _check_localization(
     _expect(on_path, f"{where}.critical", critical, f"must be on the path to {leaf}")
     sound = critical is not None or not found.confirmed
     _expect(sound, f"{where}.confirmed", found.confirmed, "names no critical")
-    for i, probe in enumerate(found.probes):
-        sound = probe.successes <= probe.attempts
-        _expect(sound, f"{where}.probes[{i}]", probe, "needs attempts >= successes")
+    free = found.posterior.free if found.posterior else []
+    for name, probes in (("probes", found.probes), ("posterior.free", free)):
+        for i, probe in enumerate(probes):
+            sound = probe.successes <= probe.attempts
+            _expect(sound, f"{where}.{name}[{i}]", probe, "needs attempts >= successes")
+    if found.posterior is not None:
+        _check_posterior(found.posterior, found, len(tree.path(index[leaf])), f"{where}.posterior")
+
+
+def _check_posterior(belief: Posterior, found: Localization, steps: int, where: str) -> None:
+    """Check that each list of a search's posterior has one probability a step."""
+    for name, row in [
+        ("prior", belief.prior),
+        *((f"trail[{i}]", r) for i, r in enumerate(belief.trail)),
+    ]:
+        _expect(len(row) == steps, f"{where}.{name}", row, f"needs one number a step, {steps}")
+        total = math.fsum(row)
+        _expect(abs(total - 1) < 1e-6, f"{where}.{name}", row, "must add up to 1")
+    rows = len(found.probes) + 1
+    _expect(len(belief.trail) == rows, f"{where}.trail", belief.trail, f"needs {rows} rows")
+    _expect(min(belief.beta) > 0, f"{where}.beta", belief.beta, "needs numbers above 0")
 
 
 def _refusal(message: str, record: Any) -> MalformedTreeError:

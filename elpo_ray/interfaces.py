@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import (
     Message,
     Parsed,
     Problem,
+    RewardValue,
     Sampling,
     Score,
     Step,
@@ -42,8 +43,9 @@ class Chat(Protocol):
         """Read one sampled turn. A malformed call is `Parsed.error`, never an exception."""
         ...
 
-    def observation_ids(self, text: str) -> Sequence[int]:
-        """What follows a turn: template glue, the tool response, the next generation prompt."""
+    def observation_ids(self, text: str, tool: str | None = None) -> Sequence[int]:
+        """What follows a turn: template glue, the tool response, the next generation prompt.
+        `tool` is the one that was called; None where the call could not be read."""
         ...
 
 
@@ -60,11 +62,21 @@ class ToolSession(Protocol):
         if it did for good."""
         ...
 
+    async def reward(self) -> RewardValue:
+        """What an environment among the tools says of the trajectory, whose last call is done."""
+        ...
+
     async def close(self) -> None: ...
 
 
 class Tools(Protocol):
     """Opens tool sessions, fresh ones or at the state that a prefix left behind."""
+
+    async def begin(self, problem: Problem, tree: str) -> str | None:
+        """Make ready for sessions of `tree`, all of which are about `problem`; returns the text
+        that ends the prompt, if an environment has one. Raises InfrastructureError, and ValueError
+        if the user's environment fails."""
+        ...
 
     async def open(
         self,
@@ -88,10 +100,7 @@ class Tools(Protocol):
 
 
 class Task(Protocol):
-    """A task family: its problems, tools and reward; an oracle where one exists."""
-
-    tools: Sequence[dict[str, Any]]
-    """Function schemas in the OpenAI form, rendered into the prompt by the chat template."""
+    """A task family: its problems and its reward; an oracle where one exists."""
 
     def train_problem(self, index: int) -> Problem:
         """The `index`-th problem of the training stream; deterministic in the task's seed."""
@@ -101,17 +110,25 @@ class Task(Protocol):
         """Held-out problems: the same list every time, disjoint from the training stream."""
         ...
 
-    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
+    async def score(
+        self,
+        problem: Problem,
+        steps: Sequence[Step],
+        tools: Tools,
+        environment: RewardValue = None,
+    ) -> Score:
         """Reward and success of a finished trajectory; not `graded` if no verdict could be had.
 
-        `tools` runs a submitted program on its tests, in sessions of its own. What tools return is
-        untrusted. Raises InfrastructureError, and ValueError if the user's reward function fails.
+        `environment` is what an environment among the agent's tools says of the trajectory, where
+        there is one: it counts if the user has set no reward. `tools` runs a submitted program on
+        its tests, in sessions of its own. What tools return is untrusted. Raises
+        InfrastructureError, and ValueError if the user's reward function fails.
         """
         ...
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
-        """What a finished trajectory answers: the vote that Major@K counts. Equal answers are
-        equal texts; None if it gives none, or if the task has no answers to vote on."""
+        """What a finished trajectory answers: the vote that Major@K counts; None if it gives none,
+        or if the task has no answers to vote on."""
         ...
 
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
@@ -120,6 +137,15 @@ class Task(Protocol):
 
     def demonstration(self, index: int) -> list[Message] | None:
         """The `index`-th solved conversation for the cold start; None if the task has none."""
+        ...
+
+
+@runtime_checkable
+class ComparesAnswers(Protocol):
+    """What a `Task` may have too: equal answers that are written in different ways."""
+
+    async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+        """Whether two answers to a problem are one vote: by the equality that grades them."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""`python -m elpo_ray.main +experiment=quickstart`: compose, check, train.
+"""`python -m elpo_ray.main +experiment=quickstart` or `… shop.yaml`: compose, check, train.
 
 Exit codes: `config.arguments`; on Ctrl-C a checkpoint is written first.
 """
@@ -9,7 +9,7 @@ from elpo_ray.config import Config
 from elpo_ray.config.algebra import batch_algebra
 from elpo_ray.config.arguments import EXIT_INTERRUPTED
 from elpo_ray.config.compose import Command
-from elpo_ray.training.checks import check
+from elpo_ray.training.checks import check, check_machine
 
 
 def run(config: Config) -> int:
@@ -17,10 +17,13 @@ def run(config: Config) -> int:
     Returns the exit code."""
     check(config)
     if config.check_only:
-        print(batch_algebra(config))
-        return 0
-    from elpo_ray.training.driver import train
+        print(batch_algebra(config), flush=True)
+    check_machine(config)
+    from elpo_ray.training.driver import rehearse, train
 
+    if config.check_only:
+        rehearse(config)
+        return 0
     return EXIT_INTERRUPTED if train(config).interrupted else 0
 
 

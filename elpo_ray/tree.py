@@ -49,9 +49,37 @@ class Probe:
     successes: Annotated[int, Meta(ge=0)]
 
 
+Probability = Annotated[float, Meta(ge=0, le=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """What a search believed of its trajectory: how likely each step 1..K+1 is the first
+    irrecoverable one."""
+
+    prior: Annotated[list[Probability], Meta(description="Before any completion was seen.")]
+    beta: Annotated[
+        tuple[float, float],
+        Meta(description="(a, b): a recoverable prefix succeeds with a chance from Beta(a, b)."),
+    ]
+    free: Annotated[
+        list[Probe],
+        Meta(description="Trajectories of the tree that went through an anchor before the search."),
+    ]
+    trail: Annotated[
+        list[list[Probability]],
+        Meta(min_length=1, description="Before the first probe, and after each."),
+    ]
+
+    @property
+    def last(self) -> list[float]:
+        """What the search believed at its end."""
+        return self.trail[-1]
+
+
 @dataclass(slots=True)
 class Localization:
-    """What one search of a failed trajectory found (spec of BEL, Algorithm 1)."""
+    """What one search of a failed trajectory found."""
 
     leaf: Annotated[int, Meta(description="Id of the searched, failed leaf.")]
     critical: Annotated[
@@ -64,6 +92,9 @@ class Localization:
         Meta(description="First and last step, from 1, among which the critical one lies."),
     ]
     probes: Annotated[list[Probe], Meta(description="In the order they were made.")]
+    posterior: Annotated[
+        Posterior | None, Meta(description="Of a search by evidence; null of a binary search.")
+    ] = None
 
 
 class RolloutTree:

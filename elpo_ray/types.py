@@ -203,7 +203,12 @@ class Score:
     graded: bool = True
     """False: the grader came to no verdict, which says nothing about the answer. Neither a success
     nor a failure: no search, no advantage and no average may count it."""
+    error: str = ""
+    """Why the user's own reward gave no verdict, where it failed; else empty."""
 
 
+RewardValue = float | bool | Score | Exception | None
+"""What an environment says of its trajectory: a reward, the exception that it raised instead, or
+nothing, if it does not judge."""
 UNGRADED = Score(reward=0.0, success=False, graded=False)
 """The grader, or the sandbox, timed out or crashed on this answer, also when asked again."""

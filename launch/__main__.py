@@ -1,4 +1,4 @@
-"""`python -m launch slurm|kuberay [--submit] [KEY=VALUE …] -- [the run's KEY=VALUE …]`.
+"""`python -m launch slurm|kuberay [--submit] [FILE] [KEY=VALUE …] -- [the run's KEY=VALUE …]`.
 
 Prints a Slurm script or a KubeRay manifest; with `--submit` the script is kept under `logs` and
 given to sbatch. `python -m launch monitoring FOLDER` writes what Prometheus and Grafana read.
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from elpo_ray.config.compose import Command
+from elpo_ray.config.files import is_file
 from launch.config import KubeRayConfig, SlurmConfig
 from launch.monitoring.dashboard import write
 from launch.render import kuberay_manifest, slurm_script
@@ -55,6 +56,8 @@ def main() -> None:
         sys.exit(2)
     cut = words.index("--") if "--" in words else len(words)
     own, rest = words[1:cut], words[cut + 1 :]
+    rest = [*filter(is_file, own), *rest]  # a run's file may also stand before the dashes
+    own = [word for word in own if not is_file(word)]
     sys.argv[1:] = [word for word in own if word != SUBMIT]
     if kind == "slurm":
         run = partial(slurm, overrides=rest, submit=SUBMIT in own)

@@ -14,6 +14,8 @@ NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 """Also a file's, a Slurm job's and a Kubernetes object's name."""
 
 LONGEST_SCRATCH = 24
+PRINTED = ("memory", "partition", "account", "qos", "constraint", "sbatch", "checkout", "logs")
+"""Keys whose values stand in lines that sbatch reads."""
 DIFFERENT = "use different values of 0 or more"
 Port = Annotated[
     int, between(1024, 50000, "use 1024 to 50000: ten thousand ports from there on are in play")
@@ -83,9 +85,11 @@ class SlurmConfig(Section, key=""):
     environment: dict[str, str] = field(default_factory=dict)
     """Variables for all of the job's processes, as in {NCCL_SOCKET_IFNAME: ib0}."""
     checkout: str | None = None
-    """This project's folder, at the same place on all nodes; null = the current one."""
-    python: str = ".venv/bin/python"
-    """Under `checkout`, or absolute; in a container: the image's, such as `python`."""
+    """The folder where the job's commands start, at the same place on all nodes; null = the current
+    one."""
+    python: str | None = None
+    """Under `checkout`, or absolute; in a container: the image's, such as `python`. null =
+    .venv/bin/python; in the current folder, if it has none, the one that writes the script."""
     scratch: str = "/tmp"
     """Folder on each node's own disk for Ray's files."""
     logs: str = "runs/slurm"
@@ -97,6 +101,7 @@ class SlurmConfig(Section, key=""):
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if not re.fullmatch(NAME, self.name):
             yield "name", "use lower-case letters, digits and dashes"
+        yield from self._line_conflicts()
         stay = seconds(self.time)
         if stay is None:
             yield "time", "write HH:MM:SS or D-HH:MM:SS"
@@ -107,6 +112,23 @@ class SlurmConfig(Section, key=""):
         if not self.scratch.startswith("/") or len(self.scratch) > LONGEST_SCRATCH:
             remedy = f"use an absolute path of at most {LONGEST_SCRATCH} characters"
             yield "scratch", f"{remedy}: Ray puts sockets far below it, whose paths may have 107"
+
+    def _line_conflicts(self) -> Iterator[tuple[str, str]]:
+        """What would not stay within its line of the script, or not be read as it is meant."""
+        for key in PRINTED:
+            value = getattr(self, key)
+            texts = value if isinstance(value, list) else [value or ""]
+            if not all(text.isprintable() for text in texts):
+                yield key, "leave out line breaks and other control characters"
+        for key in ("logs", "checkout"):
+            if "%" in (getattr(self, key) or ""):
+                yield key, "use a path without %, which Slurm replaces"
+        for option in self.sbatch:
+            if not option.startswith("-"):
+                yield "sbatch", f'write options as in "--mail-type=END" instead of {option!r}'
+        for name in self.environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                yield "environment", f"{name!r} names no variable; use letters, digits and _"
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,10 @@ Invariant: what is rendered was checked: the run composes, its devices are there
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.compose import composed
+from elpo_ray.config.files import file_word, is_file
 from elpo_ray.config.rules import require
+from elpo_ray.config.values import hydra_value
 from elpo_ray.doctor.software import pinned
 from elpo_ray.training.checks import check
 from launch.config import KubeRayConfig, Runtime, SlurmConfig
 
 TEMPLATES = Path(__file__).parent / "templates"
+VENV = ".venv/bin/python"
 SHARED = "/shared"
 """Where the volume is that all pods of a RayJob mount."""
 OPTIONS = {
@@ -52,27 +58,43 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
     seeded = bool(config.seeds) and any(word.startswith("trainer.seed=") for word in overrides)
     require(not seeded, "seeds", config.seeds, "give trainer.seed or seeds, not both")
     checkout = Path(config.checkout or Path.cwd()).absolute()
-    python = config.python
+    python = config.python or VENV
     if config.container.runtime is Runtime.none:
         python = str(checkout / python)
+        if (config.python, config.checkout) == (None, None) and not Path(python).exists():
+            python = sys.executable
     run_dir, logs = checkout / run.trainer.run_dir, checkout / config.logs
-    own = dict.fromkeys(str(path) for path in (checkout, run_dir, logs, config.scratch))
+    paths = (checkout, run_dir, logs, config.scratch, *run.task.modules)
+    own = dict.fromkeys(str(path) for path in paths)
     return _render(
         "slurm.sh.jinja",
         c=config,
         options=[(o, getattr(config, k)) for o, k in OPTIONS.items() if getattr(config, k)],
         checkout=str(checkout),
         run_dir=str(run_dir),
+        run_dir_word=f"trainer.run_dir={hydra_value(str(run_dir))}",
         logs=str(logs),
         python=python,
         bin=str(Path(python).parent),
         mounts=[f"{path}:{path}" for path in own] + config.container.mounts,
-        overrides=list(overrides),
+        overrides=_from_anywhere(overrides),
     )
+
+
+def _from_anywhere(overrides: Sequence[str]) -> list[str]:
+    """The run's words with its file as an absolute path: the job starts in another folder."""
+    return [os.path.abspath(word) if is_file(word) else word for word in overrides]
 
 
 def kuberay_manifest(config: KubeRayConfig, overrides: Sequence[str]) -> str:
     """A RayJob as YAML. Raises ValueError as `slurm_script` does."""
+    file = file_word(overrides)
+    require(
+        file is None or Path(file).is_relative_to(SHARED),
+        "file",
+        file,
+        f"pods see nothing of this folder; put it, with its modules and data, under {SHARED}",
+    )
     _checked(overrides, config.workers * config.gpus_per_worker, "workers x gpus_per_worker")
     start = ["python", "-m", "launch.start", "--run", f"{SHARED}/runs/{config.name}"]
     cache = f"cold_start.cache={SHARED}/cache"  # actors on all nodes load what is made there
@@ -105,6 +127,26 @@ def _checked(overrides: Sequence[str], gpus: int, key: str) -> Config:
     return run
 
 
+def shell_word(text: str) -> str:
+    """A text as one word on one line of a bash script."""
+    if text.isprintable():
+        return shlex.quote(text)
+    signs = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    told = "".join(signs[s] if s in signs else s if s.isprintable() else _bytes(s) for s in text)
+    return f"$'{told}'"
+
+
+def _bytes(sign: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in sign.encode("utf-8", "surrogateescape"))
+
+
+def sbatch_value(text: str) -> str:
+    """The value of an option in an #SBATCH line, in quotes where it must be."""
+    if re.fullmatch(r"[\w./:,%@+=-]*", text, re.ASCII):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+
 def _render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -113,6 +155,7 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["sh"] = shlex.quote
+    environment.filters["sh"] = shell_word
+    environment.filters["sbatch"] = sbatch_value
     environment.filters["json"] = json.dumps  # every JSON text is YAML
     return environment.get_template(template).render(**values)

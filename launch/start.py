@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from elpo_ray.config.values import hydra_value
 from elpo_ray.runs.folder import RunFolder
 
 
@@ -20,11 +21,12 @@ def overrides(run: Path, given: Sequence[str], address: str | None) -> list[str]
     """What `elpo_ray.main` is called with. Moves an unfinished first attempt aside."""
     folder = RunFolder(run)
     if folder.newest_checkpoint() is not None:
-        place = [f"trainer.resume={run}"]
+        place = [f"trainer.resume={hydra_value(str(run))}"]
     else:
         if (run / "config.yaml").exists():
             run.rename(_aside(run))
-        place = [f"trainer.run_dir={run.parent}", f"trainer.run_name={run.name}"]
+        folder_of_runs = hydra_value(str(run.parent))
+        place = [f"trainer.run_dir={folder_of_runs}", f"trainer.run_name={run.name}"]
     joined = [] if address is None else [f"cluster.address={address}"]
     return [*given, *joined, *place]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox import fusion_harness
-from sandbox.limits import MAX_CODE_BYTES, OUTPUT_KILL_BYTES, Limits
+from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.metrics import Metrics
 from sandbox.results import (
     ACCIDENTAL,
@@ -29,6 +29,7 @@ from sandbox.results import (
     ReplayDiverged,
     SandboxFailure,
     SessionState,
+    refusal,
 )
 from sandbox.streams import HeadTail
 
@@ -71,6 +72,10 @@ class FusionSession:
         async with self._one_at_a_time:
             if self._closed:
                 raise ValueError("the session is closed: open a new one, at its state if need be")
+            refused = refusal(code)
+            if refused is not None:
+                self._sandbox.metrics.count(refused)
+                return refused
             try:
                 result = await self._sandbox.run(self._state, code)
             except SandboxFailure as failure:
@@ -141,9 +146,6 @@ class FusionSandbox:
 
     async def run(self, state: SessionState, code: str) -> CallResult:
         """Run one cell after all others. Raises SandboxFailure, ReplayDiverged."""
-        if len(code.encode("utf-8", "surrogatepass")) > MAX_CODE_BYTES:
-            said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB"
-            return CallResult(kind=Kind.ERROR, error_type="ValueError", traceback=said)
         mark = secrets.token_hex(16)
         cells = [*(entry.code for entry in state.effective), code]
         payload = {

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from sandbox.limits import MAX_CODE_BYTES
+
 ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}/\d+(?:/\w{1,32})?")
 """Memory addresses and work folders: never the same twice. Linear in hostile text."""
 
@@ -101,12 +103,22 @@ class CallResult:
     `CHEAP`, "newest" or "nothing" as asked for; empty if the process was lost."""
     node: str = ""
     """Names the state after this call, the same in every process that is in it; empty if lost."""
+    refused: bool = False
+    """The code was not run, because it is too long: the session is as it was."""
 
     def digest(self) -> str:
         """Fingerprint of what a repetition must reproduce; no clock, address, folder."""
         said = (self.kind.value, self.stdout, self.value, self.error_type)
         masked = ACCIDENTAL.sub("~", repr(said))
         return hashlib.sha256(masked.encode("ascii", "backslashreplace")).hexdigest()[:32]
+
+
+def refusal(code: str) -> CallResult | None:
+    """What a call with too long a code comes to; None for one that may run."""
+    if len(code.encode("utf-8", "surrogatepass")) <= MAX_CODE_BYTES:
+        return None
+    said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB; it was not run"
+    return CallResult(kind=Kind.ERROR, error_type="ValueError", traceback=said, refused=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +146,8 @@ class SessionState:
     """`Sandbox.id` of where that is."""
 
     def after(self, code: str, result: CallResult) -> SessionState:
-        """The state once `code` came to `result`; unchanged if the sandbox failed."""
-        if result.kind is Kind.SANDBOX_FAILURE:
+        """The state once `code` came to `result`; unchanged if it did not run."""
+        if result.kind is Kind.SANDBOX_FAILURE or result.refused:
             return self
         entry = Entry(code, result.digest(), not result.state_kept, result.node)
         return replace(self, entries=(*self.entries, entry))

@@ -17,10 +17,10 @@ from dataclasses import replace
 
 from sandbox.confine import TIERS
 from sandbox.launch import SpawnerClient
-from sandbox.limits import MAX_CODE_BYTES, Limits
+from sandbox.limits import Limits
 from sandbox.metrics import Metrics
 from sandbox.process import SessionProcess
-from sandbox.results import CallResult, Keep, Kind, SandboxFailure, SessionState
+from sandbox.results import CallResult, Keep, Kind, SandboxFailure, SessionState, refusal
 from sandbox.snapshots import Shelf
 from sandbox.tree import Means, Tree
 
@@ -34,10 +34,6 @@ _MEMORY_SHARE = 4
 """Without `snapshot_mib`, snapshots may take one part in so many of this host's memory."""
 _DESCRIPTORS_EACH, _DESCRIPTORS_OTHER = 3, 256
 """What a snapshot, and everything else, needs of this process."""
-
-
-def _too_long(code: str) -> bool:
-    return len(code.encode("utf-8", "surrogatepass")) > MAX_CODE_BYTES
 
 
 class Session:
@@ -64,13 +60,18 @@ class Session:
         return self._state
 
     async def call(self, code: str) -> CallResult:
-        """Run one cell. A failure of the sandbox is a result too, and leaves `state` as it was.
+        """Run one cell. A failure of the sandbox is a result too, and so is the refusal of too
+        long a code: both leave `state` as it was.
 
         Raises ValueError when the session is closed.
         """
         async with self._one_at_a_time:
             if self._closed:
                 raise ValueError("the session is closed: open a new one, at its state if need be")
+            refused = refusal(code)
+            if refused is not None:
+                self._sandbox.metrics.count(refused)
+                return refused
             try:
                 result = await self._call(code)
             except SandboxFailure as failure:
@@ -87,7 +88,7 @@ class Session:
                 isolation=self._sandbox.isolation,
             )
             self._waited_s = 0.0
-            if self._keep is not Keep.NOTHING and not _too_long(code):
+            if self._keep is not Keep.NOTHING:
                 self._state = self._state.after(code, result)
             if not result.state_kept and self._restored_by == "fresh":
                 self._restored_by = "fork"
@@ -119,10 +120,6 @@ class Session:
             self._restored_by = "replay"
 
     async def _call(self, code: str) -> CallResult:
-        if _too_long(code):
-            said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB"
-            return CallResult(kind=Kind.ERROR, error_type="ValueError", traceback=said)
-
         def began(process: SessionProcess) -> None:
             self._running = process
 

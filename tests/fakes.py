@@ -34,6 +34,7 @@ from elpo_ray.types import (
     Message,
     Parsed,
     Problem,
+    RewardValue,
     Sampling,
     Score,
     Step,
@@ -149,7 +150,7 @@ class FakeChat:
             return Parsed(text, error="a question mark is no call")
         return Parsed(text, call=ToolCall("move", {"move": word}))
 
-    def observation_ids(self, text: str) -> list[int]:
+    def observation_ids(self, text: str, tool: str | None = None) -> list[int]:
         return encode(f"[{text}]")
 
 
@@ -170,6 +171,9 @@ class FakeSession:
         self._moves += (call.arguments["move"],)
         return ToolResult(ToolKind.OK, self._tools.reply(self._moves), duration_s=0.25)
 
+    async def reward(self) -> RewardValue:
+        return None
+
     async def close(self) -> None:
         self._tools.live -= 1
 
@@ -188,6 +192,9 @@ class FakeTools:
         self.opened_at: list[tuple[str, ...] | None] = []
         self.trees: set[str] = set()
         """Used and not yet released."""
+
+    async def begin(self, problem: Problem, tree: str) -> str | None:
+        return None
 
     async def open(
         self,
@@ -218,15 +225,19 @@ def local_tools(
 class FakeTask:
     """Succeeds with `=ok` unless a move was `b`; that move is the planted irrecoverable step."""
 
-    tools: Sequence[dict[str, Any]] = ()
-
     def train_problem(self, index: int) -> Problem:
         return Problem(f"p{index}", ({"role": "user", "content": f"go {index}"},), None)
 
     def eval_problems(self, count: int) -> list[Problem]:
         return [self.train_problem(-1 - i) for i in range(count)]
 
-    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
+    async def score(
+        self,
+        problem: Problem,
+        steps: Sequence[Step],
+        tools: Tools,
+        environment: RewardValue = None,
+    ) -> Score:
         success = steps[-1].action_text.startswith("=ok") and self.recoverable(problem, steps)
         return Score(1.0 if success else -1.1, success)
 

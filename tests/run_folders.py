@@ -12,6 +12,8 @@ from zlib import crc32
 
 from elpo_ray import growth
 from elpo_ray.config import Config
+from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.run import TrainerConfig
@@ -116,19 +118,25 @@ def grow(number: int, config: Config, words: int = 40) -> RolloutTree:
     """One input's tree, the same for the same number. `words` of prose in a turn."""
     rollout = MadeUpRollout(number, config, words)
     settings = config.algorithm.growth
-    grow_tree = growth.GROWTH[settings.rule]
     with ThreadPoolExecutor(1) as own:  # a test that drives a browser has a loop in this thread
-        own.submit(asyncio.run, grow_tree(rollout, settings)).result()
+        own.submit(asyncio.run, growth.grow(rollout, settings)).result()
     rollout.tree.ledger = rollout.ledger.entries
     return rollout.tree
 
 
 def write_run(
-    folder: Path, steps: int, inputs: int, *, planned: int | None = None, words: int = 40
+    folder: Path,
+    steps: int,
+    inputs: int,
+    *,
+    planned: int | None = None,
+    words: int = 40,
+    growth: GrowthConfig | None = None,
 ) -> Path:
     """A run of `steps` steps so far, of `inputs` trees each; ended, unless more are planned."""
     config = Config(
         experiment="made_up",
+        algorithm=AlgorithmConfig(growth=growth or GrowthConfig()),
         model=ModelConfig(path="some/model"),
         trainer=TrainerConfig(
             steps=planned or steps,
@@ -144,7 +152,7 @@ def write_run(
     for step in range(1, steps + 1):
         trees = [grow(1000 * step + i, config, words) for i in range(inputs)]
         run.write_trees(step, trees)
-        values = tree_metrics(trees, config.algorithm.growth.bel)
+        values = tree_metrics(trees, config.algorithm.growth)
         lines.append(json.dumps({"step": step, **values}) + "\n")
     (run.path / "metrics.jsonl").write_text("".join(lines))
     if planned in (None, steps):

@@ -20,13 +20,15 @@ def train_tree(
     by_leaf: bool = False,
 ) -> TrainTree:
     """Nodes of `sizes` tokens, the first two thirds of each sampled by the policy; node 0, whose
-    parent is -1, is the prompt. `by_leaf` gives every leaf advantages of its own."""
+    parent is -1, is the prompt. `by_leaf` gives every leaf advantages and clip bounds
+    of its own."""
     start = np.cumsum([0, *sizes]).astype(np.int32)
     agent = np.zeros(start[-1], dtype=np.bool_)
     for node in range(1, len(parents)):
         agent[start[node] : start[node] + max(1, sizes[node] * 2 // 3)] = True
     leaves = [node for node in range(len(parents)) if node not in parents]
-    advantage = rng.normal(size=(len(leaves), len(parents)) if by_leaf else len(parents))
+    shape = (len(leaves), len(parents)) if by_leaf else (len(parents),)
+    advantage = rng.normal(size=shape)
     advantage[..., 0] = 0
     return TrainTree(
         ids=rng.integers(0, vocab, start[-1]).astype(np.int32),
@@ -37,7 +39,7 @@ def train_tree(
         advantage=advantage,
         negative_advantage=np.maximum(-advantage, 0),
         share=np.ones(len(parents)),
-        clip_low=rng.choice([0.8, 0.685], len(parents)),
+        clip_low=rng.choice([0.8, 0.742, 0.685], shape),
         leaves=np.array(leaves, dtype=np.int32),
         leaf_weight=np.zeros(len(leaves)),
     )

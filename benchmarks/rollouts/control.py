@@ -49,7 +49,6 @@ class Scripted:
     """Policy, chat, tools and task in one. A trajectory has four turns of 16 tokens and three tool
     calls, half of the trajectories fail, and nothing takes time."""
 
-    tools = ()
     state = None
     call_of_turn = ToolCall("code_interpreter", {"code": "1 + 1"})
     result = ToolResult(ToolKind.OK, "2", duration_s=0.001)
@@ -67,11 +66,15 @@ class Scripted:
     def observation_ids(self, text: str) -> list[int]:
         return list(range(16))
 
+    async def begin(self, problem: Any, tree: str) -> None: ...
+
     async def open(self, **_: Any) -> Scripted:
         return self
 
     async def call(self, call: Any) -> ToolResult:
         return self.result
+
+    async def reward(self) -> None: ...
 
     async def close(self) -> None: ...
 

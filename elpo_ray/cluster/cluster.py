@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from elpo_ray.cluster.devices import check_gpus
 from elpo_ray.cluster.learner import LearnerActor, LearnerGroup
 from elpo_ray.cluster.rollout_actor import RolloutActor
 from elpo_ray.cluster.rollouts import RolloutGroup, Spawn
 from elpo_ray.cluster.sandboxes import SandboxActor
 from elpo_ray.cluster.sharing import DeviceSharing
+from elpo_ray.cluster.tool_actors import ToolActor
+from elpo_ray.cluster.user_code import UserCode, copies, packed
 from elpo_ray.cluster.waits import learner_losses, wait_for
 from elpo_ray.config import Config
-from elpo_ray.config.algebra import gpus_asked
-from elpo_ray.config.rules import require
+from elpo_ray.tools.variables import named
 
 Waiting = Callable[[str], AbstractContextManager[None]]
 """It takes what is waited for, and returns a context for the time of the wait."""
@@ -34,8 +37,8 @@ class Cluster:
     """Ray for the length of a `with` block: started or joined, its actors gone at the end."""
 
     def __init__(self, config: Config, *, learner: bool = True, engines: bool = True) -> None:
-        """`learner`, `engines`: which of them will be asked for. Raises ValueError, with Ray shut
-        down again, if the cluster has too few GPUs for them."""
+        """`learner`, `engines`: which of them will be asked for. Raises ValueError if there is no
+        cluster to join or, with Ray shut down again, if it has too few GPUs for them."""
         self.config = config
         self._actors: list[ActorHandle[Any]] = []
         self._placements: list[PlacementGroup] = []
@@ -51,15 +54,31 @@ class Cluster:
         joins, variables = cluster.address is not None, {} if cluster.gpus else PATIENT_THREADS
         if not joins:  # a new Ray inherits them, and the workers that it starts beforehand serve us
             os.environ.update(variables)
-        ray.init(
-            address=cluster.address or "local",  # None would join what RAY_ADDRESS names
-            include_dashboard=None if joins else cluster.dashboard,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": variables} if joins and variables else None,
-        )
+        if ray.is_initialized():
+            raise ValueError(
+                "Ray runs in this process already; call ray.shutdown() first, and set "
+                "cluster.address=auto to join a running cluster"
+            )
+        self._user = UserCode(objects=packed(config), variables=named(config.task.env))
         try:
-            self._check_gpus(learner, engines)
+            with copies(config.task.modules if joins else []) as modules:
+                brought = {"env_vars": variables, "py_modules": modules}
+                ray.init(
+                    address=cluster.address or "local",  # None would join what RAY_ADDRESS names
+                    include_dashboard=None if joins else cluster.dashboard,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    runtime_env={k: v for k, v in brought.items() if v} if joins else None,
+                )
+        except ConnectionError as fault:
+            raise ValueError(
+                f"cluster.address={cluster.address!r}: no Ray cluster there "
+                f"({' '.join(str(fault).split())[:200]}); start one with ray start --head, or "
+                "leave the key out"
+            ) from fault
+        try:
+            there = int(ray.cluster_resources().get("GPU", 0))
+            check_gpus(config, there, learner=learner, engines=engines)
         except ValueError:
             ray.shutdown()
             raise
@@ -75,19 +94,6 @@ class Cluster:
         for group in self._placements:
             remove_placement_group(group)
         ray.shutdown()
-
-    def _check_gpus(self, learner: bool, engines: bool) -> None:
-        cluster = self.config.cluster
-        asked = gpus_asked(self.config, learner=learner, engines=engines)
-        there = int(ray.cluster_resources().get("GPU", 0))
-        require(
-            asked <= there,
-            "cluster.gpus",
-            cluster.gpus,
-            f"{asked} GPUs asked for ({cluster.rollout_workers * engines} rollout workers, "
-            f"{cluster.learner_ranks * learner} learner ranks) but the Ray cluster has {there}; "
-            "lower cluster.rollout_workers or cluster.learner_ranks, or use cluster=local",
-        )
 
     def _get(self, refs: Any, phase: str, actor: str) -> Any:
         return wait_for(refs, self.config.cluster.start_timeout_s, f"{phase} of {actor}")
@@ -132,14 +138,17 @@ class Cluster:
         """Have the workers start; what is returned waits for them."""
         config, cluster = self.config, self.config.cluster
         sandboxes = self._sandboxes()
-        sandbox_starts = [actor.start.remote() for actor in sandboxes]
+        tool_starts = [actor.start.remote() for actor in sandboxes]
+        heavy = self._tool_actors()
+        tool_starts += [actor.start.remote() for actors in heavy.values() for actor in actors]
+        user = replace(self._user, tool_actors=heavy)
         tensor = float(config.engine.tensor_parallel_size)
-        spawn = self._spawner("rollout", RolloutActor, cluster.rollout_workers, tensor, 1000)
+        spawn = self._spawner("rollout", RolloutActor, cluster.rollout_workers, tensor, 1000, user)
         workers = [spawn(number, 0) for number in range(cluster.rollout_workers)]
         starts = [actor.start.remote(config, str(folder), sandboxes) for actor in workers]
 
         def ready() -> RolloutGroup:
-            self._get(sandbox_starts, "start", "a sandbox")
+            self._get(tool_starts, "start", "a sandbox or a tool actor")
             self._get(starts, "start", "a rollout worker")
             self._rollouts = RolloutGroup(
                 workers, sandboxes, config, str(folder), spawn, self._sharing
@@ -159,9 +168,28 @@ class Cluster:
         self._actors += actors
         return actors
 
-    def _spawner(self, title: str, kind: type, count: int, gpus: float, concurrency: int) -> Spawn:
-        """Makes actors named title-0, title-1, … and, in their second life, title-0.1; on GPUs in
-        one placement group, packed, with `count` places."""
+    def _tool_actors(self) -> dict[str, list[ActorHandle[Any]]]:
+        """The actors of heavy tools, by their entry in `task.tools`."""
+        task = self.config.task
+        remote: Any = ray.remote(ToolActor)
+        options = {"num_cpus": 0, "max_concurrency": 1000, "max_restarts": -1}
+        heavy: dict[str, list[ActorHandle[Any]]] = {}
+        for entry, count in task.tool_actors.items():
+            place = task.tools.index(entry)
+            heavy[entry] = [
+                remote.options(name=f"tool-{place}-{i}", **options).remote(
+                    self.config, place, self._user
+                )
+                for i in range(count)
+            ]
+            self._actors += heavy[entry]
+        return heavy
+
+    def _spawner(
+        self, title: str, kind: type, count: int, gpus: float, concurrency: int, *given: Any
+    ) -> Spawn:
+        """Makes actors named title-0, title-1, … and, in their second life, title-0.1, of `kind`
+        with the arguments `given`; on GPUs in one placement group, packed, with `count` places."""
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": concurrency}
         group, cluster = None, self.config.cluster
         if cluster.gpus and cluster.colocated:
@@ -178,7 +206,7 @@ class Cluster:
                     group, placement_group_bundle_index=number
                 )
             name = f"{title}-{number}" + (f".{life}" if life else "")
-            actor: ActorHandle[Any] = remote.options(name=name, **options).remote()
+            actor: ActorHandle[Any] = remote.options(name=name, **options).remote(*given)
             self._actors.append(actor)
             return actor
 

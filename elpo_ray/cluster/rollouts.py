@@ -9,11 +9,13 @@ weights that are now served, and pulls.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -22,6 +24,7 @@ from ray.actor import ActorHandle
 from elpo_ray import growth
 from elpo_ray.cluster.rollout_actor import RemoteEngines
 from elpo_ray.cluster.sharing import DeviceSharing
+from elpo_ray.cluster.user_code import tools_that_ran
 from elpo_ray.cluster.waits import LearnerLost, WorkerLost, wait_for, worker_losses
 from elpo_ray.config import Config
 from elpo_ray.config.schedule import BudgetScope
@@ -33,6 +36,7 @@ from elpo_ray.scheduling.shared_budget import SharedBudget
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault, InfrastructureError, Problem, Values
 
+log = logging.getLogger(__name__)
 R = TypeVar("R")
 Advance = Callable[[int], None]
 Spawn = Callable[[int, int], ActorHandle[Any]]
@@ -54,6 +58,8 @@ class Worker:
     """How often it died since it last completed something."""
     counters: dict[str, float] = field(default_factory=dict)
     phase: str = "start"
+    home: tuple[str, str] | None = None
+    """See `RolloutActor.home`."""
 
     @property
     def name(self) -> str:
@@ -91,6 +97,7 @@ class RolloutGroup:
         self._loop = asyncio.new_event_loop()
         self._starting = ThreadPoolExecutor(len(workers), thread_name_prefix="rollout-start")
         self._closing = False
+        self._told: set[str] = set()
         self._end = asyncio.Event()
         self._thread = threading.Thread(
             target=lambda: self._loop.run_until_complete(self._talk()), name="rollouts", daemon=True
@@ -99,12 +106,15 @@ class RolloutGroup:
 
     # --- what the driver asks for ---
 
-    def grow(self, inputs: Sequence[Problem], step: int) -> list[RolloutTree | SetAside]:
-        """One tree an input, in order."""
+    def grow(
+        self, inputs: Sequence[Problem], step: int, beta: tuple[float, float] | None = None
+    ) -> list[RolloutTree | SetAside]:
+        """One tree an input, in order; `beta` as in `GrowJob`."""
         _, n_total, most = self._config.allowance
         width = growth.width(self._config.algorithm.growth)
         jobs = [
-            GrowJob(problem=problem, width=width, step=step, budget=n_total) for problem in inputs
+            GrowJob(problem=problem, width=width, step=step, budget=n_total, beta=beta)
+            for problem in inputs
         ]
         shared = None
         if self._config.budget.scope is BudgetScope.batch:
@@ -169,6 +179,12 @@ class RolloutGroup:
             "faults/restarts": self.restarts,
             "faults/inputs_requeued": self.queue.requeued,
             "faults/inputs_set_aside": self.queue.set_aside,
+            "faults/tool_timeouts": sum(
+                worker.counters.get("tool_timeouts", 0.0) for worker in self._workers
+            ),
+            "faults/tool_threads": sum(
+                worker.counters.get("tool_threads_abandoned", 0.0) for worker in self._workers
+            ),
             "engine_busy_s": busy,
             "engine_idle_s": idle,
         }
@@ -184,6 +200,9 @@ class RolloutGroup:
         self.queue.stop(Fault("the rollout workers were closed"))
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(timeout=10)
+        for worker in self._workers:
+            if worker.home is not None:  # of a worker on another node nothing is there
+                Path(worker.home[1]).unlink(missing_ok=True)
 
     def _all(self, batch: Batch[R], advance: Advance) -> list[R | SetAside]:
         results = {index: result for index, result in self._run(batch, advance)}
@@ -222,7 +241,8 @@ class RolloutGroup:
                 try:
                     await self._converse(worker)
                 except WorkerLost as lost:
-                    if self._closing or not await self._replace(worker, str(lost)):
+                    why = str(lost) + await asyncio.to_thread(tools_that_ran, worker.home)
+                    if self._closing or not await self._replace(worker, why):
                         return
         except Exception as error:  # a bug: raised again where batches are waited for
             self.queue.stop(error)
@@ -231,6 +251,9 @@ class RolloutGroup:
         """Exchange inputs for reports until the worker is lost."""
         assert worker.handle is not None
         cluster, number, room = self._config.cluster, worker.number, 0
+        with worker_losses(f"{worker.name} does not answer", cluster.stuck_s):
+            home: Any = worker.handle.home.remote()
+            worker.home = await asyncio.wait_for(home, cluster.stuck_s)
         self.queue.join(number)
         moved = time.monotonic()
         while True:
@@ -242,6 +265,7 @@ class RolloutGroup:
                 raise WorkerLost(f"{worker.name} missed version {served} of the weights")
             self.queue.take(number, report)
             room, worker.counters = report.room, report.counters
+            self._tell(report.notes)
             worker.phase = report.phase
             now = time.monotonic()
             if report.progress or not self.queue.pending().get(number):
@@ -252,6 +276,13 @@ class RolloutGroup:
                     f"{worker.name} completed nothing in {now - moved:.0f} s: {report.phase}; "
                     f"it has {held}"
                 )
+
+    def _tell(self, notes: Sequence[str]) -> None:
+        """Tell the user what a worker noticed, the first time that one does."""
+        for note in notes:
+            if note not in self._told:
+                self._told.add(note)
+                log.warning(note)
 
     async def _replace(self, worker: Worker, why: str) -> bool:
         """Start a lost worker again, with the current weights; False once it has died too often."""

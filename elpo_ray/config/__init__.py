@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elpo_ray.config.algorithm import AlgorithmConfig, LossConfig
+from elpo_ray.config.dotted import is_path
 from elpo_ray.config.growth import GrowthRule
 from elpo_ray.config.learner import ColdStartConfig, LearnerConfig
 from elpo_ray.config.model import ModelConfig, Precision
@@ -35,7 +36,8 @@ class Config(Section, key=""):
 
     experiment: str = "custom"
     check_only: bool = False
-    """The command checks the configuration, prints how the batch divides up, and stops."""
+    """The command prints how the batch divides up, checks all that the run would check before its
+    first actor, and stops."""
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
@@ -100,9 +102,10 @@ class Config(Section, key=""):
         yield from self._length_conflicts()
         yield from self._budget_conflicts()
         yield from self._device_conflicts()
-        if self.model.path is None and self.task.name is not TaskName.countdown:
-            remedy = "name a Hugging Face folder; only task=countdown can build its own tiny model"
-            yield "model.path", remedy
+        made = self.task.name == TaskName.countdown or is_path(self.task.name)
+        if self.model.path is None and not made and self.task.demonstrations_file is None:
+            tiny = "or demonstrations (task.demonstrations_file), from which a tiny one is built"
+            yield "model.path", f"name a Hugging Face folder, {tiny}"
 
     def _length_conflicts(self) -> Iterator[tuple[str, str]]:
         """Lengths of texts, and sizes of batches."""
@@ -116,8 +119,8 @@ class Config(Section, key=""):
         if self.learner.max_tokens_per_pack < demonstration:
             remedy = f"must hold one demonstration, cold_start.max_tokens={demonstration}"
             yield "learner.max_tokens_per_pack", remedy
-        if self.task.max_turn_tokens >= context:
-            yield "task.max_turn_tokens", f"must be below model.max_context={context}"
+        if (self.task.max_turn_tokens or 0) >= context:
+            yield "task.max_turn_tokens", f"must be below model.max_context={context}; or use null"
 
     def _budget_conflicts(self) -> Iterator[tuple[str, str]]:
         """How many rollouts an input gets."""
@@ -127,9 +130,10 @@ class Config(Section, key=""):
             yield "budget.min", remedy
         if most < n_total:
             yield "budget.max", remedy
-        rule = self.algorithm.growth.rule
-        if self.budget.scope is BudgetScope.batch and rule is not GrowthRule.bel:
-            remedy = f"growth rule {rule.value} has no search to end early; use input"
+        rule, searching = self.algorithm.growth.rule, (GrowthRule.bel, GrowthRule.posterior)
+        own = is_path(rule)  # whether that one can share is looked at when it is loaded
+        if self.budget.scope is BudgetScope.batch and rule not in searching and not own:
+            remedy = f"growth rule {rule} has no search to end early; use input"
             yield "budget.scope", remedy
 
     def _device_conflicts(self) -> Iterator[tuple[str, str]]:

@@ -20,8 +20,8 @@ def batch_algebra(config: Config) -> str:
     packs = -(-tokens // (learner.max_tokens_per_pack * ranks))
     rows = [
         ("experiment", config.experiment),
-        ("algorithm", f"{config.algorithm.name}: growth {growth.rule.value}, credit "
-         f"{config.algorithm.credit.rule.value}, ELC scope {config.algorithm.clip.scope.value}"),
+        ("algorithm", f"{config.algorithm.name}: growth {growth.rule}, credit "
+         f"{config.algorithm.credit.rule}, ELC scope {config.algorithm.clip.scope.value}"),
         ("inputs a step", f"{trainer.inputs_per_step}"),
         *_sampling(config),
         ("leaves a step", f"{trainer.inputs_per_step} inputs x {growth.n_total} = {leaves}"),
@@ -58,7 +58,7 @@ def cold_start_algebra(config: Config) -> str:
     ranks = config.cluster.learner_ranks
     rows = [
         ("experiment", f"{config.experiment}, cold start"),
-        ("data", f"demonstrations of task {config.task.name.value}, {settings.epochs} epochs"),
+        ("data", f"demonstrations of task {config.task.name}, {settings.epochs} epochs"),
         ("batch", f"{settings.batch_size} conversations an optimizer step, loss on the assistant's "
          "tokens"),
         ("tokens a step", f"at most {settings.batch_size} x {longest:,} = "

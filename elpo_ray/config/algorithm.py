@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Annotated
+from enum import Enum, StrEnum
+from typing import Annotated, Any
 
+from elpo_ray.config.dotted import is_path
 from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.config.rules import (
     Fraction,
+    Names,
     NonNegativeFloat,
     PositiveFraction,
     PositiveInt,
@@ -21,8 +23,8 @@ from elpo_ray.config.rules import (
 OFF = "or null to turn it off"
 
 
-class CreditRule(Enum):
-    """How finished trees become advantages (`elpo_ray.credit`)."""
+class CreditRule(StrEnum):
+    """The built-in rules by which finished trees become advantages (`elpo_ray.credit`)."""
 
     hierarchical = "hierarchical"
     """ELPO's branch and trajectory levels."""
@@ -43,7 +45,10 @@ class ElcScope(Enum):
     critical_subtree = "critical_subtree"
     """Every failed leaf through a confirmed critical node, from that step on."""
     searched_only = "searched_only"
-    """Only the searched trajectory, from its critical step on."""
+    """Only the searched trajectory's own terms, from its critical step on."""
+    posterior = "posterior"
+    """Only the searched trajectory's own terms, on each step as far as the search believes that the
+    critical step lies there or before; also where it named no step (not in the paper)."""
     first_wrong_all = "first_wrong_all"
     """Every failed leaf, from the shallowest node on its path with no success below."""
 
@@ -99,7 +104,9 @@ class StepGroupConfig(Section, key="algorithm.credit.step"):
 class CreditConfig(Section, key="algorithm.credit"):
     """How finished trees become one advantage per node."""
 
-    rule: CreditRule = CreditRule.hierarchical
+    rule: Annotated[str, Names(CreditRule)] = "hierarchical"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a rule of your own (docs/extending.md)."""
     lam: Fraction = 0.5
     """Weight of the branch level against the trajectory level (Eq. 10)."""
     eps: NonNegativeFloat = 1e-6
@@ -114,6 +121,10 @@ class CreditConfig(Section, key="algorithm.credit"):
     attribution: Attribution = Attribution.mean
     weighting: Weighting = Weighting.leaf
     after_irrecoverable: AfterIrrecoverable = AfterIrrecoverable.paper
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.options and not is_path(self.rule):
+            yield "options", f"rule={self.rule} has none; its settings are keys of their own"
 
 
 @dataclass(kw_only=True)

@@ -17,13 +17,18 @@ from omegaconf.errors import OmegaConfBaseException
 from elpo_ray.config import CONF_DIR, Config
 from elpo_ray.config.arguments import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED
 from elpo_ray.config.errors import explain
+from elpo_ray.config.files import RunFile, Values, file_word, is_file
 from elpo_ray.config.measure import MeasureConfig
+from elpo_ray.config.modules import check_modules
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
-from elpo_ray.config.values import typed
+from elpo_ray.config.values import expanded, hydra_override, typed
 from elpo_ray.types import Fault
 
 T = TypeVar("T")
+
+FILE = "run_file"
+"""The group under which Hydra finds a run's file."""
 
 
 class Command(Generic[T]):
@@ -52,7 +57,8 @@ class Command(Generic[T]):
     def __call__(self) -> NoReturn:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
         try:
-            composed = _compose(self._folder, self._config_name)
+            sys.argv[1:] = _with_file(sys.argv[1:], self._schema)
+            composed = _compose(self._folder, self._config_name, self._schema)
             code = max((self._run(typed(self._schema, one)) for one in composed), default=0)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             message = explain(error, self._schema)
@@ -66,23 +72,46 @@ class Command(Generic[T]):
         sys.exit(code)
 
 
-def _compose(folder: Path, config_name: str) -> list[DictConfig]:
+def _compose(folder: Path, config_name: str, schema: type) -> list[DictConfig]:
     """What Hydra makes of the command line: one configuration, several under --multirun, none
     after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
     composed: list[DictConfig] = []
+    sys.argv[1:] = [hydra_override(word, schema) for word in sys.argv[1:]]
     hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
         composed.append
     )()
     return composed
 
 
-def composed(overrides: Sequence[str]) -> Config:
-    """The checked configuration of a run with these overrides, as `elpo_ray.main` would have it.
-    Raises ValueError, in one line, as `Command` prints it."""
+def _with_file(words: Sequence[str], schema: type) -> list[str]:
+    """The words of a command line with the one that names a run's file, if any, replaced by the
+    group that Hydra finds it under."""
+    word = file_word(words)
+    if word is None:
+        return list(words)
+    file = RunFile.read(Path(word))
+    values = file.measured(schema, word) if issubclass(schema, MeasureConfig) else file.run(words)
+    return [_offer(values) if each == word else each for each in words]
+
+
+def _offer(values: Values) -> str:
+    """Put the values of a run's file where Hydra finds them; the word that asks for them."""
+    node = OmegaConf.create(values)
+    ConfigStore.instance().store(group=FILE, name="given", package="_global_", node=node)
+    return f"+{FILE}=given"
+
+
+def composed(overrides: Sequence[str], file: RunFile | None = None) -> Config:
+    """The checked configuration of a run with these overrides, as `elpo_ray.main` would have it; a
+    run's file is one of them or given read. Raises ValueError, in one line, as `Command` prints
+    it."""
     ConfigStore.instance().store(name="config_schema", node=Config)
+    words = [hydra_override(word, Config) for word in _with_file(overrides, Config)]
+    if file is not None:
+        words = [_offer(file.run(words)), *words]
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return typed(Config, hydra.compose("config", list(overrides)))
+            return typed(Config, hydra.compose("config", words))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         message = explain(error)
         if message is None:
@@ -91,8 +120,9 @@ def composed(overrides: Sequence[str]) -> Config:
 
 
 def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
-    """The tasks that a command measures on, by name: each one's YAML, `data_dir` and `task` over
-    it. ValueError if there is no such task or key."""
+    """The tasks that a command measures on, by name: each one's YAML, or the task of a run's file
+    by that file's name, `data_dir` and `task` over it. ValueError if there is no such task or
+    key."""
     folder = config.data_dir
     require(
         folder is None or Path(folder).is_dir(),
@@ -105,18 +135,24 @@ def measured_tasks(config: MeasureConfig) -> dict[str, TaskConfig]:
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         for name in config.tasks:
             options = sorted(path.stem for path in (CONF_DIR / "task").glob("*.yaml"))
-            require(
-                name in options, "tasks", config.tasks, f"{name}: use some of {', '.join(options)}"
-            )
+            if is_file(name):
+                word, name = _offer(RunFile.read(Path(name)).task()), Path(name).stem
+            else:
+                remedy = f"{name}: use some of {', '.join(options)}, or a run's file"
+                require(name in options, "tasks", config.tasks, remedy)
+                word = f"task={name}"
+            require(name not in tasks, "tasks", config.tasks, f"name only one task {name}")
             # Groups that a measuring command has put into the store itself are left out.
-            composed = hydra.compose("config", [f"task={name}", "~cluster", "~algorithm"])
+            composed = hydra.compose("config", [word, "~cluster", "~algorithm"])
             if config.data_dir is not None:
                 composed.task.data_dir = config.data_dir
             try:
-                composed.task = OmegaConf.merge(composed.task, OmegaConf.create(config.task))
+                own = OmegaConf.create(expanded({"task": config.task}))
+                composed.task = OmegaConf.merge(composed.task, own.task)
             except OmegaConfBaseException as error:
                 raise ValueError(explain(error)) from None
             tasks[name] = typed(TaskConfig, composed.task)
+            check_modules(tasks[name].modules)
     return tasks
 
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from elpo_ray.config import Config
 
 
-def explain(error: BaseException, root: type = Config) -> str | None:
+def explain(
+    error: BaseException, root: type = Config, values: Mapping[str, Any] | None = None
+) -> str | None:
     """The one line for a composition error or a `ValueError` of ours; None for any other error.
-    `root` is the schema that the command line is checked against."""
+    `root` is the schema that the command line is checked against; `values` are what was checked,
+    nested, where that was no command line."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -35,10 +40,17 @@ def explain(error: BaseException, root: type = Config) -> str | None:
         return f"{match[1]}: this group is added, not overridden; write +{match[1]}=OPTION"
     if re.search(r"Key '[^']*' (?:is )?not in", text) and key is not None:
         return unknown_key(key, root)
+    unread = next((word for word in (getattr(e, "override", None) for e in chain) if word), None)
+    if unread is not None:
+        return _unreadable(unread, root)
     if "Error parsing override" in text and override:
         return f"{override[1]}: not of the form key=value; write for example trainer.steps=20"
+    if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'\n", text):
+        listed = shlex.quote(f"{match[1]}=[{match[2]}]")
+        text_of_it = _quoted(match[1], match[2])
+        return f"{match[1]}={match[2]}: for a list write {listed}, for a text {text_of_it}"
     if key is not None:
-        value = override[1].partition("=")[2] if override else "?"
+        value = override[1].partition("=")[2] if override else _value_at(key, values or {})
         reason = next(line for link in reversed(chain) for line in str(link).split("\n") if line)
         return f"{key}={value}: {reason[0].lower()}{reason[1:]}; give {_expected(key, root)}"
     if type(error) is ValueError:
@@ -48,9 +60,44 @@ def explain(error: BaseException, root: type = Config) -> str | None:
     return None
 
 
+LIST = "a list, as in [a, b]; [] is an empty one"
+MAPPING = "names with values, as in {name: value}"
+FORMER = {"task.reward.function": "write task.reward=module:function"}
+"""Keys of earlier versions, and what stands in for them."""
+
+
+def _unreadable(word: str, root: type) -> str:
+    """The line for a word of a command line that Hydra cannot read."""
+    key, equals, value = word.partition("=")
+    shown = " ".join(word.lstrip("+").split())
+    if not equals or not re.fullmatch(r"[+~]*[\w./@-]+", key):
+        return f"{shown}: not of the form key=value; write for example trainer.steps=20"
+    if not key.isascii():
+        return unknown_key(key.lstrip("+~"), root)
+    if not value.isprintable():
+        return f"{shown}: the value has a line break or another control character; leave it out"
+    if value[:1] in tuple("[{\"'"):
+        return (
+            f"{shown}: the value cannot be read; close every bracket and quote, and put texts in "
+            "it in double quotes where they have other signs than letters, digits and ._/:-"
+        )
+    return (
+        f"{shown}: the value has signs that must be quoted, once for the value and once for the "
+        f"shell; write {_quoted(key, value)}"
+    )
+
+
+def _quoted(key: str, value: str) -> str:
+    """An override whose value is text, as a shell reads it."""
+    escaped = value.replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
+
+
 def unknown_key(key: str, root: type = Config) -> str:
     """The line for a key that the schema does not have, with its nearest neighbours."""
     parent, _, name = key.rpartition(".")
+    if key in FORMER:
+        return f"{key}: unknown key; {FORMER[key]}"
     owner = _type_at(parent, root)
     names = [f.name for f in fields(owner)] if owner is not None else []
     near = difflib.get_close_matches(name, names, n=3)
@@ -70,6 +117,13 @@ def _full_key(chain: list[BaseException]) -> str | None:
     return None
 
 
+def _value_at(key: str, values: Mapping[str, Any]) -> Any:
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part, "?") if isinstance(found, Mapping) else "?"
+    return found
+
+
 def _type_at(path: str, root: type) -> Any:
     owner: Any = root
     for part in filter(None, path.split(".")):
@@ -77,6 +131,17 @@ def _type_at(path: str, root: type) -> Any:
             return None
         owner = get_type_hints(owner).get(part)
     return owner if is_dataclass(owner) else None
+
+
+def mismatch(kind: Any, value: Any) -> str | None:
+    """The form that a key of type `kind` wants, if that is a list or a mapping and `value` is
+    neither that nor a reference; else None."""
+    if isinstance(value, str) and value.startswith("${"):
+        return None
+    wanted = get_origin(kind)
+    if wanted is list and not isinstance(value, list | tuple):
+        return LIST
+    return MAPPING if wanted is dict and not isinstance(value, Mapping) else None
 
 
 def _expected(key: str, root: type) -> str:
@@ -89,6 +154,8 @@ def _expected(key: str, root: type) -> str:
         return "one of " + ", ".join(kind.__members__)
     if is_dataclass(kind):
         return "its keys one by one, as in " + f"{key}.{fields(kind)[0].name}=…"
+    if (form := {list: LIST, dict: MAPPING}.get(get_origin(kind))) is not None:
+        return form
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
         kind, str(kind).replace("None", "null")
     )

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Annotated
+from enum import Enum, StrEnum
+from typing import Annotated, Any
 
-from elpo_ray.config.rules import Fraction, NonNegativeInt, PositiveInt, Section, at_least
+from elpo_ray.config.dotted import is_path
+from elpo_ray.config.rules import (
+    Fraction,
+    Names,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    Section,
+    at_least,
+)
 
 
-class GrowthRule(Enum):
-    """How one input's budget becomes a tree (`elpo_ray.growth`, one file a rule)."""
+class GrowthRule(StrEnum):
+    """The built-in rules by which one input's budget becomes a tree (`elpo_ray.growth`, one file a
+    rule)."""
 
     bel = "bel"
+    posterior = "posterior"
     independent = "independent"
     entropy_branch = "entropy_branch"
     random_branch = "random_branch"
@@ -40,12 +52,61 @@ class BelConfig(Section, key="algorithm.growth.bel"):
     """Tokens at a turn's start whose mean entropy is the segment's (Eq. 3); -1 = whole turn."""
     verify_final: bool = True
     """true: the last candidate is probed too, as in Figure 4; false: as Algorithm 1 is written."""
+    use_tree: bool = False
+    """true: a successful trajectory of the tree that shares its first m steps, token for token,
+    with the searched one shows without a probe that step m was recoverable (not in the paper)."""
+    early_stop: bool = False
+    """true: a probe samples one completion after the other and ends with its first success (not in
+    the paper)."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.x_max < self.x_min:
             yield "x_max", f"use at least x_min={self.x_min}"
         if self.entropy_tokens != -1 and self.entropy_tokens < 1:
             yield "entropy_tokens", "use 1 or more, or -1 for the whole turn"
+
+
+class Prior(Enum):
+    """What a search by evidence believes of the steps before it has seen any completion."""
+
+    surprise = "surprise"
+    """A step is as suspect as its least likely tokens were improbable."""
+    entropy = "entropy"
+    """A step is as suspect as the entropy of its first tokens is high (Eq. 3)."""
+    uniform = "uniform"
+
+
+class FreeEvidence(Enum):
+    """Which trajectories of the tree count as completions of the searched one's prefixes."""
+
+    none = "none"
+    tokens = "tokens"
+    """Those from the prompt that have the same tokens up to the anchor."""
+    state = "state"
+    """Those from the prompt whose tools gave the same results up to the anchor: as good as equal
+    tokens only where a result tells the whole state of the tools."""
+
+
+@dataclass(kw_only=True)
+class PosteriorConfig(Section, key="algorithm.growth.posterior"):
+    """Search for the critical step by the posterior over all steps; failures are collected and
+    chosen as `algorithm.growth.bel` says."""
+
+    prior: Prior = Prior.surprise
+    least_likely: PositiveInt = 1
+    """Tokens of a step whose mean probability is its surprise; more than 1 for long turns."""
+    doubt: Fraction = 0.0
+    """Share of the prior that is spread evenly over the steps: a policy also errs where it is sure.
+    """
+    beta: tuple[PositiveFloat, PositiveFloat] = (0.6, 1.0)
+    """A recoverable prefix succeeds with a chance drawn from Beta(a, b)."""
+    fit_beta: bool = False
+    """true: `beta` is where it starts; it is fitted to the probes of the finished steps."""
+    threshold: PositiveFraction = 0.8
+    """A step is named when its posterior reaches this."""
+    free_evidence: FreeEvidence = FreeEvidence.tokens
+    max_probes: NonNegativeInt = 4
+    """Most completions that one search may ask for; then it names no step."""
 
 
 @dataclass(kw_only=True)
@@ -103,10 +164,13 @@ class DynamicSamplingConfig(Section, key="algorithm.growth.dynamic"):
 class GrowthConfig(Section, key="algorithm.growth"):
     """How one input's budget becomes a tree."""
 
-    rule: GrowthRule = GrowthRule.bel
+    rule: Annotated[str, Names(GrowthRule)] = "bel"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a rule of your own (docs/extending.md)."""
     n_total: Trajectories = 16
     """Completed trajectories per input: each one is a leaf, always exactly this many."""
     bel: BelConfig = field(default_factory=BelConfig)
+    posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
     entropy: EntropyBranchConfig = field(default_factory=EntropyBranchConfig)
     random: RandomBranchConfig = field(default_factory=RandomBranchConfig)
     dynamic: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
@@ -116,9 +180,11 @@ class GrowthConfig(Section, key="algorithm.growth"):
     gets the fewest that it needs."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.options and not is_path(self.rule):
+            yield "options", f"rule={self.rule} has none; its settings are keys of their own"
         remedy = f"start at most n_total={self.n_total} trajectories at the prompt"
-        if self.rule is GrowthRule.entropy_branch and self.entropy.initial > self.n_total:
+        if self.rule == GrowthRule.entropy_branch and self.entropy.initial > self.n_total:
             yield "entropy.initial", remedy
         chains = self.random.chains
-        if self.rule is GrowthRule.random_branch and self.random.trees * chains > self.n_total:
+        if self.rule == GrowthRule.random_branch and self.random.trees * chains > self.n_total:
             yield "random.trees", f"{remedy}; each tree starts chains={chains} of them"

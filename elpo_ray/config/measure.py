@@ -27,17 +27,21 @@ class MeasureConfig(Section, key=""):
     served_model: str | None = None
     """The model to ask a server for; null = the only one that it lists."""
     tasks: list[str] = field(default_factory=list)
-    """Names of conf/task/."""
+    """Names of conf/task/, or runs' files, whose tasks are meant: tasks=[aime24,shop.yaml]."""
     data_dir: str | None = None
     """Folder with the tasks' files (docs/tasks.md); null = from the hub."""
     task: dict[str, Any] = field(default_factory=dict)
-    """Values that replace those of every task, as in +task.max_turns=8."""
+    """Values that replace those of every task, as in task.max_turns=8."""
     problems: PositiveInt | None = None
     """Held-out problems of each task; null = the task's own number, task.eval_problems."""
     max_context: ContextTokens | None = None
     """Tokens of prompt and episode; null = that of the run folder, else 20480."""
     precision: Precision | None = None
     """null = that of the run folder, else bf16 (fp32 without GPUs)."""
+    tool_parser: str | None = None
+    """As model.tool_parser; null = that of the run folder, else the one that the template shows."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """As model.template_options; empty = those of the run folder, else none."""
     seed: NonNegativeInt = 0
     out: str | None = None
     """Folder of the results; null = one under runs/, named after what determines them."""

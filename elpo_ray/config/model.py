@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 from elpo_ray.config.rules import PositiveInt, Section, at_least
 
@@ -17,6 +17,22 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class TinyArchitecture(Enum):
+    """What a tiny model may be: the architectures on which engine and learner are compared."""
+
+    qwen2 = "qwen2"
+    qwen3 = "qwen3"
+    llama = "llama"
+    mistral = "mistral"
+    gemma3 = "gemma3"
+    phi3 = "phi3"
+    """Phi-3 and Phi-4."""
+    glm4 = "glm4"
+    olmo2 = "olmo2"
+    qwen3_moe = "qwen3_moe"
+    """A mixture of four experts, of which a token takes two."""
+
+
 ContextTokens = Annotated[int, at_least(16)]
 
 
@@ -26,6 +42,11 @@ class ModelConfig(Section, key="model"):
 
     path: str | None = None
     """Folder or hub name of a causal LM with tokenizer and chat template; null = build `tiny`."""
+    tool_parser: str | None = None
+    """Reads the model's tool calls: hermes, harmony or the name of one of vLLM's tool parsers;
+    null = the one that the chat template shows (docs/models.md)."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, as in {enable_thinking: false} or {reasoning_effort: low}."""
     max_context: ContextTokens = 20480
     """Tokens of prompt and episode together; also the engine's context window."""
     precision: Precision = Precision.bf16
@@ -36,8 +57,9 @@ class ModelConfig(Section, key="model"):
 
 @dataclass(kw_only=True)
 class TinyModelConfig(Section, key="model.tiny"):
-    """Shape of the Qwen2 model that is built, with its tokenizer, when `model.path` is null."""
+    """The model that is built, with its tokenizer, when `model.path` is null."""
 
+    architecture: TinyArchitecture = TinyArchitecture.qwen2
     vocab_size: PositiveInt = 512
     hidden_size: PositiveInt = 128
     intermediate_size: PositiveInt = 384
@@ -52,3 +74,6 @@ class TinyModelConfig(Section, key="model.tiny"):
             yield "hidden_size", f"{remedy}: vLLM on CPU has no attention for smaller heads"
         if self.num_heads % self.num_kv_heads:
             yield "num_kv_heads", f"must divide num_heads={self.num_heads}"
+        if self.architecture is TinyArchitecture.qwen3_moe and self.intermediate_size % 64:
+            remedy = "must be a multiple of 64: an expert has half of it, and vLLM on CPU takes 32"
+            yield "intermediate_size", f"{remedy} channels at once"

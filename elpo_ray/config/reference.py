@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from elpo_ray.config import Config
+from elpo_ray.config.rules import Names
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ def _explanations(schema: type[Any]) -> dict[str, str]:
 
 def _options(kind: Any) -> str:
     """What a choice is about, and what its options mean."""
+    kind = next((names.builtin for names in _names(kind)), kind)
     if not (isinstance(kind, type) and issubclass(kind, Enum)):
         return ""
     about = " ".join((kind.__doc__ or "").split())
@@ -87,6 +89,9 @@ def _options(kind: Any) -> str:
 
 def _name(kind: Any) -> str:
     """A type as a user thinks of it, with its bound; a choice is given by its options."""
+    for names in _names(kind):
+        known = f"{names} or module:attribute" if names.dotted else str(names)
+        return f"{known} or null" if type(None) in get_args(kind) else known
     if get_origin(kind) is Annotated:
         return f"{_name(get_args(kind)[0])} {get_args(kind)[1]}"
     if isinstance(kind, type) and issubclass(kind, Enum):
@@ -101,6 +106,13 @@ def _name(kind: Any) -> str:
     if get_origin(kind) is dict:
         return f"{inner[0]} -> {inner[1]}"
     return " or ".join("null" if each == "NoneType" else each for each in inner) or str(kind)
+
+
+def _names(kind: Any) -> list[Names]:
+    """The built-in names among which a key, or one that may be null, chooses."""
+    own = [each for each in get_args(kind) if isinstance(each, Names)]
+    optional = type(None) in get_args(kind)
+    return own or [names for each in get_args(kind) if optional for names in _names(each)]
 
 
 def _default(field: Field[Any]) -> Any:

@@ -7,13 +7,18 @@ error names the key under which the value stands, whichever class it belongs to.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from enum import Enum
+from enum import Enum, StrEnum
 from functools import cache
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+
+from elpo_ray.config.dotted import is_path
+
+T = TypeVar("T")
 
 
 def require(ok: bool, key: str, value: Any, remedy: str) -> None:
@@ -45,6 +50,38 @@ class Bound:
         if self.high == math.inf:
             return f"{'≥' if '[' in self.ends else '>'} {self.low}"
         return f"in {self.ends[0]}{self.low}, {self.high}{self.ends[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The built-in names of a part and, unless `dotted` is false, the dotted path of the user's."""
+
+    builtin: type[StrEnum]
+    dotted: bool = True
+
+    def holds(self, value: Any) -> bool:
+        """Whether a name, or each name of a list, is known or has the form of a path."""
+        if isinstance(value, list):
+            return all(map(self.holds, value))
+        if value is None:
+            return True
+        return value in list(self.builtin) or (self.dotted and is_path(value))
+
+    def member(self, value: Any) -> Any:
+        """The value with every built-in name as the member of its enumeration."""
+        if isinstance(value, list):
+            return [self.member(each) for each in value]
+        return self.builtin(value) if value in list(self.builtin) else value
+
+    def remedy(self, value: Any) -> str:
+        wrong = next((v for v in value if not self.holds(v)), "") if type(value) is list else value
+        near = difflib.get_close_matches(wrong, list(self.builtin), n=3)
+        meant = f"did you mean {' or '.join(near)}? Else " if near else ""
+        own = ", or name your own as module:attribute" if self.dotted else ""
+        return f"{meant}use one of {self}{own}"
+
+    def __str__(self) -> str:
+        return ", ".join(self.builtin)
 
 
 def at_least(low: float, remedy: str = "") -> Bound:
@@ -105,6 +142,14 @@ def check(section: Section, key: str) -> None:
             check(value, prefix + name)
         elif bound is not None:
             require(bound.holds(value), prefix + name, value, bound.remedy)
+        length = lengths(schema)[name]
+        if length is not None and value is not None and len(value) != length:
+            raise _error(prefix + name, value, f"give {length} values")
+    for name, known in names(schema).items():
+        value = getattr(section, name)
+        if not known.holds(value):
+            raise _error(prefix + name, value, known.remedy(value))
+        setattr(section, name, known.member(value))
     for name, remedy in section.conflicts():
         raise _error(prefix + name, attrgetter(name)(section), remedy)
 
@@ -116,14 +161,43 @@ def bounds(schema: Any) -> dict[str, Bound | None]:
     return {field.name: _bound(hints[field.name]) for field in fields(schema)}
 
 
+@cache
+def lengths(schema: Any) -> dict[str, int | None]:
+    """How many values each field of a section's class holds, where its type says so."""
+    hints = get_type_hints(schema)
+    return {field.name: _length(hints[field.name]) for field in fields(schema)}
+
+
+@cache
+def names(schema: Any) -> dict[str, Names]:
+    """The names among which a field of a section's class chooses, of those that do."""
+    hints = get_type_hints(schema, include_extras=True)
+    found = {field.name: _marked(hints[field.name], Names) for field in fields(schema)}
+    return {name: known for name, known in found.items() if known is not None}
+
+
 def _bound(hint: Any) -> Bound | None:
     """The bound in a type: of a number, of each number of a list, of what may be null too."""
-    if get_origin(hint) is Annotated:
-        return next(each for each in hint.__metadata__ if isinstance(each, Bound))
-    bound = next(filter(None, map(_bound, get_args(hint))), None)
-    if bound and type(None) in get_args(hint) and "null" not in bound.remedy:
+    bound = _marked(hint, Bound)
+    optional = get_origin(hint) is not Annotated and type(None) in get_args(hint)
+    if bound and optional and "null" not in bound.remedy:
         return replace(bound, remedy=f"{bound.remedy}, or null")
     return bound
+
+
+def _length(hint: Any) -> int | None:
+    """The length of a tuple type, or of a tuple that may be null too."""
+    parts = get_args(hint)
+    if get_origin(hint) is tuple:
+        return None if Ellipsis in parts else len(parts)
+    return next((len(get_args(part)) for part in parts if get_origin(part) is tuple), None)
+
+
+def _marked(hint: Any, kind: type[T]) -> T | None:
+    """What of `kind` a type is annotated with, or one of the types in it."""
+    if get_origin(hint) is Annotated:
+        return next((each for each in hint.__metadata__ if isinstance(each, kind)), None)
+    return next(filter(None, (_marked(each, kind) for each in get_args(hint))), None)
 
 
 def _error(key: str, value: Any, remedy: str) -> ValueError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import Any
 
-from elpo_ray.config.rules import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from elpo_ray.config.rules import Names, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 @dataclass(kw_only=True)
@@ -68,6 +69,14 @@ class ClusterConfig(Section, key="cluster"):
             yield "colocated", remedy
 
 
+class TrackerName(StrEnum):
+    """The built-in trackers (`elpo_ray.runs.trackers`)."""
+
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+    mlflow = "mlflow"
+
+
 class WandbMode(Enum):
     """Where Weights & Biases writes."""
 
@@ -85,6 +94,9 @@ class LoggingConfig(Section, key="logging"):
     """Event files under `runs/NAME/tensorboard`."""
     mlflow: str | None = None
     """Tracking URI of an MLflow server or folder (http://…, file:…); null = none."""
+    trackers: list[Any] = field(default_factory=list)
+    """Further trackers: a built-in name, your own as module:attribute, or `{name: …, options: {…}}`
+    with keyword arguments (docs/extending.md)."""
     project: str = "elpo_ray"
     """Project of Weights & Biases, experiment of MLflow."""
     progress: bool = True
@@ -92,3 +104,29 @@ class LoggingConfig(Section, key="logging"):
     dump_tokens: bool = True
     """Dumped trees hold every sampled token's id, entropy and log-probability too: about four
     times the bytes of its text."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        known = Names(TrackerName)
+        for entry in self.trackers:
+            whole = entry if isinstance(entry, dict) else {"name": entry}
+            name, options = whole.get("name"), whole.get("options", {})
+            right = isinstance(name, str) and isinstance(options, dict)
+            if not right or not whole.keys() <= {"name", "options"}:
+                yield "trackers", f"{entry!r}: write a name, or {{name: …, options: {{…}}}}"
+            elif not known.holds(name):
+                yield "trackers", known.remedy(name)
+
+    @property
+    def wanted(self) -> dict[str, dict[str, Any]]:
+        """Every tracker's options by its name or dotted path."""
+        found: dict[str, dict[str, Any]] = {}
+        if self.wandb is not WandbMode.disabled:
+            found[TrackerName.wandb] = {"mode": self.wandb.value}
+        if self.tensorboard:
+            found[TrackerName.tensorboard] = {}
+        if self.mlflow is not None:
+            found[TrackerName.mlflow] = {"uri": self.mlflow}
+        for entry in self.trackers:
+            whole = entry if isinstance(entry, dict) else {"name": entry}
+            found[whole["name"]] = dict(whole.get("options", {}))
+        return found

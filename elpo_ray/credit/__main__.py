@@ -26,17 +26,25 @@ EPILOG = """\
 Input: one tree a line, as in runs/NAME/trees/step_NNNNN.jsonl (docs/tree.schema.json); rules that
 compare across inputs take the file as one training batch.
 Output: one line a tree, {"task_id", "nodes": [{"id", "r", "a_branch", "a_traj", "advantage",
-"clip_low"}]}, in full precision; clip_low is the lower bound of the probability ratio, 1 - ε_low^t.
+"clip_low"}]}, in full precision; clip_low is the lower bound of the probability ratio, 1 - ε_low^t,
+the lowest one where leaves that share a node have different bounds.
 
 Keys are those of the algorithm section in elpo_ray/config/, for example:
   credit.lam=0.3                        weight of the branch level (Eq. 10)
   credit.ddof=1                         sample instead of population standard deviation
-  clip.scope=searched_only              none, critical_subtree, searched_only, first_wrong_all
+  clip.scope=searched_only              none, critical_subtree, searched_only, first_wrong_all,
+                                        posterior
   clip.eps_elc=0.2                      added to clip.eps_low on the critical step and its suffix
 """
 
-COLUMNS = ("r", "a_branch", "a_traj", "advantage", "clip_low")
-"""These fields of `credit.Credit` are printed."""
+COLUMNS = {
+    "r": "r",
+    "a_branch": "a_branch",
+    "a_traj": "a_traj",
+    "advantage": "advantage",
+    "clip_low": "loosest_clip_low",
+}
+"""What is printed, and the field of `credit.Credit` that it is."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +95,7 @@ def credit_lines(path: Path, config: AlgorithmConfig) -> Iterator[str]:
     line number where a line is malformed."""
     trees = read_trees(path)
     for tree, credit in zip(trees, assign(trees, config), strict=True):
-        columns = {name: getattr(credit, name).tolist() for name in COLUMNS}
+        columns = {name: getattr(credit, field).tolist() for name, field in COLUMNS.items()}
         nodes = [
             {"id": node.label} | {name: column[node.id] for name, column in columns.items()}
             for node in tree.nodes

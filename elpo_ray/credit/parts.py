@@ -51,8 +51,8 @@ def signed(
 ) -> tuple[list[float], list[float]]:
     """Positive and negative part of every node's advantage; the advantage is their difference.
 
-    With `attribution=each` they are means of the leaves' parts, a leaf without a verdict counting
-    as 0: the clipped objective is linear in them, hence that of the leaves as flat sequences.
+    With `attribution=each` they are means of the parts of the leaves that have a verdict: the
+    clipped objective is linear in them, hence that of the leaves as flat sequences.
     """
     if config.attribution is Attribution.mean:
         means = leaf_mean(tree, parts.leaf)
@@ -75,20 +75,27 @@ def signed(
 
 def _each(tree: RolloutTree, parts: Parts) -> tuple[list[float], list[float]]:
     gain, negative_advantage = [0.0] * len(tree.nodes), [0.0] * len(tree.nodes)
-    for node, below in enumerate(tree.leaves_below()):
+    for node, below in enumerate(_graded_below(tree)):
         local = parts.node_factor * parts.node[node]
-        own = [parts.leaf_factor * parts.leaf[i] + local for i in below if i in parts.leaf]
-        gain[node] = sum(max(a, 0.0) for a in own) / len(below)
-        negative_advantage[node] = sum(max(-a, 0.0) for a in own) / len(below)
+        own = [parts.leaf_factor * parts.leaf[i] + local for i in below]
+        if own:
+            gain[node] = sum(max(a, 0.0) for a in own) / len(own)
+            negative_advantage[node] = sum(max(-a, 0.0) for a in own) / len(own)
     return gain, negative_advantage
 
 
 def shares(tree: RolloutTree, weighting: Weighting) -> list[float]:
     """What multiplies the weight that every leaf gives to a node: 1, or under `node` one over the
-    leaves below, so that they together count once. Shape: [num_nodes]."""
+    leaves with a verdict below, so that they together count once. Shape: [num_nodes]."""
     if weighting is Weighting.leaf:
         return [1.0] * len(tree.nodes)
-    return [1.0] + [1 / len(below) for below in tree.leaves_below()[1:]]
+    return [1.0] + [1 / max(len(below), 1) for below in _graded_below(tree)[1:]]
+
+
+def _graded_below(tree: RolloutTree) -> list[list[int]]:
+    """The leaves with a verdict at or below every node. Shape: [num_nodes][...]."""
+    known = rewards(tree)
+    return [[leaf for leaf in below if leaf in known] for below in tree.leaves_below()]
 
 
 def recoverable(tree: RolloutTree) -> list[bool]:

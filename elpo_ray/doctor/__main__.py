@@ -1,8 +1,9 @@
 """`python -m elpo_ray.doctor [--quick] [KEY=VALUE …]`: can this machine do this run? If not, why?
 
-Takes the same experiments and keys as `elpo_ray.main`. Each line is ok, a warning or a failure with
-what to do about it. `--quick` leaves out Ray, vLLM and DeepSpeed, which it otherwise runs on the
-tiny model. Exit codes: 0 no failure; 1 a failure; 2 a configuration error, one line on stderr.
+Takes the same files, experiments and keys as `elpo_ray.main`. Each line is ok, a warning or a
+failure with what to do about it. `--quick` leaves out Ray, vLLM and DeepSpeed, which it otherwise
+runs on the tiny model. Exit codes: 0 no failure; 1 a failure; 2 a configuration error, one line on
+stderr.
 """
 
 from __future__ import annotations

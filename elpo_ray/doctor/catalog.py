@@ -16,7 +16,7 @@ from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked, model_states
 from elpo_ray.doctor import gpus, machine, network, policy, software
 from elpo_ray.doctor.finding import Check, Finding
-from elpo_ray.models.base import base_model
+from elpo_ray.learner.saved import starting_folder
 from elpo_ray.models.folder import local_folder
 from elpo_ray.tasks import make_task
 
@@ -82,4 +82,6 @@ def _template(config: Config) -> Iterator[Finding]:
     task = make_task(config.task, config.trainer.seed)
     with tempfile.TemporaryDirectory(prefix="elpo-doctor-") as scratch:  # of the tiny model
         config = replace(config, cold_start=replace(config.cold_start, cache=scratch))
-        yield from policy.template(config, local_folder(base_model(config, task)))
+        folder = local_folder(starting_folder(config, task))
+        yield from policy.template(config, folder)
+        yield from policy.architecture(config, folder)

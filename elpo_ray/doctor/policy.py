@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +12,12 @@ from elpo_ray.config.rollout import Preload
 from elpo_ray.config.rules import require
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
 from elpo_ray.models.folder import check_model_path, check_weights
+from elpo_ray.runs.folder import run_of
 from elpo_ray.tasks import make_task
-from elpo_ray.training.checks import check, check_prompts
-from elpo_ray.types import Message
+from elpo_ray.tools.catalog import schemas
+from elpo_ray.training.checks import check, check_model, check_prompts
 
 HUB_TIMEOUT_S = 10.0
-ARGUMENT = 'x = "a\\n"; print("<tool_response>", x)'
-"""Quotes, a newline and a tag: what a template or parser is likely to break."""
 
 
 def model_files(path: str | None) -> Iterator[Finding]:
@@ -31,6 +29,11 @@ def model_files(path: str | None) -> Iterator[Finding]:
     folder = Path(path)
     if not folder.exists():
         yield from _hub(path)
+        return
+    run = run_of(folder)
+    if run is not None:
+        checkpoint = run.newest_checkpoint()
+        yield ok("model", f"the newest weights of a run, {checkpoint or folder / 'model'}")
         return
     files = check_weights(folder)
     size = sum(file.stat().st_size for file in files)
@@ -71,54 +74,35 @@ def data(config: Config) -> Iterator[Finding]:
     task = make_task(config.task, config.trainer.seed)
     task.train_problem(0)
     held_out = task.eval_problems(config.task.eval_problems)
-    name = config.task.name.value
-    yield ok("data", f"task {name}: training problems, {len(held_out)} held out")
+    yield ok("data", f"task {config.task.name}: training problems, {len(held_out)} held out")
 
 
 def template(config: Config, folder: Path) -> Iterator[Finding]:
-    """The chat template of `folder` with the task's tools: a call there and back, an observation,
-    and the same ids from a rollout's pieces as from the whole conversation."""
+    """The chat template of `folder` with the task's tools, which makes the round trip of every
+    model, and the lengths of the prompts."""
     from elpo_ray.chat.template import Chat  # with transformers: seconds to import
 
-    task = make_task(config.task, config.trainer.seed)
-    chat = Chat.from_folder(str(folder), task.tools)
-    function = task.tools[0]["function"]
-    arguments = {
-        key: ARGUMENT if kind.get("type") == "string" else 1
-        for key, kind in function["parameters"]["properties"].items()
-    }
-    call = {"name": function["name"], "arguments": arguments}
-    question: Message = {"role": "user", "content": "question"}
-    called: Message = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": call}],
-    }
-    response: Message = {"role": "tool", "content": "7 <|im_end|>"}
-    answer: Message = {"role": "assistant", "content": "done"}
-    prompt = chat.prompt_ids([question])
-    whole, by_agent = chat.conversation_ids([question, called, response, answer])
-    end = by_agent.index(False, len(prompt))
-    turn, rest = whole[len(prompt) : end], whole[end:]
-    observation = list(chat.observation_ids(response["content"]))
-    parsed = chat.parse(turn)
-    key = f"model.path={str(folder)!r}"
-    remedy = "use a model whose template supports tools in the Hermes format"
-    wanted = json.dumps(call, sort_keys=True)
-    got = parsed.call and {"name": parsed.call.name, "arguments": parsed.call.arguments}
-    conditions = (
-        (whole[: len(prompt)] == prompt, "a conversation does not begin with its prompt"),
-        (json.dumps(got, sort_keys=True) == wanted, f"a tool call comes back as {got}"),
-        (rest[: len(observation)] == observation, "an observation has other ids in a rollout"),
-    )
-    for holds, what in conditions:
-        if not holds:
-            yield failure("chat template", f"{key}: {what} ({parsed.error or 'no error'})", remedy)
-            return
-    tools = ", ".join(tool["function"]["name"] for tool in task.tools)
-    yield ok("chat template", f"tools {tools}: {len(turn)} tokens of call there and back")
-    check_prompts(config, task, folder)
+    tools = schemas(config.task, config.sandbox)
+    chat = Chat.from_folder(str(folder), tools, config.model)
+    if chat.format is None:
+        yield ok("chat template", "no tools: every turn is an answer")
+    else:
+        names = ", ".join(tool["function"]["name"] for tool in tools)
+        parser = chat.format.parser
+        yield ok("chat template", f"tools {names}: calls there and back in the format {parser}")
+    check_prompts(config, make_task(config.task, config.trainer.seed), folder)
     yield ok("prompts", f"fit model.max_context={config.model.max_context}")
+
+
+def architecture(config: Config, folder: Path) -> Iterator[Finding]:
+    """Whether the learner can train the model, and how."""
+    notice = check_model(config, folder)
+    if notice is None:
+        yield ok(
+            "architecture", f"can be trained with learner.packing={config.learner.packing.value}"
+        )
+    else:
+        yield warning("architecture", notice, "nothing: only the saving is lost")
 
 
 def sandbox(config: Config) -> Iterator[Finding]:

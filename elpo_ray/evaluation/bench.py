@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from elpo_ray import credit, growth
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.learner import LearnerConfig
@@ -28,6 +29,10 @@ from elpo_ray.evaluation.source import ModelSource, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.tasks import make_task
+from elpo_ray.tools.caller import Caller
+from elpo_ray.tools.catalog import schemas, sources
+from elpo_ray.tools.environments import ROW
+from elpo_ray.tools.sources import Schema
 from elpo_ray.types import Problem
 
 PACKAGES = (
@@ -51,6 +56,9 @@ class Bench:
     def prepare(cls, config: MeasureConfig, tasks: Mapping[str, TaskConfig]) -> Bench:
         """Resolve the model, load the problems, measure their prompts. Raises ValueError for a
         model that cannot be served, one without a tool template, a missing split or row."""
+        if isinstance(config, AnalyzeConfig):
+            growth.check(config.algorithm.growth)
+            credit.check(config.algorithm.credit)
         source = resolve(config)
         configs = {name: _run_config(config, source, task) for name, task in tasks.items()}
         made = {name: make_task(task, config.seed) for name, task in tasks.items()}
@@ -63,6 +71,10 @@ class Bench:
             bench._check_prompts(name)
         return bench
 
+    def tools(self, name: str) -> list[Schema]:
+        """The schemas of a task's tools."""
+        return schemas(self.configs[name].task, self.config.sandbox)
+
     def identity(self) -> dict[str, Any]:
         """Everything that determines a sample, as JSON data."""
         config = self.config
@@ -72,6 +84,8 @@ class Bench:
                 "max_context": self.source.max_context,
                 "precision": self.source.precision.value,
                 "chat_template": self._template_hash(),
+                "tool_parser": self.source.tool_parser,
+                "template_options": self.source.template_options,
             },
             "sampler": {
                 "temperature": config.sampling.temperature,
@@ -89,13 +103,18 @@ class Bench:
         }
 
     def _check_prompts(self, name: str) -> None:
-        """Chat template and context window against every prompt."""
+        """Tools against every problem, chat template and context window against every prompt."""
+        task = self.configs[name].task
+        for source in sources(task, Caller(task.tool_timeout_s)):
+            for problem in self.problems[name]:
+                source.check(problem)
         if self.source.folder is None:
             return
         from elpo_ray.chat.template import Chat  # seconds to import
 
         room = self.source.max_context
-        chat = Chat.from_folder(str(self.source.folder), self.tasks[name].tools)
+        model = self.configs[name].model
+        chat = Chat.from_folder(str(self.source.folder), self.tools(name), model)
         for problem in self.problems[name]:
             length = len(chat.prompt_ids(problem.messages))
             if length >= room:
@@ -189,9 +208,14 @@ class JsonLines:
 
 def _run_config(config: MeasureConfig, source: ModelSource, task: TaskConfig) -> Config:
     """What the rollout stack needs to know; a turn may be as long as the context allows."""
-    task = replace(task, max_turn_tokens=min(task.max_turn_tokens, source.max_context - 1))
+    if task.max_turn_tokens is not None:
+        task = replace(task, max_turn_tokens=min(task.max_turn_tokens, source.max_context - 1))
     model = ModelConfig(
-        path=source.path, max_context=source.max_context, precision=source.precision
+        path=source.path,
+        max_context=source.max_context,
+        precision=source.precision,
+        tool_parser=source.tool_parser,
+        template_options=source.template_options,
     )
     cluster, engine = config.cluster, config.engine
     if source.folder is None:
@@ -213,13 +237,24 @@ def _run_config(config: MeasureConfig, source: ModelSource, task: TaskConfig) ->
 
 def _settings(task: TaskConfig) -> dict[str, Any]:
     """A task's settings but for where its files lie and what only training reads."""
-    skipped = ("train_file", "eval_file", "data_dir", "demonstrations_file", "eval_problems",
-               "eval_samples", "expected_episode_tokens")  # fmt: skip
+    skipped = (
+        "train_file",
+        "eval_file",
+        "data_dir",
+        "demonstrations_file",
+        "modules",
+        "eval_problems",
+        "eval_samples",
+        "expected_episode_tokens",
+        "tool_actors",
+        "env",
+    )
     return {key: value for key, value in plain(task).items() if key not in skipped}
 
 
 def _problem(problem: Problem) -> list[Any]:
-    return [problem.id, problem.messages, repr(problem.ground_truth), problem.setup]
+    row = [repr(sorted(problem.extra[ROW].items()))] if ROW in problem.extra else []
+    return [problem.id, problem.messages, repr(problem.ground_truth), problem.setup, *row]
 
 
 def _digest(value: Any) -> str:

@@ -6,6 +6,7 @@ sampled twice; the numbers come from the files alone.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from elpo_ray.config.task import TaskConfig
 from elpo_ray.evaluation.bench import Bench, ResultFolder
 from elpo_ray.evaluation.report import show, write_report
 from elpo_ray.evaluation.summary import per_problem, summarize
+from elpo_ray.evaluation.votes import one_vote_each
 from elpo_ray.rollout.sample import Sample
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.runs.metrics import progress_bar
@@ -78,7 +80,7 @@ def plan(bench: Bench, config: EvaluateConfig) -> str:
         task = bench.configs[name].task
         lines.append(
             f"{name}: {len(problems)} problems x {config.n} samples = {len(problems) * config.n}, "
-            f"at most {task.max_turns} turns of {task.max_turn_tokens} tokens; "
+            f"at most {task.max_turns} turns of {task.max_turn_tokens or 'any number of'} tokens; "
             f"Pass@K and Major@K for K = {', '.join(map(str, config.all_ks)) or 'none'}"
         )
     return "\n".join(lines)
@@ -94,6 +96,7 @@ def write_numbers(
         for sample in map(Sample.from_json, folder.records(name).load())
         if sample.index < config.n and sample.problem in known
     ]
+    samples = asyncio.run(one_vote_each(bench.tasks[name], bench.problems[name], samples))
     rows = "".join(json.dumps(row) + "\n" for row in per_problem(samples))
     write_whole(folder.path / name / "problems.jsonl", rows)
     missing = len(known) * config.n - len(samples)

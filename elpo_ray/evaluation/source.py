@@ -7,20 +7,15 @@ server that answers.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
-
-from elpo_ray.config import Config
 from elpo_ray.config.measure import MeasureConfig
-from elpo_ray.config.model import Precision
-from elpo_ray.config.values import typed
-from elpo_ray.models.base import base_model
+from elpo_ray.config.model import ModelConfig, Precision
+from elpo_ray.learner.saved import saved_config, saved_model
 from elpo_ray.models.folder import check_context, check_model_path, context_limit, local_folder
-from elpo_ray.runs.atomic import new_folder
-from elpo_ray.runs.folder import RunFolder
-from elpo_ray.tasks import make_task
+from elpo_ray.runs.folder import run_of
 
 MAX_CONTEXT = 20480
 """The paper's tokens of context, for a model whose own limit is not known."""
@@ -41,6 +36,8 @@ class ModelSource:
     """The server's name of it; None for a folder."""
     max_context: int
     precision: Precision
+    tool_parser: str | None = None
+    template_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path | None:
@@ -79,14 +76,13 @@ def resolve(config: MeasureConfig) -> ModelSource:
         raise ValueError(
             f"served_model={config.served_model!r}: belongs to a server; give its URL as model"
         )
-    run = _run_of(Path(name))
+    run = run_of(Path(name))
     if run is None:
         check_model_path(name)
-        folder, max_context, precision = local_folder(name), MAX_CONTEXT, default
+        folder, saved = local_folder(name), ModelConfig(max_context=MAX_CONTEXT, precision=default)
     else:
-        saved = typed(Config, OmegaConf.load(run.path / "config.yaml"))
-        folder = _model_of(Path(name), run, saved)
-        max_context, precision = saved.model.max_context, saved.model.precision
+        folder, saved = saved_model(run, Path(name), "model"), saved_config(run).model
+    max_context = saved.max_context
     if config.max_context is None:
         max_context = min(max_context, context_limit(folder) or max_context)
     else:
@@ -96,33 +92,7 @@ def resolve(config: MeasureConfig) -> ModelSource:
         str(folder.resolve()),
         None,
         config.max_context or max_context,
-        config.precision or precision,
+        config.precision or saved.precision,
+        config.tool_parser or saved.tool_parser,
+        config.template_options or saved.template_options,
     )
-
-
-def _run_of(path: Path) -> RunFolder | None:
-    """The run that a path is, or is a checkpoint of."""
-    for candidate in (path, path.parent.parent):
-        if (candidate / "config.yaml").is_file() and (candidate / "checkpoints").is_dir():
-            return RunFolder(candidate)
-    return None
-
-
-def _model_of(path: Path, run: RunFolder, saved: Config) -> Path:
-    """The model folder of a checkpoint: the one that is named, else the run's newest. A finished
-    cold start (`python -m elpo_ray.sft`) has its own."""
-    named = path != run.path
-    if not named and (run.path / "model").is_dir():
-        return run.path / "model"
-    checkpoint = path if named else run.newest_checkpoint()
-    if checkpoint is None or not (checkpoint / "state.json").is_file():
-        what = "is no complete checkpoint" if named else "has no complete checkpoint yet"
-        raise ValueError(f"model={str(path)!r}: {what}; name one under {run.checkpoints}")
-    folder = checkpoint / "model"
-    if not folder.exists():
-        from elpo_ray.learner.export import convert_checkpoint  # with torch
-
-        base = local_folder(base_model(saved, make_task(saved.task, saved.trainer.seed)))
-        with new_folder(folder) as partial:
-            convert_checkpoint(checkpoint / "learner", base, partial)
-    return folder

@@ -30,7 +30,7 @@ class PassSize:
     pairs: int = 0
     """(query, key) pairs with the key visible to the query, per head and layer."""
     scored: int = 0
-    """Tokens whose log-probability is computed."""
+    """Tokens whose log-probability is computed, each counted once."""
 
     def __add__(self, other: PassSize) -> PassSize:
         return PassSize(
@@ -197,8 +197,8 @@ class Item:
         return PassSize(int(take.sum()), int(pairs.sum()), scored)
 
     @cached_property
-    def terms(self) -> Terms:
-        """What a token of each node adds to the objective. Shapes: [N]."""
+    def terms(self) -> list[Terms]:
+        """What a token of each node adds to the objective; see `trees.terms`."""
         return terms(self.tree, self.counted)
 
 

@@ -61,7 +61,7 @@ class PackedForest:
     predicted_from: IntArray
     """Place of the token that predicts each scored one. Shape: [M]; repeats at branch points."""
     targets: IntArray
-    """Ids of the scored tokens. Shape: [M]."""
+    """Ids of the scored tokens, each once for every clip bound that it has. Shape: [M]."""
     scored: IntArray
     """Their places in `TrainTree.ids`, of each item's tree in turn. Shape: [M]."""
     columns: TokenColumns[FloatArray]
@@ -135,9 +135,7 @@ def _lay_out(item: Item) -> PackedForest:
     previous = np.arange(-1, len(tokens) - 1, dtype=np.int32)
     for place, before in starts:
         previous[place] = before
-    chosen = np.concatenate(scored)
-    owner = tree.token_node[chosen]
-    where = np.concatenate(predicted_from).astype(np.int32)
+    chosen, where, columns = _scored(item, np.concatenate(scored), np.concatenate(predicted_from))
     assert (where >= 0).all(), "a scored token needs a token before it"
     return PackedForest(
         ids=tree.ids[tokens],
@@ -147,9 +145,26 @@ def _lay_out(item: Item) -> PackedForest:
         predicted_from=where,
         targets=tree.ids[chosen],
         scored=chosen.astype(np.int32),
-        columns=TokenColumns(
-            **{name: of_node[owner] for name, of_node in vars(item.terms).items()},
-            clip_low=tree.clip_low[owner],
-            rollout_logp=tree.rollout_logp[chosen].astype(np.float64),
-        ),
+        columns=columns,
+    )
+
+
+def _scored(
+    item: Item, tokens: NDArray[np.int64], places: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], IntArray, TokenColumns[FloatArray]]:
+    """The scored tokens of an item, the places that predict them, and their columns. A token with
+    several clip bounds stands there once for each of them."""
+    owner = item.tree.token_node[tokens]
+    chosen, where, columns = [], [], []
+    for level, terms in enumerate(item.terms):
+        here = (terms.weight[owner] > 0) | (level == 0)
+        chosen.append(tokens[here])
+        where.append(places[here])
+        columns.append({name: of_node[owner[here]] for name, of_node in vars(terms).items()})
+    all_tokens = np.concatenate(chosen)
+    rollout_logp = item.tree.rollout_logp[all_tokens].astype(np.float64)
+    return (
+        all_tokens,
+        np.concatenate(where).astype(np.int32),
+        TokenColumns(**_joined(columns), rollout_logp=rollout_logp),
     )

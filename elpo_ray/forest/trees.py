@@ -8,7 +8,8 @@ by the policy) are trained; the objective of a mini-batch is
 with denominators over the whole mini-batch, so that it depends on no packing and no rank. A token
 shared by several leaves counts once per leaf (share = 1; credit.weighting=node divides by how many
 they are); `terms` adds those terms up node by node, so that the sum over unique tokens is the same
-objective, exactly, also where advantages differ between the leaves of a token.
+objective, exactly, also where advantages or clip bounds differ between the leaves of a token. A
+leaf without a verdict takes part in nothing: it is none of the leaves here.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ FloatArray = NDArray[np.float64]
 class NodeCredit(Protocol):
     """What the forest reads of a credit rule's result, indexed by node id, root included.
 
-    `advantage` and `negative_advantage` may also be given one a leaf and node, [L][N], leaves in
-    the order of `RolloutTree.leaves()`: trajectories that share a node then pull on it separately.
+    `advantage`, `negative_advantage` and `clip_low` may also be given one a leaf and node, [L][N],
+    leaves in the order of `RolloutTree.leaves()`: trajectories that share a node then pull on it
+    separately.
     """
 
     @property
@@ -73,9 +75,10 @@ class TrainTree:
     """Multiplies the weight that each leaf gives to the node's tokens; 1, or less where shared
     tokens count less. Shape: [N]."""
     clip_low: FloatArray
-    """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11). Shape: [N]."""
+    """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11). Shape: [N], or [L, N] where it
+    depends on the leaf."""
     leaves: IntArray
-    """Node ids of the completed trajectories. Shape: [L]."""
+    """Node ids of the completed trajectories that have a verdict. Shape: [L]."""
     leaf_weight: FloatArray
     """Weight of each agent token of the leaf's path in the objective, before `share`.
     Shape: [L]."""
@@ -150,24 +153,48 @@ class Terms:
     """The mean negative part, N / weight."""
     copies: FloatArray
     """Number of leaves with a weight."""
+    clip_low: FloatArray
+    """The lower clip bound that all of these leaves have."""
 
 
-def terms(tree: TrainTree, leaves: NDArray[np.int64]) -> Terms:
-    """The terms of the leaves at these places of `tree.leaves`."""
+def terms(tree: TrainTree, leaves: NDArray[np.int64]) -> list[Terms]:
+    """The terms of the leaves at these places of `tree.leaves`. Leaves that have different clip
+    bounds on a node are kept apart there: the first terms have every node's highest bound, the
+    following ones its next lower bounds, with weight 0 on nodes that have no more of them."""
     on_path = tree.on_path[leaves]
     weight = tree.leaf_weight[leaves, None] * on_path
+    if tree.clip_low.ndim == 1:
+        return [_terms(tree, leaves, weight, tree.clip_low)]
+    bounds, left, found = tree.clip_low[leaves], on_path, list[Terms]()
+    while left.any():
+        highest = np.where(left, bounds, 0.0).max(axis=0)
+        here = left & (bounds == highest)
+        found.append(_terms(tree, leaves, weight * here, highest))
+        left = left & ~here & (weight > 0)
+    return found
+
+
+def _terms(
+    tree: TrainTree, leaves: NDArray[np.int64], weight: FloatArray, clip_low: FloatArray
+) -> Terms:
+    """The terms of leaves that have one bound on each node and these weights, [leaves, N]."""
     total = weight.sum(axis=0)
 
     def mean(values: FloatArray) -> FloatArray:
         if values.ndim == 1:
             return values
         # Off the path a value means nothing and may be anything.
-        added = (weight * np.where(on_path, values[leaves], 0)).sum(axis=0)
+        added = (weight * np.where(weight > 0, values[leaves], 0)).sum(axis=0)
         quotient: FloatArray = np.divide(added, total, out=np.zeros_like(total), where=total > 0)
         return quotient
 
-    copies = (weight > 0).sum(axis=0).astype(np.float64)
-    return Terms(total * tree.share, mean(tree.advantage), mean(tree.negative_advantage), copies)
+    return Terms(
+        weight=total * tree.share,
+        advantage=mean(tree.advantage),
+        negative_advantage=mean(tree.negative_advantage),
+        copies=(weight > 0).sum(axis=0).astype(np.float64),
+        clip_low=clip_low,
+    )
 
 
 def leaf_weights(trained: Sequence[int] | IntArray, loss: LossConfig) -> FloatArray:
@@ -289,19 +316,25 @@ def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
     negative_advantage = np.array(credit.negative_advantage, dtype=np.float64)
     advantage[..., 0] = negative_advantage[..., 0] = 0.0
     leaves = tree.leaves()
+    graded = np.array([leaf.score is not None and leaf.score.graded for leaf in leaves], dtype=bool)
     rewards = [node.score.reward for node in leaves if node.score is not None]
+
+    def kept(values: FloatArray) -> FloatArray:
+        """The values of the graded leaves."""
+        return values[graded] if values.ndim == 2 else values
+
     packed = TrainTree(
         ids=np.array(ids, dtype=np.int32),
         agent=np.array(agent, dtype=np.bool_),
         rollout_logp=np.array(logp, dtype=np.float32),
         node_start=np.array(node_start, dtype=np.int32),
         node_parent=np.array([-1 if n.parent is None else n.parent for n in tree.nodes], np.int32),
-        advantage=advantage,
-        negative_advantage=negative_advantage,
+        advantage=kept(advantage),
+        negative_advantage=kept(negative_advantage),
         share=np.array(credit.share, dtype=np.float64),
-        clip_low=np.array(credit.clip_low, dtype=np.float64),
-        leaves=np.array([node.id for node in leaves], dtype=np.int32),
-        leaf_weight=np.zeros(len(leaves)),
+        clip_low=kept(np.array(credit.clip_low, dtype=np.float64)),
+        leaves=np.array([node.id for node in leaves], dtype=np.int32)[graded],
+        leaf_weight=np.zeros(int(graded.sum())),
     )
     _check(packed, tree.task_id, rewards)
     return packed
@@ -321,7 +354,7 @@ def _check(tree: TrainTree, task_id: str, rewards: list[float]) -> None:
     for name in ("advantage", "negative_advantage", "share", "clip_low"):
         values = getattr(tree, name)
         shapes: list[tuple[int, ...]] = [(tree.num_nodes,)]
-        if name in ("advantage", "negative_advantage"):
+        if name != "share":
             shapes.append((len(tree.leaves), tree.num_nodes))
         assert values.shape in shapes, f"{name} needs one value per node"
     if len(tree.agent) and tree.agent[0]:

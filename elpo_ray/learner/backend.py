@@ -137,7 +137,12 @@ def build_engine(
     only the adapters are trained."""
     import deepspeed
 
-    policy = load_policy(folder, model.precision, checkpointing=learner.gradient_checkpointing)
+    policy = load_policy(
+        folder,
+        model.precision,
+        max_context=model.max_context,
+        checkpointing=learner.gradient_checkpointing,
+    )
     if learner.adapters is not None:
         lora.attach(policy.model, learner.adapters)
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -160,7 +165,9 @@ def build_reference(
     folder: Path, model: ModelConfig, learner: LearnerConfig, device: torch.device
 ) -> Any:
     """A frozen policy; under ZeRO-3 sharded over the ranks like the trained one."""
-    policy = load_policy(folder, model.precision, checkpointing=False).requires_grad_(False)
+    policy = load_policy(
+        folder, model.precision, max_context=model.max_context, checkpointing=False
+    ).requires_grad_(False)
     if learner.zero_stage < 3:
         return policy.to(device)
     import deepspeed

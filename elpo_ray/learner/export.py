@@ -3,13 +3,13 @@ running ranks or from a checkpoint.
 
 Invariants: all ranks iterate in lockstep (gathering shards is a collective); a bucket holds at most
 `max_bytes`, or a single larger tensor; a tied tensor appears once, under the name that
-`save_pretrained` keeps; adapters are merged into their weights, and the model stays as it is.
+`save_pretrained` keeps; experts are separate tensors, as Hugging Face stores them; adapters are
+merged into their weights, and the model stays as it is.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,32 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from elpo_ray.config.learner import LoraConfig
 from elpo_ray.config.model import Precision
 from elpo_ray.learner import lora
 from elpo_ray.learner.checkpoint import SHARD_BYTES, StateFiles, read_meta, shared_folder
 from elpo_ray.learner.masters import gathered
 from elpo_ray.learner.policy import DTYPES
-
-WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-
-
-def named_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, each once; under ZeRO-3 still in shards.
-
-    Raises ValueError on models that Hugging Face stores in another layout than it runs.
-    """
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions:
-        raise ValueError(
-            f"{type(model).__name__}: its checkpoint layout differs from its modules (fused "
-            "experts), which cannot be exported yet; choose a dense model"
-        )
-    tied = set(model.all_tied_weights_keys)
-    return {
-        name: tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if name not in tied
-    }
+from elpo_ray.models.layout import named_weights, stored
+from elpo_ray.runs.folder import copy_but_weights
 
 
 def weight_buckets(
@@ -70,7 +52,7 @@ def weight_buckets(
                         full[name] = lora.merged(whole, down, up, scale)
                     else:
                         full[name] = whole.clone() if sharded else whole
-        yield full
+        yield stored(model, full)
 
 
 def _sources(weights: dict[str, Tensor]) -> dict[str, list[Tensor]]:
@@ -135,44 +117,62 @@ def _finish(source: Path, folder: Path, shards: list[dict[str, Any]], dtype: tor
         (folder / "model.safetensors.index.json").write_text(
             json.dumps({"metadata": {"total_size": total}, "weight_map": index})
         )
-    _copy_others(source, folder)
+    copy_but_weights(source, folder)
     config = json.loads((source / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     config.pop("torch_dtype", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
-def _copy_others(source: Path, target: Path) -> None:
-    """Copy the files of a model folder that are neither weights nor `config.json`."""
-    for file in source.iterdir():
-        if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHT_FILES):
-            shutil.copyfile(file, target / file.name)
-
-
 def convert_checkpoint(checkpoint: Path, base: Path, target: Path) -> None:
     """Write the policy saved in `checkpoint` to the existing folder `target`; config, tokenizer and
     chat template come from `base`, a model of the same architecture.
 
-    Needs no GPU and no process group: weights are put together on the CPU of one machine, in its
-    memory twice. Raises ValueError if `checkpoint` is none, or of another architecture than `base`.
+    Needs no GPU and no process group: weights are put together on the CPU of one machine, as many
+    at a time as one file holds. Raises ValueError if `checkpoint` is none, or of another
+    architecture than `base`.
     """
     meta = read_meta(checkpoint)
     dtype = DTYPES[Precision(meta["precision"])]
-    files = StateFiles(checkpoint)
-    state = {name: _saved_weight(files, sources, meta["scale"]).to(dtype)
-             for name, sources in lora.sources(meta["parameters"]).items()}  # fmt: skip
-    saved = {name: list(tensor.shape) for name, tensor in state.items()}
-    shape = AutoConfig.from_pretrained(base)
-    model = AutoModelForCausalLM.from_config(shape, dtype=dtype)  # type: ignore[no-untyped-call]
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    if shapes != saved:
+    files, sources = StateFiles(checkpoint), lora.sources(meta["parameters"])
+    with torch.device("meta"):
+        shape = AutoConfig.from_pretrained(base)
+        model = AutoModelForCausalLM.from_config(shape, dtype=dtype)  # type: ignore[no-untyped-call]
+    saved = {name: meta["parameters"][source.base] for name, source in sources.items()}
+    if {name: list(parameter.shape) for name, parameter in model.named_parameters()} != saved:
         raise ValueError(
             f"checkpoint {checkpoint}: it holds a {meta['architecture']} of other shapes than the "
             f"model in {base}; give the model folder that the run began with"
         )
-    model.load_state_dict(state, strict=False)  # tied weights are absent
-    model.save_pretrained(target)
-    _copy_others(base, target)
+    shards: list[dict[str, Any]] = []
+    for bucket in _split({name: [p] for name, p in model.named_parameters()}, SHARD_BYTES):
+        whole = {n: _saved_weight(files, sources[n], meta["scale"]).to(dtype) for n in bucket}
+        _write_shard(target, stored(model, whole), shards)
+    _finish(base, target, shards, dtype)
+
+
+def convert_adapter(checkpoint: Path, base: Path, target: Path) -> None:
+    """Write the adapters saved in `checkpoint` to the existing folder `target`, as PEFT does, with
+    the tokenizer and chat template of `base`. They belong to the weights that the phase began with,
+    which `adapter_config.json` names. Raises ValueError if there are none."""
+    meta = read_meta(checkpoint)
+    if meta["lora"] is None:
+        raise ValueError(
+            f"adapter=only: {checkpoint} has no adapters, all weights were trained; use "
+            "adapter=merged"
+        )
+    dtype, files = DTYPES[Precision(meta["precision"])], StateFiles(checkpoint)
+    names = [
+        name
+        for source in lora.sources(meta["parameters"]).values()
+        for name in (source.down, source.up)
+        if name is not None
+    ]
+    copy_but_weights(base, target)
+    for name in ("config.json", "generation_config.json"):  # a folder with them is a whole model
+        (target / name).unlink(missing_ok=True)
+    tensors = {name: files[f"weight/{name}"].to(dtype) for name in names}
+    lora.write_adapter(target, LoraConfig(**meta["lora"]), tensors, meta["reference"])
 
 
 def _saved_weight(files: StateFiles, sources: lora.WeightSources, scale: float) -> Tensor:

@@ -8,11 +8,13 @@ names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -100,6 +102,34 @@ def sources(names: Iterable[str]) -> dict[str, WeightSources]:
         plain = name.replace(".base_layer.", ".")
         found[plain] = WeightSources(name, down if adapted else None, up if adapted else None)
     return found
+
+
+def write_adapter(
+    folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor], reference: str
+) -> None:
+    """Write adapters, given under the names of the model with adapters, as PEFT stores them.
+    `reference` = the model that they belong to."""
+    import peft
+
+    assert config.rank is not None, "adapters have a rank"
+    targets = config.target_modules
+    if targets == ["all-linear"]:
+        owners = {name.removesuffix(_DOWN) for name in tensors if name.endswith(_DOWN)}
+        targets = sorted({owner.rpartition(".")[2] for owner in owners})
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=reference,
+        inference_mode=True,
+    )
+    settings.save_pretrained(str(folder))
+    stored = {
+        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": tensor.contiguous()
+        for name, tensor in tensors.items()
+    }
+    save_file(stored, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def merged(base: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from elpo_ray.config.learner import Packing
 from elpo_ray.config.model import Precision
 from elpo_ray.forest.items import CostModel
 from elpo_ray.forest.trees import TrainForest
-from elpo_ray.learner.attention import IMPLEMENTATION, why_not
+from elpo_ray.learner.attention import IMPLEMENTATION
 from elpo_ray.learner.batching import Inputs
+from elpo_ray.models.architectures import causal_lm, check_trainable
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 24}
 """Most logits of one chunk, of which two or three copies are alive in fp32. A GPU needs more rows
@@ -30,8 +32,6 @@ at once to be busy."""
 logger = logging.getLogger(__name__)
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
-
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class _TargetLogProbs(torch.autograd.Function):
@@ -177,8 +177,8 @@ class PolicyModule(nn.Module):
         config = self.model.config.get_text_config()
         embeddings = {id(p) for p in self.model.get_input_embeddings().parameters()}
         blocks = sum(
-            getattr(p, "ds_numel", p.numel())
-            for p in self.model.base_model.parameters()
+            getattr(p, "ds_numel", p.numel()) * (_active_experts(config) if ".experts." in n else 1)
+            for n, p in self.model.base_model.named_parameters()
             if id(p) not in embeddings
         )
         return CostModel(
@@ -188,30 +188,34 @@ class PolicyModule(nn.Module):
         )
 
 
-def load_policy(folder: Path, precision: Precision, *, checkpointing: bool) -> PolicyModule:
+def _active_experts(config: Any) -> float:
+    """The share of a layer's experts that one token goes through."""
+    keys = ("num_experts", "num_local_experts", "n_routed_experts")
+    every = next((n for key in keys if (n := getattr(config, key, None))), None)
+    active = getattr(config, "num_experts_per_tok", None)
+    return active / every if every and active else 1.0
+
+
+def load_policy(
+    folder: Path, precision: Precision, *, max_context: int, checkpointing: bool
+) -> PolicyModule:
     """Load a Hugging Face folder, with our attention if the model can be trained on trees.
 
-    Raises ValueError where there is none, and on models whose logits are not the plain product of
-    hidden state and head.
+    Raises ValueError where there is none, and on models that cannot be trained.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"model folder {folder}: no config.json; name a Hugging Face model folder")
-    config = AutoConfig.from_pretrained(folder)
-    for key in _LOGIT_TRANSFORMS:
-        if getattr(config, key, None) not in (None, 1.0):
-            raise ValueError(f"model folder {folder}: {key} is not supported; choose another model")
+    verdict = check_trainable(folder, max_context)
+    model_class, config = causal_lm(folder)
     for key, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
             setattr(config, key, 0.0)
-    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    reason = why_not(model_class, config)
-    if reason is not None:
-        logger.warning("%s: no shared prefixes in training, since %s", folder.name, reason)
+    implementation = IMPLEMENTATION
+    if verdict.packing is Packing.flat:
+        logger.warning("%s: no shared prefixes in training, since %s", folder.name, verdict.reason)
+        implementation = "sdpa" if model_class._supports_sdpa else "eager"
     model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        config=config,
-        dtype=DTYPES[precision],
-        attn_implementation=IMPLEMENTATION if reason is None else "sdpa",
+        folder, config=config, dtype=DTYPES[precision], attn_implementation=implementation
     )
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

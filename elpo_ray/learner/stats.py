@@ -33,7 +33,8 @@ class UpdateStats:
     lr: float = 0.0
     """Learning rate of the last optimizer step."""
     trained_tokens: int = 0
-    """Tokens with a loss, counted once per pass, however many leaves share them."""
+    """Tokens with a loss, counted once per pass, however many leaves share them; twice where two
+    of those leaves have different clip bounds."""
     forward_tokens: int = 0
     """Tokens through the model with gradient, without padding."""
     padded_tokens: int = 0

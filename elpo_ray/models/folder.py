@@ -8,11 +8,17 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from elpo_ray.config.rules import require
+from elpo_ray.runs.folder import RunFolder, run_of
 
 
 def check_model_path(path: str) -> None:
-    """Raise ValueError unless `path` is a usable folder or looks like a hub name `owner/name`."""
+    """Raise ValueError unless `path` is a usable folder, a run or a checkpoint of one that has
+    weights, or looks like a hub name `owner/name`."""
     folder = Path(path)
+    run = run_of(folder)
+    if run is not None:
+        checkpoint_of(run, folder, "model.path")
+        return
     if not folder.exists():
         is_hub_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))
         require(is_hub_name, "model.path", path, "no such folder, and no hub name (owner/name)")
@@ -21,7 +27,8 @@ def check_model_path(path: str) -> None:
         (folder / "config.json").is_file(),
         "model.path",
         path,
-        "no config.json in it; name a Hugging Face model folder",
+        "no config.json in it, hence no model, and no config.yaml with checkpoints, hence no run; "
+        "name a Hugging Face model folder or a run folder",
     )
     require(
         any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")),
@@ -29,6 +36,19 @@ def check_model_path(path: str) -> None:
         path,
         "no tokenizer in it; copy tokenizer.json and tokenizer_config.json beside the weights",
     )
+
+
+def checkpoint_of(run: RunFolder, path: Path, key: str) -> Path | None:
+    """The checkpoint of `run` that `path` names, or its newest; None for a finished cold start,
+    which has its model. Raises ValueError, naming `key`, if there is none."""
+    named = path != run.path
+    if not named and (run.path / "model").is_dir():
+        return None
+    checkpoint = path if named else run.newest_checkpoint()
+    what = "is no complete checkpoint" if named else "has no complete checkpoint yet"
+    if checkpoint is None or not (checkpoint / "state.json").is_file():
+        raise ValueError(f"{key}={str(path)!r}: {what}; name one under {run.checkpoints}")
+    return checkpoint
 
 
 def check_weights(folder: Path) -> list[Path]:
@@ -85,15 +105,20 @@ def check_context(folder: Path, key: str, max_context: int) -> None:
     )
 
 
-def local_folder(path: str | Path) -> Path:
-    """The folder itself, or this node's snapshot of a hub name. ValueError if it is neither."""
+WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
+"""Files of a model on the hub that are large, and needed by what computes with it only."""
+
+
+def local_folder(path: str | Path, *, weights: bool = True) -> Path:
+    """The folder itself, or this node's snapshot of a hub name, if need be without its `weights`.
+    ValueError if it is neither."""
     folder = Path(path)
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(path)))
+        return Path(snapshot_download(str(path), ignore_patterns=None if weights else WEIGHTS))
     except (OSError, ValueError) as fault:
         reason = str(fault).strip().split("\n")[0]
         raise ValueError(

@@ -1,10 +1,13 @@
-"""A small Qwen2 with its own tokenizer, built from nothing: every part of a real model folder.
+"""A small model with its own tokenizer, built from nothing: every part of a real model folder.
 
 Tokenizer class, chat template, Hermes tool calls and special tokens are Qwen2.5's. The byte-level
 BPE is trained on the task's demonstrations; what all of them repeat (template, tool schema, the
 frame of a call) is added as whole tokens, and so are the integers below 100: a turn is short.
 No phrase crosses the end of the generation prompt: what follows never changes how that is
 tokenised. The same texts, shape and seed give the same folder.
+
+The model is a Qwen2 unless another architecture is asked for, with the parts that make it special:
+windows that end within the context, normed queries, fused weights, experts.
 """
 
 from __future__ import annotations
@@ -19,9 +22,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Tokenizer,
+)
 
-from elpo_ray.config.model import TinyModelConfig
+from elpo_ray.config.model import TinyArchitecture, TinyModelConfig
+from elpo_ray.models.layout import named_weights, stored
 from elpo_ray.types import Message
 
 TEMPLATE = Path(__file__).parent / "templates" / "qwen2_5.jinja"
@@ -37,6 +48,13 @@ PHRASE_SHARE = 0.1
 """Text in at least this share of the conversations becomes one token."""
 WHOLE_INTEGERS = tuple(str(number) for number in range(100))
 """Each of these is one token, so that a model has to learn planning, not arithmetic."""
+
+WINDOWS_A_CONTEXT = 4
+"""A sliding window is this part of the context, so that it matters."""
+TIED = (TinyArchitecture.qwen2, TinyArchitecture.qwen3, TinyArchitecture.gemma3)
+"""Those whose small models use the embedding as their output head."""
+EXPERTS, ACTIVE_EXPERTS = 4, 2
+"""Experts of a layer, and those that a token goes through."""
 
 INITIALIZER_RANGE = 0.06
 """Standard deviation of the weights. Three times Qwen2's: at this width, on a few thousand
@@ -60,37 +78,56 @@ def build_tiny(
     tokenizer = _tokenizer(_render(conversations, tools), config.vocab_size)
     tokenizer.save_pretrained(folder)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    shape = tiny_config(config, max_context, vocab_size=len(tokenizer), bos_token_id=None, **ids)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(  # type: ignore[no-untyped-call]
-            Qwen2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads,
-                max_position_embeddings=max_context,
-                initializer_range=INITIALIZER_RANGE,
-                tie_word_embeddings=True,
-                dtype="float32",
-                **ids,
-            )
-        )
+        model = AutoModelForCausalLM.from_config(shape)  # type: ignore[no-untyped-call]
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, **ids
     )
-    _write(model, folder)
+    write_model(model, folder)
     return folder
 
 
-def _write(model: Qwen2ForCausalLM, folder: Path) -> None:
+def tiny_config(config: TinyModelConfig, max_context: int, **changes: Any) -> PretrainedConfig:
+    """The configuration of a tiny model, with `changes`."""
+    kind = config.architecture
+    head = config.hidden_size // config.num_heads
+    shape: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "max_position_embeddings": max_context,
+        "initializer_range": INITIALIZER_RANGE,
+        "tie_word_embeddings": kind in TIED,
+        "dtype": "float32",
+    }
+    if kind is not TinyArchitecture.qwen2:  # the others have a default of their own
+        shape["head_dim"] = head
+    if kind in (TinyArchitecture.mistral, TinyArchitecture.gemma3):
+        shape["sliding_window"] = max(1, max_context // WINDOWS_A_CONTEXT)
+    if kind is TinyArchitecture.gemma3:
+        kinds = ("sliding_attention", "full_attention")
+        shape["layer_types"] = [kinds[i % 2] for i in range(config.num_layers)]
+        shape["query_pre_attn_scalar"] = head
+    if kind is TinyArchitecture.qwen3_moe:
+        shape["moe_intermediate_size"] = config.intermediate_size // ACTIVE_EXPERTS
+        shape |= {"num_experts": EXPERTS, "num_experts_per_tok": ACTIVE_EXPERTS}
+    name = "gemma3_text" if kind is TinyArchitecture.gemma3 else kind.value
+    return AutoConfig.for_model(name, **shape | changes)
+
+
+def write_model(model: PreTrainedModel, folder: Path) -> None:
     """Write what `save_pretrained` would, which itself loads DeepSpeed to look at its argument."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    weights = {name: value for name, value in model.state_dict().items() if "lm_head" not in name}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = stored(model, named_weights(model))
+    tensors = {name: value.detach().contiguous() for name, value in weights.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _render(

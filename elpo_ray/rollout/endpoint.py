@@ -17,7 +17,8 @@ from typing import Any
 import openai
 
 from elpo_ray.chat.calls import checked_call
-from elpo_ray.chat.template import OPEN
+from elpo_ray.chat.hermes import OPEN, Hermes
+from elpo_ray.chat.thinking import Thinking
 from elpo_ray.types import (
     FinishReason,
     InfrastructureError,
@@ -35,6 +36,8 @@ RETRIES = 6
 """Further attempts at a request that met a busy or failing server, with growing pauses."""
 REQUEST_S = 1800.0
 """Seconds that one turn may take."""
+HERMES = Hermes(Thinking())
+"""Tells a call that the server did not read from a tag that an answer mentions."""
 LISTING_S = 20.0
 """Seconds that a server has to say which models it serves."""
 
@@ -115,7 +118,7 @@ class Endpoint:
         """One id a message."""
         return [self._intern(message) for message in messages]
 
-    def observation_ids(self, text: str) -> list[int]:
+    def observation_ids(self, text: str, tool: str | None = None) -> list[int]:
         """One id: a tool message."""
         return [self._intern({"role": "tool", "content": text})]
 
@@ -127,7 +130,7 @@ class Endpoint:
         if len(calls) > 1:
             return Parsed(text, error=f"{len(calls)} calls in one turn; send one")
         if not calls:
-            unread = OPEN in text
+            unread = HERMES.read(text).calls
             return Parsed(text, error="the call could not be read" if unread else None)
         call = self._read_call(calls[0]["function"])
         return Parsed(text, error=call) if isinstance(call, str) else Parsed(text, call=call)

@@ -92,6 +92,11 @@ class Engine:
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
 
+    def end_turns_at(self, token_ids: Sequence[int]) -> None:
+        """End turns at these tokens too: those of the chat template, some of which a folder may not
+        name (the one after a call is not always the one after an answer)."""
+        self._stop_ids = sorted({*self._stop_ids, *token_ids})
+
     def check(self) -> None:
         """Raise InfrastructureError if vLLM's process is gone, which nothing mends."""
         if self._llm is not None and self._llm.errored:

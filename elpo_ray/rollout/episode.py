@@ -18,6 +18,7 @@ from elpo_ray.types import (
     EndReason,
     FinishReason,
     Problem,
+    RewardValue,
     Sampling,
     Step,
     ToolKind,
@@ -63,6 +64,8 @@ class Episode:
 
     steps: list[Step]
     end: EndReason
+    reward: RewardValue = None
+    """What an environment among the tools says of it."""
 
 
 async def run_episode(
@@ -98,7 +101,8 @@ async def run_episode(
             step, end = await _step(agent, session, context, drawn, cost, last=last)
             steps.append(step)
             if end is not None:
-                return Episode(steps, end)
+                lost = end is EndReason.SANDBOX
+                return Episode(steps, end, None if lost else await session.reward())
             context += [*step.turn.token_ids, *step.observation_ids]
     finally:
         await session.close()
@@ -137,7 +141,7 @@ async def _step(
     else:
         result = ToolResult(ToolKind.MALFORMED, f"Malformed tool call: {parsed.error}")
     text = shorten(result.text, agent.max_observation_chars)
-    ids = agent.chat.observation_ids(text)
+    ids = agent.chat.observation_ids(text, None if parsed.call is None else parsed.call.name)
     if len(context) + len(turn.token_ids) + len(ids) >= agent.max_context:
         return step, EndReason.CONTEXT
     seen = replace(

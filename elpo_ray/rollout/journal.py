@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from elpo_ray.growth.budget import Cost, Ledger
 from elpo_ray.tree import Localization, RolloutTree
-from elpo_ray.types import EndReason, Problem, Score, Step, pickled_by_position
+from elpo_ray.types import EndReason, Message, Problem, Score, Step, pickled_by_position
 
 
 @pickled_by_position
@@ -42,6 +42,8 @@ class TreeEnd:
     """What growth has found beside the completions."""
 
     prompt_ids: tuple[int, ...]
+    messages: Sequence[Message]
+    """The prompt, with what an environment adds to the problem's own."""
     localizations: list[Localization]
     groups: dict[int, int]
     """By leaf: which of the input's several trees it belongs to."""
@@ -49,7 +51,7 @@ class TreeEnd:
     @classmethod
     def of(cls, tree: RolloutTree) -> TreeEnd:
         groups = {leaf.id: leaf.group for leaf in tree.leaves() if leaf.group is not None}
-        return cls(tree.prompt_ids, tree.localizations, groups)
+        return cls(tree.prompt_ids, tree.messages, tree.localizations, groups)
 
 
 def replay(tree: RolloutTree, ledger: Ledger, completions: Iterable[Completion]) -> dict[int, int]:
@@ -70,7 +72,7 @@ def assemble(
     problem: Problem, n_total: int, completions: Sequence[Completion], end: TreeEnd
 ) -> RolloutTree:
     """The whole tree, as the worker had it. Its budget is what was spent of `n_total`."""
-    tree = RolloutTree(problem.id, len(completions), end.prompt_ids, problem.messages)
+    tree = RolloutTree(problem.id, len(completions), end.prompt_ids, end.messages)
     ledger = Ledger(n_total)
     replay(tree, ledger, completions)
     assert ledger.spent == len(tree.leaves()) == len(completions), "spends and leaves differ"

@@ -28,6 +28,7 @@ class RolloutSettings:
     max_context: int
     """Tokens of prompt and episode together."""
     max_turn_tokens: int
+    """Tokens of one turn; what the context still holds bounds it too."""
     max_turns: int
     """Assistant turns of an episode."""
     train_turns: tuple[int, ...]
@@ -45,7 +46,7 @@ class RolloutSettings:
             min_rollouts=config.allowance[0],
             retries=config.sandbox.retries,
             max_context=config.model.max_context,
-            max_turn_tokens=task.max_turn_tokens,
+            max_turn_tokens=task.max_turn_tokens or config.model.max_context,
             max_turns=task.max_turns,
             train_turns=tuple(map(config.train_turns, range(config.trainer.steps))),
             max_observation_chars=task.max_observation_chars,

@@ -156,7 +156,9 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
 
     On CPU vLLM multiplies with a packed copy of a linear layer's weights. The reload packs the
     layers anew that it reprocesses; the output head and the embedding are updated in place and
-    keep multiplying with their old copy unless packed once more at the end.
+    keep multiplying with their old copy unless packed once more at the end. Experts are packed when
+    their kernel is built and not again, so that a reload leaves them in the checkpoint's order,
+    which the kernel would misread.
     """
 
     init_info_cls = HostInitInfo
@@ -183,6 +185,9 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
             weight = getattr(module, "weight", None)
             if hasattr(module, "cpu_linear") and weight is not None and weight.numel():
                 dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+            kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+            if kernel is not None and hasattr(module, "w13_weight"):
+                kernel.fused_experts.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
         """Nothing to release."""

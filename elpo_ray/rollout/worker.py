@@ -28,6 +28,7 @@ from elpo_ray.types import (
     UNGRADED,
     EndReason,
     InfrastructureError,
+    Message,
     Problem,
     Sampling,
     Score,
@@ -39,8 +40,16 @@ class RolloutWorker:
     """Grows trees and evaluates, on one policy and its tools."""
 
     def __init__(
-        self, policy: Policy, tools: Tools, chat: Chat, task: Task, settings: RolloutSettings
+        self,
+        policy: Policy,
+        tools: Tools,
+        chat: Chat,
+        task: Task,
+        settings: RolloutSettings,
+        graders: Tools | None = None,
     ) -> None:
+        """`graders`: where submitted programs run; the agent's tools without it."""
+        self.graders = graders or tools
         self.agent = Agent(
             policy=policy,
             tools=tools,
@@ -60,16 +69,22 @@ class RolloutWorker:
         budget: int | None = None,
         journal: Sequence[Completion] = (),
         on_complete: Callable[[Completion], None] = lambda done: None,
+        beta: tuple[float, float] | None = None,
     ) -> RolloutTree:
         """Spend one input's budget, the configured n_total without it, by the configured rule.
 
         `step` is the training step, part of every seed. `journal`: what an earlier attempt has
-        completed, in order; `on_complete` gets every further completion. Raises InfrastructureError
-        once one was lost `sandbox.retries` + 1 times, ValueError if the prompt does not fit.
+        completed, in order; `on_complete` gets every further completion. `beta` replaces
+        `growth.posterior.beta`. Raises InfrastructureError once one was lost `sandbox.retries` + 1
+        times, ValueError if the prompt does not fit.
         """
         rollout = TreeRollout(self, problem, step, budget, journal, on_complete)
+        config = self.settings.growth
+        if beta is not None:
+            config = replace(config, posterior=replace(config.posterior, beta=beta))
         try:
-            await growth.GROWTH[self.settings.growth.rule](rollout, self.settings.growth)
+            await rollout.begin()
+            await growth.grow(rollout, config)
         finally:
             await rollout.close()
         tree, ledger = rollout.tree, rollout.ledger
@@ -82,11 +97,22 @@ class RolloutWorker:
         self, problem: Problem, index: int = 0, sampling: SamplingConfig | None = None
     ) -> Sample:
         """The `index`-th independent trajectory; at temperature 1 without `sampling`."""
-        start = Start(self.agent.chat.prompt_ids(problem.messages))
+        tree = uuid.uuid4().hex
         drawn = self.sampling(sampling or SamplingConfig(), "evaluate", problem.id, index)
-        episode, score, cost = await self.attempt(self.agent, problem, drawn, start)
+        try:
+            _, prompt_ids = await self.begin(problem, tree)
+            start = Start(prompt_ids, tree=tree)
+            episode, score, cost = await self.attempt(self.agent, problem, drawn, start)
+        finally:
+            await self.agent.tools.release(tree)
         answer = self.task.answer(problem, episode.steps)
         return Sample.of(problem, index, episode, score, answer, cost)
+
+    async def begin(self, problem: Problem, tree: str) -> tuple[Sequence[Message], list[int]]:
+        """Make the tools ready for `tree`; returns the prompt as messages and as ids."""
+        opening = await self.agent.tools.begin(problem, tree)
+        messages = opened_by(problem.messages, opening)
+        return messages, self.agent.chat.prompt_ids(messages)
 
     def sampling(self, config: SamplingConfig, *key: int | str) -> Sampling:
         """How to sample the episode named by `key`; its seed depends on the run's and on `key`."""
@@ -116,8 +142,10 @@ class RolloutWorker:
                 score = UNGRADED
                 if episode.end is not EndReason.SANDBOX:
                     steps = [*start.steps, *episode.steps]
+                    # Tasks of users who have no environments need not know of their rewards.
+                    given = () if episode.reward is None else (episode.reward,)
                     with suppress(ToolsLost):
-                        score = await self.task.score(problem, steps, agent.tools)
+                        score = await self.task.score(problem, steps, self.graders, *given)
             except InfrastructureError:
                 on_lost(cost)
                 attempts_left -= 1
@@ -146,8 +174,7 @@ class TreeRollout:
         """See `RolloutWorker.grow`."""
         settings = worker.settings
         budget = budget or settings.growth.n_total
-        prompt_ids = tuple(worker.agent.chat.prompt_ids(problem.messages))
-        self.tree = RolloutTree(problem.id, budget, prompt_ids, problem.messages)
+        self.tree = RolloutTree(problem.id, budget, messages=problem.messages)
         self.ledger = Ledger(budget)
         self.random = Random(derive_seed(settings.seed, "branch", problem.id, step))
         turns = settings.train_turns[min(step, len(settings.train_turns) - 1)]
@@ -165,6 +192,12 @@ class TreeRollout:
         self._numbers = 0
         self._states = uuid.uuid4().hex
         """The name under which the tools keep this tree's states."""
+
+    async def begin(self) -> None:
+        """Ask the tools for the prompt's end. Comes first."""
+        tree = self.tree
+        messages, prompt_ids = await self._worker.begin(self._problem, self._states)
+        tree.messages, tree.prompt_ids = list(messages), tuple(prompt_ids)
 
     @property
     def remaining(self) -> int:
@@ -213,3 +246,13 @@ class TreeRollout:
     async def close(self) -> None:
         """Give up the tree's tool states; it can still be completed, at the cost of replays."""
         await self._agent.tools.release(self._states)
+
+
+def opened_by(messages: Sequence[Message], opening: str | None) -> list[Message]:
+    """A prompt that ends with `opening`: within its last message, if that is the user's."""
+    if opening is None:
+        return list(messages)
+    if messages and messages[-1]["role"] == "user" and isinstance(messages[-1]["content"], str):
+        content = f"{messages[-1]['content']}\n\n{opening}"
+        return [*messages[:-1], {**messages[-1], "content": content}]
+    return [*messages, {"role": "user", "content": opening}]

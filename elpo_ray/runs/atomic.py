@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,3 +62,18 @@ def _rename(partial: Path, final: Path) -> None:
     partial.rename(final)
     shutil.rmtree(replaced, ignore_errors=True)
     flush(final.parent)
+
+
+def check_writable(folder: Path, key: str, value: str) -> None:
+    """Raise ValueError, `key=value: …`, unless `folder` can be written to, or made where it is
+    absent. Leaves nothing behind."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".elpo-", dir=place))
+    except OSError as error:
+        raise ValueError(
+            f"{key}={value!r}: nothing can be written to {place} ({error.strerror}); name a folder "
+            "that you may write to, or free disk space"
+        ) from None

@@ -3,6 +3,7 @@
     runs/NAME/config.yaml            resolved configuration
               metrics.jsonl          one object a step
               tokenizer.json         texts of the dumped token ids
+              base/                  the starting model's files but for its weights
               trees/step_00001.jsonl one tree a line (docs/tree.schema.json)
               checkpoints/step_00005 learner state and `state.json`
               set_aside/             inputs that were given up, each with what it had completed
@@ -29,11 +30,17 @@ from omegaconf import OmegaConf
 from elpo_ray.config import Config
 from elpo_ray.dump import dump_tree
 from elpo_ray.growth.budget import Ledger
+from elpo_ray.growth.fitting import BetaFit
 from elpo_ray.rollout.journal import replay
 from elpo_ray.runs.atomic import new_folder, write_whole
 from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import CheckpointError
+
+WEIGHT_FILES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json",
+)  # fmt: skip
+"""Ends of the names of files that hold weights, or say where they are."""
 
 
 @dataclass(kw_only=True)
@@ -45,6 +52,8 @@ class RunState:
     cursor: int = 0
     """Training problems handed out so far."""
     pass_at_1_before: float | None = None
+    beta_fit: BetaFit = field(default_factory=BetaFit)
+    """What searches by evidence know of recoverable prefixes (`growth.posterior.fit_beta`)."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums over the run: rollouts, tokens, seconds by phase, localizations judged and right."""
 
@@ -60,6 +69,7 @@ class RunFolder:
         self.path = path
         self.trees = path / "trees"
         self.checkpoints = path / "checkpoints"
+        self.base = path / "base"
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
@@ -115,6 +125,12 @@ class RunFolder:
         """Copy the tokenizer of a model folder, if it is a fast one."""
         if (model / "tokenizer.json").is_file():
             shutil.copyfile(model / "tokenizer.json", self.path / "tokenizer.json")
+
+    def keep_base(self, model: Path) -> None:
+        """Copy the files of the starting model that hold no weights, so that a checkpoint becomes a
+        model folder without it."""
+        with new_folder(self.base) as partial:
+            copy_but_weights(model, partial)
 
     def write_trees(self, step: int, trees: Iterable[RolloutTree], *, tokens: bool = True) -> None:
         """Dump the trees of a step, counted from 1; `tokens` as in `dump.dump_tree`."""
@@ -185,8 +201,26 @@ class RunFolder:
             shutil.rmtree(old)
 
 
+def run_of(path: Path) -> RunFolder | None:
+    """The run that a folder is, or is a checkpoint of."""
+    parents = [path.parent.parent] if path.parent.name == "checkpoints" else []
+    for candidate in (path, *parents):
+        if (candidate / "config.yaml").is_file() and (candidate / "checkpoints").is_dir():
+            return RunFolder(candidate)
+    return None
+
+
+def copy_but_weights(source: Path, target: Path) -> None:
+    """Copy the files of a model folder that hold no weights."""
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHT_FILES):
+            shutil.copyfile(file, target / file.name)
+
+
 def read_state(checkpoint: Path) -> RunState:
-    return RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    fields = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    fit = BetaFit(**fields.pop("beta_fit", {}))
+    return RunState(**fields, beta_fit=fit)
 
 
 def _plain(value: Any) -> Any:

@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from elpo_ray.config import Config
-from elpo_ray.config.growth import BelConfig, GrowthConfig
+from elpo_ray.config.growth import GrowthConfig
+from elpo_ray.growth import fair_roots
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
 from elpo_ray.runs.trackers import Sink, sample_trees, trackers
 from elpo_ray.scheduling.dynamic_sampling import StepBatch, has_contrast
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import Score, Values
+from elpo_ray.types import Values
 
 
 def mean(values: Sequence[float]) -> float:
@@ -31,39 +32,30 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
-    """Numbers of one step's trees.
+def tree_metrics(
+    trees: Sequence[RolloutTree], growth: GrowthConfig, *, fixed: bool = True
+) -> Values:
+    """Numbers of one step's trees; `fixed`: every input spent its own budget.
 
-    `pass_at_1` counts only trajectories sampled from the prompt (completions of a chosen prefix are
-    no fair sample of the policy), and every input alike: an input that succeeds samples more of
-    them before its failures suffice for a search.
+    `pass_at_1` is `fair_pass_at_1` of all of them.
     """
     spent = sum((Totals.of(tree.ledger) for tree in trees), Totals())
     all_scores = [leaf.score for tree in trees for leaf in tree.leaves() if leaf.score]
     scores = [score for score in all_scores if score.graded]
-    from_prompt = [
-        mean(successes)
-        for tree in trees
-        if (
-            successes := [
-                float(score.success)
-                for entry in tree.ledger
-                if (score := _root_score(tree, entry)) and score.graded
-            ]
-        )
-    ]
+    bel = growth.bel
     searches = [(tree, search) for tree in trees for search in tree.localizations]
     found = [len(t.path(s.critical)) for t, s in searches if s.critical is not None]
     nodes = [(node, step) for tree in trees for node in tree.nodes if (step := node.step)]
     kinds = Counter(step.result.kind.value for _, step in nodes if step.result is not None)
     return {
         "reward": mean([score.reward for score in scores]),
-        "pass_at_1": mean(from_prompt),
+        "pass_at_1": fair_pass_at_1(trees, growth, fixed=fixed),
         "rollouts": spent.rollouts,
         "rollouts_root": spent.roots,
         "rollouts_probe": spent.probes,
         "rollouts_lost": spent.lost,
         "ungraded": len(all_scores) - len(scores),
+        "reward_errors": sum(bool(score.error) for score in all_scores),
         "tokens_generated": spent.tokens,
         "tool_seconds": spent.tool_seconds,
         "searches": len(searches),
@@ -72,7 +64,41 @@ def tree_metrics(trees: Sequence[RolloutTree], bel: BelConfig) -> Values:
         "entropy_root": mean([segment_entropy(s, bel) for n, s in nodes if n.parent == 0]),
         "entropy_tool": mean([segment_entropy(s, bel) for n, s in nodes if n.parent != 0]),
         "turns_per_rollout": mean([len(t.path(leaf.id)) for t in trees for leaf in t.leaves()]),
+        **posterior_metrics(trees),
         **{f"tool/{kind}": count for kind, count in sorted(kinds.items())},
+    }
+
+
+def fair_pass_at_1(
+    trees: Sequence[RolloutTree], growth: GrowthConfig, *, fixed: bool = True
+) -> float:
+    """The mean success of the trajectories that each input begins with (`growth.fair_roots`), every
+    input alike. Completions of a chosen prefix are no fair sample of the policy, nor are later
+    trajectories from the prompt: a rule that stops sampling them when enough have failed sees too
+    many failures."""
+    first = [_first_outcomes(tree, fair_roots(growth, fixed=fixed)) for tree in trees]
+    return mean([mean(outcomes) for outcomes in first if outcomes])
+
+
+def posterior_metrics(trees: Sequence[RolloutTree]) -> Values:
+    """Numbers of searches by evidence; none where there was no such search."""
+    beliefs = [
+        (search, search.posterior)
+        for tree in trees
+        for search in tree.localizations
+        if search.posterior is not None
+    ]
+    if not beliefs:
+        return {}
+    named = [max(belief.last) for search, belief in beliefs if search.critical is not None]
+    alike = [max((known.attempts for known in belief.free), default=0) for _, belief in beliefs]
+    a, b = beliefs[0][1].beta
+    return {
+        "posterior/named": mean(named),
+        "posterior/highest": mean([max(belief.last) for _, belief in beliefs]),
+        "posterior/probes": mean([len(search.probes) for search, _ in beliefs]),
+        "posterior/alike": mean(alike),
+        "posterior/beta_mean": a / (a + b),
     }
 
 
@@ -114,12 +140,19 @@ def rollout_metrics(trees: Sequence[RolloutTree], n_total: int, version: int) ->
     }
 
 
-def step_metrics(batch: StepBatch, growth: GrowthConfig, step: int) -> Values:
+def step_metrics(
+    batch: StepBatch, growth: GrowthConfig, step: int, *, fixed: bool = True
+) -> Values:
     """Numbers of everything that the `step`-th step grew, also what was not trained on; `step`
-    counts from 1."""
+    counts from 1. `fixed` as in `tree_metrics`. `pass_at_1` is that of the first generation batch:
+    dynamic sampling stops once enough inputs have contrast, so that all inputs would be no fair
+    sample."""
     trees = batch.trees
-    values = tree_metrics(trees, growth.bel) | rollout_metrics(trees, growth.n_total, step - 1)
+    values = tree_metrics(trees, growth, fixed=fixed) | rollout_metrics(
+        trees, growth.n_total, step - 1
+    )
     return values | {
+        "pass_at_1": fair_pass_at_1(batch.fair, growth, fixed=fixed),
         "inputs_grown": len(batch.grown),
         "inputs_trained": len(batch.trained),
         "tokens_per_second": values["tokens_generated"] / max(batch.seconds, 1e-9),
@@ -144,12 +177,16 @@ def comparison_axes(totals: Values) -> Values:
     }
 
 
-def _root_score(tree: RolloutTree, entry: dict[str, Any]) -> Score | None:
-    """The score of a ledger entry that paid for a trajectory from the prompt, else None."""
-    if not entry["charged"] or entry["kind"] != SpendKind.ROOT:
-        return None
-    leaf: int = entry["leaf"]
-    return tree.nodes[leaf].score
+def _first_outcomes(tree: RolloutTree, count: int) -> list[float]:
+    """Success of the first `count` trajectories from the prompt, of those that have a verdict. The
+    ledger has them before all that was asked for later."""
+    leaves = [
+        entry["leaf"]
+        for entry in tree.ledger
+        if entry["charged"] and entry["kind"] == SpendKind.ROOT
+    ]
+    scores = [tree.nodes[leaf].score for leaf in leaves[:count]]
+    return [float(score.success) for score in scores if score is not None and score.graded]
 
 
 class Stopwatch:

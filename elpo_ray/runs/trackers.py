@@ -1,4 +1,4 @@
-"""Experiment trackers: Weights & Biases, TensorBoard and MLflow behind one `Tracker`.
+"""Experiment trackers: the built-in ones and the user's own behind one `Tracker`.
 
 Each gets every number of `metrics.jsonl` under the same name, and a few sample trees a step as
 text. A tracker is imported when it is asked for; `check_trackers` says beforehand what is missing.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from elpo_ray.config import Config
+from elpo_ray.config.dotted import check_call, is_path, load_object
 from elpo_ray.config.rules import require
-from elpo_ray.config.run import LoggingConfig, WandbMode
+from elpo_ray.config.run import LoggingConfig, TrackerName, WandbMode
 from elpo_ray.config.values import flattened, plain
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Values
@@ -24,6 +26,8 @@ _SAMPLES = 2
 """The number of trees that a step shows."""
 _MAX_CHARS = 4000
 """The most characters of a trajectory's text."""
+METHODS = ("write", "show", "close")
+"""What a `Tracker` has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,36 +89,82 @@ def _text(tree: RolloutTree, path: Sequence[int], critical: int | None) -> str:
 
 
 def check_trackers(config: LoggingConfig) -> None:
-    """Raise ValueError if a tracker was asked for that is not installed."""
-    for key, wanted, module in (
-        ("wandb", config.wandb is not WandbMode.disabled, "wandb"),
-        ("tensorboard", config.tensorboard, "tensorboard"),
-        ("mlflow", config.mlflow is not None, "mlflow"),
-    ):
+    """Raise ValueError if a tracker was asked for that is not installed, or that is the user's and
+    cannot be used as configured."""
+    for name, options in config.wanted.items():
+        key = "logging.trackers" if is_path(name) else f"logging.{name}"
         require(
-            not wanted or importlib.util.find_spec(module) is not None,
-            f"logging.{key}",
-            getattr(config, key),
-            f"the package {module} is missing; pip install 'elpo_ray[trackers]'",
+            is_path(name) or importlib.util.find_spec(name) is not None,
+            key,
+            getattr(config, name, name),
+            f"the package {name} is missing; pip install 'elpo_ray[trackers]'",
         )
+        factory = load_object(key, name) if is_path(name) else BUILT_IN[name]
+        where = f"{key}={name!r}"
+        check_call(where, factory, ("folder", "config"), options)
+        if isinstance(factory, type):
+            _check_methods(where, factory)
 
 
 def trackers(folder: Path, config: Config) -> list[Tracker]:
     """The trackers that `config.logging` asks for."""
-    sinks: list[Tracker] = []
-    if config.logging.wandb is not WandbMode.disabled:
-        sinks.append(WandbSink(folder, config))
-    if config.logging.tensorboard:
-        sinks.append(TensorboardSink(folder / "tensorboard"))
-    if config.logging.mlflow is not None:
-        sinks.append(MlflowSink(config.logging.mlflow, folder.name, config))
-    return sinks
+    return [
+        OwnTracker(name, folder, config, options)
+        if is_path(name)
+        else BUILT_IN[name](folder, config, **options)
+        for name, options in config.logging.wanted.items()
+    ]
+
+
+def _check_methods(where: str, kind: type) -> None:
+    missing = [name for name in METHODS if not callable(getattr(kind, name, None))]
+    if missing:
+        raise ValueError(
+            f"{where}: {kind.__name__} has no {', '.join(missing)}; a tracker has "
+            f"{', '.join(METHODS)} (elpo_ray.runs.trackers.Tracker)"
+        )
+
+
+class OwnTracker:
+    """A tracker of the user's. Once it has raised, the run says so and goes on without it."""
+
+    def __init__(self, path: str, folder: Path, config: Config, options: dict[str, Any]) -> None:
+        """ValueError if it cannot be made."""
+        self._where = f"logging.trackers={path!r}"
+        try:
+            made = load_object("logging.trackers", path)(folder, config, **options)
+        except Exception as fault:  # the user's code is a boundary
+            raise ValueError(f"{self._where}: raised {type(fault).__name__}: {fault}") from fault
+        _check_methods(self._where, type(made))
+        self._tracker: Tracker | None = made
+
+    def write(self, step: int, values: Values) -> None:
+        self._call("write", step, values)
+
+    def show(self, step: int, samples: Sequence[SampleTree]) -> None:
+        self._call("show", step, samples)
+
+    def close(self) -> None:
+        self._call("close")
+
+    def _call(self, name: str, *given: Any) -> None:
+        if self._tracker is None:
+            return
+        try:
+            getattr(self._tracker, name)(*given)
+        except Exception as fault:  # the user's code is a boundary
+            self._tracker = None
+            print(
+                f"elpo_ray: {self._where}: {name} raised {type(fault).__name__}: {fault}; the run "
+                "goes on without this tracker",
+                file=sys.stderr,
+            )
 
 
 class WandbSink:
     """Weights & Biases, offline by default; its files lie in the run folder."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, mode: str = "offline") -> None:
         import wandb
 
         self._wandb = wandb
@@ -122,7 +172,7 @@ class WandbSink:
             project=config.logging.project,
             name=folder.name,
             dir=str(folder),
-            mode=config.logging.wandb.value,
+            mode=WandbMode(mode).value,
             config=plain(config),
             settings=wandb.Settings(silent=True),
         )
@@ -142,10 +192,10 @@ class WandbSink:
 class TensorboardSink:
     """TensorBoard event files: `tensorboard --logdir runs`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Config) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder))
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, values: Values) -> None:
         for name, value in values.items():
@@ -164,7 +214,7 @@ class TensorboardSink:
 class MlflowSink:
     """An MLflow run under `config.logging.project`, on a server or in a folder."""
 
-    def __init__(self, uri: str, name: str, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, uri: str) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
@@ -176,7 +226,7 @@ class MlflowSink:
         experiment_id = (
             experiment.experiment_id if experiment else self._client.create_experiment(project)
         )
-        self._id = self._client.create_run(experiment_id, run_name=name).info.run_id
+        self._id = self._client.create_run(experiment_id, run_name=folder.name).info.run_id
         flat: list[Any] = [
             Param(key, str(value)[:500]) for key, value in flattened(plain(config)).items()
         ]
@@ -193,3 +243,10 @@ class MlflowSink:
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
+
+
+BUILT_IN: dict[str, Callable[..., Tracker]] = {
+    TrackerName.wandb: WandbSink,
+    TrackerName.tensorboard: TensorboardSink,
+    TrackerName.mlflow: MlflowSink,
+}

@@ -29,10 +29,18 @@ class StepBatch:
     """Inputs of the training stream that were used up, those that were set aside included."""
     seconds: float
     """Seconds that growing took."""
+    first: int | None = None
+    """How many of `grown` belong to the first batch; None: all. How many come after them depends on
+    outcomes."""
 
     @property
     def inputs(self) -> list[Problem]:
         return [problem for problem, _ in self.grown]
+
+    @property
+    def fair(self) -> list[RolloutTree]:
+        """The trees that were grown whatever came of them."""
+        return self.trees[: self.first]
 
     @property
     def trees(self) -> list[RolloutTree]:
@@ -52,14 +60,16 @@ def collect(
     grown: list[Grown] = []
     kept: list[RolloutTree] = []
     taken = 0
+    first: int | None = None
     for _ in range(config.max_batches):
         further = grow(taken, wanted * config.batch_factor)
         taken += wanted * config.batch_factor
         grown.extend(further)
+        first = len(grown) if first is None else first
         kept.extend(tree for _, tree in further if has_contrast(tree))
         if len(kept) >= wanted:
             break
-    return StepBatch(grown, kept[:wanted], taken, time.monotonic() - began)
+    return StepBatch(grown, kept[:wanted], taken, time.monotonic() - began, first)
 
 
 def has_contrast(tree: RolloutTree) -> bool:

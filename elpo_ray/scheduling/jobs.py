@@ -45,9 +45,13 @@ class GrowJob(Job[TreeEnd]):
     """Rollouts that the input may spend."""
     journal: Sequence[Completion] = ()
     """What other workers, or this one with a smaller budget, completed before."""
+    beta: tuple[float, float] | None = None
+    """What `growth.posterior.beta` is in this step; None: what the configuration says."""
 
     async def run(self, worker: RolloutWorker, on_complete: OnComplete) -> TreeEnd:
-        tree = await worker.grow(self.problem, self.step, self.budget, self.journal, on_complete)
+        tree = await worker.grow(
+            self.problem, self.step, self.budget, self.journal, on_complete, self.beta
+        )
         return TreeEnd.of(tree)
 
 
@@ -83,6 +87,8 @@ class Report:
     """What the worker is doing, in words."""
     version: int = 0
     """Version of the weights that the worker serves."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should be told, once."""
 
     @property
     def progress(self) -> bool:

@@ -16,14 +16,13 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
-from typing import Any
 
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.arithmetic import Left, Move, Rules, describe, reachable, session_code
-from elpo_ray.tasks.rewards import all_or_nothing
+from elpo_ray.tasks.rewards import all_or_nothing, answer_turn
 from elpo_ray.tools import code_interpreter
-from elpo_ray.types import FinishReason, Message, Problem, Score, Step, ToolKind
+from elpo_ray.types import Message, Problem, RewardValue, Score, Step, ToolKind
 
 SYSTEM = (
     "Make the target from all the numbers. Each step, call combine(a, op, b) on two of them. "
@@ -44,8 +43,6 @@ MAX_DRAWS = 100_000
 
 class Countdown:
     """The embedded default task; see `CountdownConfig` for its difficulty."""
-
-    tools: Sequence[dict[str, Any]] = (code_interpreter.SCHEMA,)
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         self._config = config.countdown
@@ -83,7 +80,13 @@ class Countdown:
         messages.append({"role": "assistant", "content": f"answer: {target}"})
         return messages
 
-    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
+    async def score(
+        self,
+        problem: Problem,
+        steps: Sequence[Step],
+        tools: Tools,
+        environment: RewardValue = None,
+    ) -> Score:
         """Success iff the calls leave the target alone and the answer turn names it."""
         return all_or_nothing(self._succeeded(problem, steps))
 
@@ -102,11 +105,8 @@ class Countdown:
         return problem.ground_truth in reachable(left, self._rules)
 
     def _succeeded(self, problem: Problem, steps: Sequence[Step]) -> bool:
-        if not steps or steps[-1].result is not None:
-            return False
-        if steps[-1].turn.finish is not FinishReason.STOP:
-            return False
-        answer = ANSWER.fullmatch(steps[-1].action_text.strip())
+        text = answer_turn(steps)
+        answer = None if text is None else ANSWER.fullmatch(text.strip())
         target = problem.ground_truth
         return (
             answer is not None

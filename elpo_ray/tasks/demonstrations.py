@@ -1,4 +1,4 @@
-"""Solved conversations for the cold start, with the fields of Gen-Verse/Open-AgentRL-SFT-3K.
+"""Solved conversations for the cold start, as Gen-Verse/Open-AgentRL-SFT-3K writes them.
 
 A row has `messages`: an optional system message, a question, then assistant turns, each call
 answered by a `tool` message, and an answer at the end. Only assistant turns are trained on.
@@ -7,10 +7,11 @@ answered by a `tool` message, and an answer at the end. Only assistant turns are
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
+from elpo_ray.chat.calls import checked_call
 from elpo_ray.tasks.sources import Row
-from elpo_ray.tools import code_interpreter
 from elpo_ray.types import Message
 
 AFTER: dict[str, set[str | None]] = {
@@ -67,13 +68,20 @@ def _call(call: Any) -> dict[str, Any]:
             arguments = json.loads(arguments)
         except ValueError:
             raise ValueError("a call's arguments are not JSON") from None
-    if not isinstance(arguments, dict) or not isinstance(arguments.get("code"), str):
-        raise ValueError(f"a call without the argument code of {code_interpreter.NAME}")
-    assert isinstance(function, dict)
-    if function.get("name") != code_interpreter.NAME:
-        raise ValueError(f"a call of {function.get('name')!r}; the tool is {code_interpreter.NAME}")
-    # Parquet gives every call all keys that any call has: only the argument that counts is kept.
-    return {
-        "type": "function",
-        "function": {"name": code_interpreter.NAME, "arguments": {"code": arguments["code"]}},
-    }
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError('a call without a name; use {"function": {"name": …, "arguments": {…}}}')
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the call of {function['name']} has no arguments; use an object, or {{}}")
+    # Parquet gives every call all keys that any call has, those that are not its own as null.
+    given = {key: value for key, value in arguments.items() if value is not None}
+    return {"type": "function", "function": {"name": function["name"], "arguments": given}}
+
+
+def check_calls(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError for a call that no tool of the task understands."""
+    known = {tool["function"]["name"]: tool["function"] for tool in tools}
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            fault = checked_call(call["function"]["name"], call["function"]["arguments"], known)
+            if isinstance(fault, str):
+                raise ValueError(fault)

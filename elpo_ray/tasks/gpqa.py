@@ -13,15 +13,16 @@ from elpo_ray.types import Problem
 
 LETTERS = "ABCD"
 WRONG = tuple(f"Incorrect Answer {number}" for number in (1, 2, 3))
-PROMPT = (
+QUESTION = (
     "Work out the following question of {domain} step by step.\n\n{question}\n\n{options}\n\n"
-    + TOOL_ADVICE
-    + " Once you are certain, stop calling the tool and state the capital letter of the right "
-    r"option as \boxed{{letter}}."
 )
+ANSWER = r"state the capital letter of the right option as \boxed{{letter}}."
+PROMPT = f"{QUESTION}{TOOL_ADVICE} Once you are certain, stop calling the tool and {ANSWER}"
+PLAIN_PROMPT = f"{QUESTION}Once you are certain, {ANSWER}"
+"""Where the policy cannot run code."""
 
 
-def read(row: Row, id: str, seed: int) -> Problem:
+def read(row: Row, id: str, seed: int, code: bool) -> Problem:
     """A row in the set's own fields; the order of the options depends on the seed and on the
     question, not on the row's place."""
     question, right = text_of(row, "Question"), text_of(row, "Correct Answer")
@@ -30,7 +31,8 @@ def read(row: Row, id: str, seed: int) -> Problem:
     random.Random(f"{seed}/{question}").shuffle(order)
     listed = "\n".join(f"{LETTERS[i]}. {options[k]}" for i, k in enumerate(order))
     domain = str(row.get("High-level domain") or "science").lower()
-    content = PROMPT.format(domain=domain, question=question, options=listed)
+    asked = PROMPT if code else PLAIN_PROMPT
+    content = asked.format(domain=domain, question=question, options=listed)
     return Problem(
         id=id,
         messages=({"role": "user", "content": content},),
@@ -39,7 +41,7 @@ def read(row: Row, id: str, seed: int) -> Problem:
     )
 
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     TaskName.gpqa_diamond: Family(
         read=read,
         held_out=Source(

@@ -15,28 +15,26 @@ from elpo_ray.tasks.rewards import KIND, LIVECODEBENCH
 from elpo_ray.tasks.sources import Row, Source, text_of
 from elpo_ray.types import Problem
 
-STRATEGY = (
-    "Think about the algorithm and its running time first, then use the tool to try your program "
-    "on examples."
-)
+STRATEGY = "Think about the algorithm and its running time first"
+TRIAL = ", then use the tool to try your program on examples."
 STDIN = "The program reads from standard input and writes to standard output."
-SUBMIT = "Once it works, stop calling the tool and submit the whole program in one ```python block."
+SUBMIT = "submit the whole program in one ```python block."
 TEST_FIELDS = ("public_test_cases", "private_test_cases", "metadata")
 
 
-def read(row: Row, id: str, seed: int) -> Problem:
+def read(row: Row, id: str, seed: int, code: bool) -> Problem:
     """The tests stay packed until a program is judged."""
     for name in TEST_FIELDS[:2]:
         text_of(row, name)
     return Problem(
         id=id,
-        messages=({"role": "user", "content": _prompt(row)},),
+        messages=({"role": "user", "content": _prompt(row, code)},),
         ground_truth={name: row.get(name) for name in TEST_FIELDS},
         extra={KIND: LIVECODEBENCH, "contest_date": str(row.get("contest_date") or "")},
     )
 
 
-def _prompt(row: Row) -> str:
+def _prompt(row: Row, code: bool) -> str:
     starter = str(row.get("starter_code") or "").strip()
     parts = ["Solve the following programming problem in Python.", text_of(row, "question_content")]
     examples = [
@@ -48,7 +46,14 @@ def _prompt(row: Row) -> str:
         parts.append(f"Complete this code and keep its names:\n\n```python\n{starter}\n```")
     else:
         parts.append(STDIN)
-    return "\n\n".join([*parts, f"{STRATEGY} {SUBMIT}"])
+    return "\n\n".join([*parts, submission(code)])
+
+
+def submission(code: bool) -> str:
+    """How to arrive at a program; `code`: by trying it."""
+    if not code:
+        return f"{STRATEGY}. Then {SUBMIT}"
+    return f"{STRATEGY}{TRIAL} Once it works, stop calling the tool and {SUBMIT}"
 
 
 def within(row: Row, config: TaskConfig) -> bool:
@@ -66,7 +71,7 @@ def within(row: Row, config: TaskConfig) -> bool:
     return (config.contest_from or "") <= day <= (config.contest_until or "9999")
 
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     TaskName.livecodebench_v6: Family(
         read=read,
         keep=within,

@@ -10,18 +10,18 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-from elpo_ray.config.task import TaskConfig, TaskName
+from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.demonstrations import read_demonstration
-from elpo_ray.tasks.rewards import Reward
+from elpo_ray.tasks.rewards import KIND, MATH, Reward
 from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
-from elpo_ray.tools import code_interpreter
-from elpo_ray.types import Message, Problem, Score, Step
+from elpo_ray.tools.catalog import judged
+from elpo_ray.types import Message, Problem, RewardValue, Score, Step
 
-Reader = Callable[[Row, str, int], Problem]
-"""(row, id, seed) -> its problem. ValueError says what is wrong with it."""
+Reader = Callable[[Row, str, int, bool], Problem]
+"""(row, id, seed, code) -> its problem; `code`: the policy may run code, which the prompt advises.
+ValueError says what is wrong with the row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +39,7 @@ class Family:
 class ProblemSet:
     """`interfaces.Task` over the rows of a family."""
 
-    tools: Sequence[dict[str, Any]] = (code_interpreter.SCHEMA,)
-
-    def __init__(self, families: Mapping[TaskName, Family], config: TaskConfig, seed: int) -> None:
+    def __init__(self, families: Mapping[str, Family], config: TaskConfig, seed: int) -> None:
         """`seed` orders the training stream and the options of multiple-choice problems.
         ValueError if the user's reward function cannot be loaded."""
         self._families = families
@@ -64,13 +62,23 @@ class ProblemSet:
         after the other, or the family's own. ValueError without a usable split."""
         return self._held_out[:count]
 
-    async def score(self, problem: Problem, steps: Sequence[Step], tools: Tools) -> Score:
-        """Grade the answer by `task.reward`."""
-        return await self._reward.score(problem, steps, tools)
+    async def score(
+        self,
+        problem: Problem,
+        steps: Sequence[Step],
+        tools: Tools,
+        environment: RewardValue = None,
+    ) -> Score:
+        """Grade the answer by `task.reward`, or as the environment says."""
+        return await self._reward.score(problem, steps, tools, environment)
 
     def answer(self, problem: Problem, steps: Sequence[Step]) -> str | None:
         """What the last box holds; None for programs."""
         return self._reward.answer(problem, steps)
+
+    async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+        """The equality that grades decides."""
+        return await self._reward.same_answer(problem, first, second)
 
     def recoverable(self, problem: Problem, steps: Sequence[Step]) -> bool | None:
         """No oracle."""
@@ -82,11 +90,16 @@ class ProblemSet:
         return self._demonstrations[index] if index < len(self._demonstrations) else None
 
     @cached_property
+    def _judged(self) -> bool:
+        """Whether an environment among the tools says what a trajectory is worth."""
+        return self._config.reward.name is None and judged(self._config)
+
+    @cached_property
     def _train(self) -> list[Problem]:
         config = self._config
         if config.train_file is None and self._family.train is None:
             raise ValueError(
-                f"task.train_file=None: {config.name.value} has no training split of its own; name "
+                f"task.train_file=None: {config.name} has no training split of its own; name "
                 "a JSON-lines or parquet file of problems with the same fields (docs/tasks.md), or "
                 "train on another task and evaluate on this one with task.eval_sets"
             )
@@ -102,21 +115,30 @@ class ProblemSet:
             return [p for name in config.eval_sets for p in self._set(name, None)]
         return self._set(config.name, config.eval_file)
 
-    def _set(self, name: TaskName, file: str | None) -> list[Problem]:
+    def _set(self, name: str, file: str | None) -> list[Problem]:
         if name not in self._families:
             raise ValueError(
-                f"task.eval_sets={name.value}: no data set; use some of "
-                f"{', '.join(family.value for family in self._families)}"
+                f"task.eval_sets={name}: no data set; use some of {', '.join(self._families)}"
             )
         family, config = self._families[name], self._config
         table = load(family.held_out, "task.eval_file", file, config.data_dir)
         kept = [row for row in table.rows if family.keep(row, config)]
         if not kept:
             raise ValueError(f"{table.origin}: no row within task.contest_from..contest_until")
-        return self._read(family, replace(table, rows=kept), name.value)
+        return self._read(family, replace(table, rows=kept), name)
 
     def _read(self, family: Family, table: Table, prefix: str) -> list[Problem]:
-        return table.each(lambda row, number: family.read(row, f"{prefix}-{number}", self._seed))
+        def read(row: Row, number: int) -> Problem:
+            code = self._config.interpreter
+            problem = family.read(row, f"{prefix}-{number}", self._seed, code)
+            text = isinstance(problem.ground_truth, str) or problem.extra.get(KIND) != MATH
+            if self._reward.needs_answer and not text and not self._judged:
+                raise ValueError(
+                    "no answer: give it as text, or score without one (task.reward=module:function)"
+                )
+            return problem
+
+        return table.each(read)
 
     @cached_property
     def _demonstrations(self) -> list[list[Message]]:

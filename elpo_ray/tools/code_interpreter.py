@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from elpo_ray.config.task import CODE_INTERPRETER
 from elpo_ray.types import ToolCall
 
-NAME = "code_interpreter"
+NAME = CODE_INTERPRETER
 
 SCHEMA: dict[str, Any] = {
     "type": "function",
@@ -22,6 +23,16 @@ SCHEMA: dict[str, Any] = {
     },
 }
 """OpenAI function schema, rendered into the prompt by the chat template."""
+
+STATELESS_SCHEMA: dict[str, Any] = {
+    **SCHEMA,
+    "function": {
+        **SCHEMA["function"],
+        "description": "Run Python code. Every call starts anew: names and files of earlier calls "
+        "are gone.",
+    },
+}
+"""The same where `sandbox.stateless`."""
 
 
 def code_of(call: ToolCall | None) -> str | None:

@@ -17,7 +17,15 @@ from elpo_ray.chat.calls import checked_call
 from elpo_ray.config.rollout import LastLine, SandboxConfig
 from elpo_ray.tools.code_interpreter import NAME, SCHEMA, printing_last_line
 from elpo_ray.tools.sandbox_host import Opened
-from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult, ToolsLost
+from elpo_ray.types import (
+    InfrastructureError,
+    Problem,
+    RewardValue,
+    ToolCall,
+    ToolKind,
+    ToolResult,
+    ToolsLost,
+)
 from sandbox.results import CallResult, Keep, Kind, ReplayDiverged, SandboxFailure, SessionState
 
 _MIN_CALLS = 100
@@ -83,6 +91,10 @@ class PooledTools:
         """Attempts at them that the sandbox lost, those that a retry made good included."""
         self.lost = 0
         """Calls that the sandbox lost for good."""
+
+    async def begin(self, problem: Problem, tree: str) -> str | None:
+        """Nothing: an interpreter is set up when it is first called."""
+        return None
 
     async def open(
         self,
@@ -180,6 +192,10 @@ class PooledSession:
             queue_s=result.queue_s,
             restored_by=result.restored_by,
         )
+
+    async def reward(self) -> RewardValue:
+        """None: an interpreter does not judge."""
+        return None
 
     async def close(self) -> None:
         """End the session. May be called again."""

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from elpo_ray import credit, growth
+from elpo_ray.cluster.devices import check_address, check_gpus, gpus_here
 from elpo_ray.config import Config
+from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.learner import Packing
+from elpo_ray.config.modules import check_modules, use_modules
+from elpo_ray.config.rollout import Transfer
 from elpo_ray.config.rules import require
+from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.config.task import TaskName
 from elpo_ray.interfaces import Task
 from elpo_ray.models.folder import check_context, check_model_path, local_folder
+from elpo_ray.runs.atomic import check_writable
+from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.trackers import check_trackers
-from elpo_ray.tasks.rewards import load_function
+from elpo_ray.tasks import make_task
+from elpo_ray.tools.caller import Caller
+from elpo_ray.tools.catalog import joined, schemas, sources
+from elpo_ray.tools.variables import named
 
 PROMPTS_CHECKED = 64
 """Training problems, besides the held-out ones, whose prompts are measured against the context."""
@@ -18,8 +30,14 @@ PROMPTS_CHECKED = 64
 
 def check(config: Config) -> None:
     """Raise ValueError for what the schema alone cannot see: files, packages, the model."""
+    check_modules(config.task.modules)
+    use_modules(config.task.modules)
     _check_files(config)
     check_trackers(config.logging)
+    check_rules(config.algorithm, shared_budget=config.budget.scope is BudgetScope.batch)
+    schemas(config.task, config.sandbox)
+    named(config.task.env)
+    make_task(config.task, config.trainer.seed)  # it checks the user's own task and reward
     if config.model.path is not None:
         check_model_path(config.model.path)
     require(
@@ -34,6 +52,12 @@ def check(config: Config) -> None:
         config.engine.endpoint,
         "an endpoint can be evaluated (python -m elpo_ray.evaluate), not trained",
     )
+
+
+def check_rules(algorithm: AlgorithmConfig, *, shared_budget: bool = False) -> None:
+    """Raise ValueError if a rule of the user's cannot be used as configured."""
+    growth.check(algorithm.growth, shared_budget=shared_budget)
+    credit.check(algorithm.credit)
 
 
 def _check_files(config: Config) -> None:
@@ -52,14 +76,48 @@ def _check_files(config: Config) -> None:
         folder,
         f"no such folder under {Path.cwd()}; name the one with the data sets (docs/tasks.md)",
     )
-    if config.task.reward.function is not None:
-        load_function(config.task.reward.function)
-    if config.task.name is TaskName.jsonl and not config.check_only:
+    if config.task.name == TaskName.jsonl:
         for key in ("train_file", "eval_file"):
             value = getattr(config.task, key)
             require(
                 value is not None, f"task.{key}", value, "name a JSON-lines file (docs/tasks.md)"
             )
+
+
+def check_machine(config: Config, *, engines: bool = True) -> None:
+    """Raise ValueError for what this machine lacks: the run to resume, folders that can be written
+    to, GPUs. Those of a cluster that is joined are counted when it is (`cluster.Cluster`).
+    `engines`: whether the run has any."""
+    trainer, cache = config.trainer, config.cold_start.cache
+    run = RunFolder.of(config)
+    place = ("run_dir", trainer.run_dir) if trainer.resume is None else ("resume", trainer.resume)
+    check_writable(run.path, f"trainer.{place[0]}", place[1])
+    if config.model.path is None or config.cold_start.enabled:
+        check_writable(Path(cache), "cold_start.cache", cache)
+    if config.cluster.address is not None:
+        check_address(config.cluster.address)
+    elif config.cluster.gpus:
+        check_gpus(config, gpus_here(), engines=engines)
+
+
+def check_model(config: Config, folder: Path) -> str | None:
+    """Raise ValueError, saying why, if the learner cannot train the model in `folder` or the
+    engines cannot take its weights. Returns a line for the user where shared prefixes are asked for
+    and the model does not allow them, else None. A tiny model is known to be in order."""
+    if config.model.path is None:
+        return None
+    from elpo_ray.models.architectures import causal_lm, check_trainable  # with torch
+    from elpo_ray.models.layout import check_layout
+
+    folder = local_folder(folder)
+    verdict = check_trainable(folder, config.model.max_context)
+    check_layout(folder, causal_lm(folder)[1], complete=config.transfer is Transfer.host)
+    if config.learner.packing is verdict.packing or config.learner.packing is Packing.flat:
+        return None
+    return (
+        f"learner.packing={config.learner.packing.value}: {folder.name} is trained on flat "
+        f"sequences, since {verdict.reason}"
+    )
 
 
 def check_prompts(config: Config, task: Task, folder: Path) -> None:
@@ -68,10 +126,15 @@ def check_prompts(config: Config, task: Task, folder: Path) -> None:
     from elpo_ray.chat.template import Chat  # seconds to import, which `check` must not take
 
     room = config.model.max_context
-    check_context(local_folder(folder), "model.max_context", room)
-    chat = Chat.from_folder(str(local_folder(folder)), task.tools)
+    here = local_folder(folder, weights=False)
+    check_context(here, "model.max_context", room)
+    made = sources(config.task, Caller(config.task.tool_timeout_s))
+    tools = joined(config.task, config.sandbox, made)
+    chat = Chat.from_folder(str(here), tools, config.model)
     problems = [task.train_problem(index) for index in range(PROMPTS_CHECKED)]
     for problem in problems + task.eval_problems(config.task.eval_problems):
+        for source in made:
+            source.check(problem)
         length = len(chat.prompt_ids(problem.messages))
         require(
             length < room,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,12 +26,15 @@ from elpo_ray.cluster.learner import LearnerGroup
 from elpo_ray.config import Config
 from elpo_ray.forest.trees import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
-from elpo_ray.models.base import base_key, base_model, conversations, digest
+from elpo_ray.learner.saved import starting_folder
+from elpo_ray.models.base import base_key, conversations, demonstrations_key, digest
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics, progress_bar
 from elpo_ray.tasks import make_task
+from elpo_ray.tools.catalog import schemas
+from elpo_ray.training.checks import check_model
 from elpo_ray.training.loop import Outcome, RunLoop
 
 STEPS_PER_CALL = 10
@@ -56,7 +60,7 @@ def starting_model(
     """
     if not config.cold_start.enabled or config.trainer.resume is not None:
         return StartingModel(base, None)
-    folder = Path(config.cold_start.cache) / f"cold-start-{digest(_cold_start_key(config))}"
+    folder = _cached(config, task, base)
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
         return StartingModel(folder, None)
@@ -79,48 +83,83 @@ def starting_model(
     return StartingModel(folder, learner)
 
 
+def _cached(config: Config, task: Task, base: Path) -> Path:
+    """Where the model of a cold start before RL is kept."""
+    key = digest(_cold_start_key(config, task, base))
+    return Path(config.cold_start.cache) / f"cold-start-{key}"
+
+
+def check_demonstrations(config: Config, task: Task, base: Path) -> None:
+    """Raise ValueError if the run has to begin with a cold start and no demonstration fits."""
+    if not config.cold_start.enabled or config.trainer.resume is not None:
+        return
+    if not _cached(config, task, base).exists():
+        _check_first(config, task, base)
+
+
+def _check_first(config: Config, task: Task, base: Path) -> None:
+    if next(_examples(config, task, base), None) is None:
+        raise _no_demonstration(config)
+
+
 def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> LearnerGroup:
     learner = cluster.learner(base, steps)
     learner.reset_optimizer(config.cold_start.optimizer, steps, base)
     return learner
 
 
-def _cold_start_key(config: Config) -> dict[str, Any]:
+def _cold_start_key(config: Config, task: Task, base: Path) -> dict[str, Any]:
     settings = asdict(config.cold_start)
     del settings["cache"], settings["enabled"]
     adapters = config.learner.adapters
     return ({} if adapters is None else {"adapters": asdict(adapters)}) | {
-        "base": config.model.path or base_key(config),
-        "task": [
-            config.task.name,
-            config.task.demonstrations_file,
-            config.task.data_dir,
-            asdict(config.task.countdown),
-        ],
+        "base": base_key(config, task) if config.model.path is None else str(base),
+        "demonstrations": demonstrations_key(config, task),
+        "tools": schemas(config.task, config.sandbox),
         "cold_start": settings,
+        "template_options": config.model.template_options,
         "precision": config.model.precision,
         "seed": config.trainer.seed,
     }
 
 
+def _examples(
+    config: Config, task: Task, base: Path
+) -> Iterator[tuple[Sequence[int], Sequence[bool]]]:
+    """Token ids of each demonstration that fits, and which of them are the assistant's."""
+    from elpo_ray.chat.template import Chat  # transformers takes seconds to import
+
+    settings, room = config.cold_start, _room(config)
+    folder = local_folder(base, weights=False)
+    tools = schemas(config.task, config.sandbox)
+    chat = Chat.from_folder(str(folder), tools, config.model)
+    for messages in conversations(task, tools):
+        ids, agent = chat.conversation_ids(messages)
+        if settings.cut_longer:
+            ids, agent = ids[:room], agent[:room]
+        if len(ids) <= room and any(agent):
+            yield ids, agent
+
+
+def _room(config: Config) -> int:
+    return config.cold_start.max_tokens or config.model.max_context
+
+
+def _no_demonstration(config: Config) -> ValueError:
+    return ValueError(
+        f"task.name={config.task.name}: it has no demonstration within "
+        f"cold_start.max_tokens={_room(config)}; name some with task.demonstrations_file, raise "
+        "the limit or leave the cold start out"
+    )
+
+
 def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
     """The demonstrations of every epoch, shuffled, as one mini-batch an optimizer step; targets are
     the assistant's tokens. ValueError if the task has none that fits."""
-    from elpo_ray.chat.template import Chat  # transformers takes seconds to import
-
     settings = config.cold_start
-    chat = Chat.from_folder(str(local_folder(base)), task.tools)
-    encoded = [chat.conversation_ids(messages) for messages in conversations(task)]
-    room = settings.max_tokens or config.model.max_context
-    if settings.cut_longer:
-        encoded = [(ids[:room], agent[:room]) for ids, agent in encoded]
-    encoded = [(ids, agent) for ids, agent in encoded if len(ids) <= room and any(agent)]
+    encoded = list(_examples(config, task, base))
     if not encoded:
-        raise ValueError(
-            f"task.name={config.task.name.value}: it has no demonstration within "
-            f"cold_start.max_tokens={room}; name some with task.demonstrations_file, raise the "
-            "limit or leave the cold start out"
-        )
+        raise _no_demonstration(config)
     rng = random.Random(config.trainer.seed)
     batches: list[list[TrainTree]] = []
     for _ in range(settings.epochs):
@@ -129,16 +168,31 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
     return batches
 
 
+def rehearse(config: Config) -> None:
+    """Everything that `train_supervised` looks at before its first actor. Raises ValueError."""
+    task = make_task(config.task, config.trainer.seed)
+    base = starting_folder(config, task)
+    _check_first(config, task, base)
+    check_model(config, base)
+    if config.cluster.address is not None:
+        with Cluster(config, engines=False):
+            return  # it is there, with the GPUs that are asked for
+
+
 def train_supervised(config: Config) -> Outcome:
     """A whole cold start as a run: from `model.path`, or the tiny model, to runs/NAME/model."""
     console = Console()
     config = _named(config)
     run = RunFolder.of(config)
     task = make_task(config.task, config.trainer.seed)
-    base = base_model(config, task)
+    base = starting_folder(config, task)
     batches = sft_batches(config, task, base)
+    notice = check_model(config, base)
+    if notice is not None:
+        console.print(notice, highlight=False, soft_wrap=True)
     with Cluster(config, engines=False) as cluster:
         run.begin(config)
+        run.keep_base(local_folder(base))
         learner = _sft_learner(config, cluster, base, len(batches))
         with closing(Metrics(run.path, config, console, SUPERVISED_COLUMNS)) as metrics:
             return SupervisedTrainer(

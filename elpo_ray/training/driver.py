@@ -24,12 +24,13 @@ from elpo_ray.cluster.learner import LearnerGroup
 from elpo_ray.cluster.rollouts import RolloutGroup
 from elpo_ray.cluster.waits import LearnerLost
 from elpo_ray.config import Config
+from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.credit import assign
 from elpo_ray.evaluation.oracle import localization_accuracy
 from elpo_ray.evaluation.summary import mean_success
 from elpo_ray.forest.trees import TrainForest, pack
 from elpo_ray.interfaces import Task
-from elpo_ray.models.base import base_model
+from elpo_ray.learner.saved import starting_folder
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.folder import RunFolder, read_state
 from elpo_ray.runs.metrics import (
@@ -46,8 +47,8 @@ from elpo_ray.scheduling.dynamic_sampling import Grown, StepBatch, collect
 from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
-from elpo_ray.training.checks import check_prompts
-from elpo_ray.training.cold_start import starting_model
+from elpo_ray.training.checks import check_model, check_prompts
+from elpo_ray.training.cold_start import check_demonstrations, starting_model
 from elpo_ray.training.loop import Outcome, RunLoop
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault, Values
@@ -63,10 +64,12 @@ def train(config: Config) -> Outcome:
     task = make_task(config.task, config.trainer.seed)
     with watch.phase("start"), waiting(console, "starting Ray"), ThreadPoolExecutor(1) as beside:
         # Its imports take as long as Ray; if it fails, Ray goes again.
-        checked = beside.submit(_checked_base, config, task)
+        checked = beside.submit(checked_base, config, task)
         cluster = Cluster(config)
     with cluster:
-        base = checked.result()
+        base, notice = checked.result()
+        if notice is not None:
+            console.print(notice, highlight=False, soft_wrap=True)
         run.begin(config)
         with watch.phase("cold_start"):
             start = starting_model(config, task, base, cluster, console)
@@ -75,6 +78,7 @@ def train(config: Config) -> Outcome:
                 start.folder, config.optimizer_steps, start.learner, partial(waiting, console)
             )
             run.keep_tokenizer(local_folder(start.folder))
+            run.keep_base(local_folder(start.folder))
             learner.connect(rollouts)
             freeze_gc()
         with closing(Metrics(run.path, config, console)) as metrics:
@@ -92,12 +96,23 @@ def train(config: Config) -> Outcome:
             ).train()
 
 
-def _checked_base(config: Config, task: Task) -> Path:
-    """The folder of the model, once the task's prompts fit it. ValueError if they do not."""
-    base = base_model(config, task)
+def rehearse(config: Config) -> None:
+    """Everything that `train` looks at before its first actor, and no more. Raises ValueError."""
+    checked_base(config, make_task(config.task, config.trainer.seed))
+    if config.cluster.address is not None:
+        with Cluster(config):
+            return  # it is there, with the GPUs that are asked for
+
+
+def checked_base(config: Config, task: Task) -> tuple[Path, str | None]:
+    """The folder of the model, once the task's rows are read, its prompts fit the model, it can be
+    trained, and there are demonstrations for the cold start; and a line for the user if it is
+    trained otherwise than asked for. ValueError if not."""
+    base = starting_folder(config, task)
     with importing():
         check_prompts(config, task, base)
-    return base
+        check_demonstrations(config, task, base)
+        return base, check_model(config, base)
 
 
 @dataclass(kw_only=True)
@@ -171,15 +186,20 @@ class Trainer(RunLoop):
         """The inputs of `step`, from the `cursor`-th one of the training stream on, and their
         trees. Inputs that the rollout workers gave up leave a record and are passed over."""
 
+        growth = self.config.algorithm.growth
+        fitted: dict[str, Any] = {}
+        if growth.posterior.fit_beta:
+            staleness, start = self.config.schedule.staleness, growth.posterior.beta
+            fitted["beta"] = self.state.beta_fit.before(step, staleness, start)
+
         def grow_inputs(first: int, count: int) -> list[Grown]:
             stream = range(cursor + first, cursor + first + count)
             inputs = [self.task.train_problem(i) for i in stream]
-            results = self.rollouts.grow(inputs, step)
+            results = self.rollouts.grow(inputs, step, **fitted)
             self.run.set_aside(step + 1, [tree for tree in results if isinstance(tree, SetAside)])
             pairs = zip(inputs, results, strict=True)
             return [(problem, tree) for problem, tree in pairs if isinstance(tree, RolloutTree)]
 
-        growth = self.config.algorithm.growth
         batch = collect(grow_inputs, self.config.trainer.inputs_per_step, growth.dynamic)
         if not batch.grown:
             raise Fault(
@@ -209,10 +229,13 @@ class Trainer(RunLoop):
         """Dump the trees, log one object of numbers, add to the run's totals. What this takes is in
         the next step's `seconds`."""
         right, judged = localization_accuracy(self.task, batch.inputs, batch.trees)
-        values = step_metrics(batch, self.config.algorithm.growth, self.state.step)
+        growth, fixed = self.config.algorithm.growth, self.config.budget.scope is BudgetScope.input
+        values = step_metrics(batch, growth, self.state.step, fixed=fixed)
         values |= self.rollouts.metrics() | stats | seconds
         if judged:
             values["localization_accuracy"] = right / judged
+        if growth.posterior.fit_beta:
+            self.state.beta_fit.add(self.state.step, batch.trees, growth.posterior.beta)
         self.state.add(
             rollouts=values["rollouts"],
             tokens_generated=values["tokens_generated"],

@@ -194,10 +194,10 @@ def describe(algorithm: AlgorithmConfig) -> dict[str, Any]:
     """What the page's legend says of the algorithm."""
     return {
         "name": algorithm.name,
-        "growth": algorithm.growth.rule.value,
+        "growth": algorithm.growth.rule,
         "n_total": algorithm.growth.n_total,
         "verify_final": algorithm.growth.bel.verify_final,
-        "credit": algorithm.credit.rule.value,
+        "credit": algorithm.credit.rule,
         "lam": algorithm.credit.lam,
         "eps_low": algorithm.clip.eps_low,
         "eps_high": algorithm.clip.eps_high,

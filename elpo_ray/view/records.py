@@ -19,6 +19,8 @@ from elpo_ray.credit.clip import elc_region
 from elpo_ray.growth.budget import SpendKind
 from elpo_ray.tree import Localization, Node, RolloutTree
 
+HERMES = "<tool_call>"
+"""It begins a call in the text of a turn, in the format that the page reads itself."""
 DIGITS = 5
 """A number on the page has so many significant digits."""
 MOST_NATS = 1e6
@@ -49,6 +51,7 @@ def tree_record(
         "text": [_text(node, "text", limits) for node in nodes],
         "observation": [_text(node, "observation", limits) for node in nodes],
         "tool": [_text(node, "tool", limits) for node in nodes],
+        "arguments": [_arguments(node, limits) for node in nodes],
         "kind": [_text(node, "tool_kind", limits) for node in nodes],
         "seconds": [short(_number(node, "tool_seconds")) for node in nodes],
         "restored": [_text(node, "restored_by", limits) for node in nodes],
@@ -61,8 +64,9 @@ def tree_record(
     for name in ("ids", "entropies", "logprobs"):
         columns[name] = [_tokens(node, f"token_{name}", limits) for node in nodes]
     if credit is not None:
-        for name in ("r", "a_branch", "a_traj", "advantage", "clip_low", "share"):
+        for name in ("r", "a_branch", "a_traj", "advantage", "share"):
             columns[name] = [short(value) for value in getattr(credit, name).tolist()]
+        columns["clip_low"] = [short(value) for value in credit.loosest_clip_low.tolist()]
     return {
         "task": tree.task_id,
         "budget": tree.budget,
@@ -147,6 +151,22 @@ def _search(tree: RolloutTree, found: Localization) -> dict[str, Any]:
             for p in found.probes
             if p.anchor <= len(path)
         ],
+        "posterior": _posterior(found),
+    }
+
+
+def _posterior(found: Localization) -> dict[str, Any] | None:
+    """Return how a search by evidence moved, None of a binary search."""
+    belief = found.posterior
+    if belief is None:
+        return None
+    return {
+        "prior": [short(value) for value in belief.prior],
+        "free": [
+            {"anchor": p.anchor, "attempts": p.attempts, "successes": p.successes}
+            for p in belief.free
+        ],
+        "trail": [[short(value) for value in row] for row in belief.trail],
     }
 
 
@@ -179,6 +199,14 @@ def _message(message: dict[str, Any], limits: PageLimits) -> dict[str, str]:
 def _text(node: Node, key: str, limits: PageLimits) -> str | None:
     value = node.extra.get(key)
     return clipped(value, limits.chars) if isinstance(value, str) else None
+
+
+def _arguments(node: Node, limits: PageLimits) -> str | None:
+    """Return a call's arguments as JSON text, unless the page can read the call in the turn's."""
+    said = node.extra.get("text")
+    if isinstance(said, str) and HERMES in said:
+        return None
+    return _text(node, "arguments", limits)
 
 
 def _number(node: Node, key: str) -> float | None:

@@ -52,17 +52,17 @@ def build_qwen2(folder: Path, *, tied: bool = True, seed: int = 0) -> Qwen2ForCa
     return model
 
 
-def engine_on(folder: Path) -> Engine:
+def engine_on(folder: Path, max_context: int = MAX_CONTEXT) -> Engine:
     """An engine that is not yet started."""
-    model = ModelConfig(path=str(folder), max_context=MAX_CONTEXT, precision=Precision.fp32)
+    model = ModelConfig(path=str(folder), max_context=max_context, precision=Precision.fp32)
     config = EngineConfig(max_num_seqs=64, enforce_eager=True, transfer=Transfer.host)
     return Engine(folder, model, config, ClusterConfig(gpus=False, engine_threads=2), 0)
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Engine]:
+async def running(folder: Path, max_context: int = MAX_CONTEXT) -> AsyncIterator[Engine]:
     """A started engine, stopped afterwards."""
-    engine = engine_on(folder)
+    engine = engine_on(folder, max_context)
     await engine.start()
     try:
         yield engine

@@ -6,6 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,24 @@ import pytest
 from fakes import FakeTools, Plan, make_config, make_worker, planted
 from test_architecture import ORDER
 
-from elpo_ray import growth
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import CreditConfig
-from elpo_ray.config.growth import GrowthConfig, GrowthRule
+from elpo_ray.config.dotted import load_object
+from elpo_ray.config.growth import GrowthConfig
+from elpo_ray.config.modules import use_modules
 from elpo_ray.config.reference import keys, markdown
+from elpo_ray.config.task import TaskConfig
 from elpo_ray.credit.parts import leaf_mean
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import FinishReason, Score, Step, ToolCall, ToolKind, Turn
+from elpo_ray.types import FinishReason, Score, Step, Turn
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r'```python title="([^"]+)"\n(.*?)```', re.DOTALL)
 
 
-def example(name: str) -> dict[str, Any]:
+def block(name: str) -> dict[str, Any]:
     """What the block of that title in docs/extending.md defines."""
-    blocks = dict(BLOCK.findall((ROOT / "docs" / "extending.md").read_text()))
-    (code,) = (text for title, text in blocks.items() if title.endswith(f"/{name}.py"))
+    code = dict(BLOCK.findall((ROOT / "docs" / "extending.md").read_text()))[f"{name}.py"]
     defined: dict[str, Any] = {"__name__": name}
     exec(compile(code, f"{name}.py", "exec"), defined)
     return defined
@@ -59,18 +61,13 @@ DOCUMENTS = [
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"  # it names what is gone
 ]
-MADE_BY_READERS = {
-    f"elpo_ray/{name}.py"
-    for name in ("credit/ranked", "growth/twice", "tasks/sums", "tools/glossary")
-}
-"""Files that a reader of docs/extending.md makes."""
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_the_paths_that_a_document_names_exist(document: Path) -> None:
-    folders = "elpo_ray|sandbox|launch|conf|tests|benchmarks|docs|docker|requirements"
+    folders = "elpo_ray|sandbox|launch|conf|tests|benchmarks|docs|docker|requirements|examples"
     named = re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*+(?![*{{])", document.read_text())
-    names = {name.rstrip(".") for name in named if "NAME" not in name} - MADE_BY_READERS
+    names = {name.rstrip(".") for name in named if "NAME" not in name}
     assert not [name for name in sorted(names) if not (ROOT / name).exists()]
 
 
@@ -99,21 +96,32 @@ def step(text: str) -> Step:
     return Step(Turn((1,), (0.0,), (0.0,), FinishReason.STOP, 0), action_text=text)
 
 
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The modules of the examples with rules can be imported."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    use_modules([str(ROOT / "examples" / name) for name in ("credit_rule", "growth_rule")])
+    yield
+    use_modules([])
+
+
+@pytest.mark.usefixtures("examples")
 def test_the_credit_rule_ranks_leaves() -> None:
+    parts_of = load_object("algorithm.credit.rule", "ranked:parts")
     tree = RolloutTree("t", 3)
     for reward in (5.0, -1.0, 0.0):
         tree.add_trajectory(0, [step("x")], Score(reward, reward > 0))
-    (parts,) = example("ranked")["parts"]([tree], CreditConfig())
+    (parts,) = parts_of([tree], CreditConfig())
     assert leaf_mean(tree, parts.leaf) == [0.0, 1.0, -1.0, 0.0]
     lone = RolloutTree("t", 1)
     leaf = lone.add_trajectory(0, [step("x")], Score(-1.0, False))
-    assert example("ranked")["parts"]([lone], CreditConfig())[0].leaf == {leaf: 0.0}
+    assert parts_of([lone], CreditConfig())[0].leaf == {leaf: 0.0}
 
 
+@pytest.mark.usefixtures("examples")
 @pytest.mark.parametrize("plan", [planted(3, 2), planted(1, 1), lambda number, before: ["=ok"]])
-def test_the_growth_rule_spends_the_budget(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(growth.GROWTH, GrowthRule.random_branch, example("twice")["grow"])
-    config = make_config(GrowthConfig(rule=GrowthRule.random_branch, n_total=9))
+def test_the_growth_rule_spends_the_budget(plan: Plan) -> None:
+    config = make_config(GrowthConfig(rule="twice:grow", n_total=9))
     worker = make_worker(plan, config)
     tree = asyncio.run(worker.grow(worker.task.train_problem(0), 0))
     assert len(tree.leaves()) == 9
@@ -121,29 +129,11 @@ def test_the_growth_rule_spends_the_budget(plan: Plan, monkeypatch: pytest.Monke
     assert len(branched) == (4 if len(plan(0, [])) > 1 else 0)
 
 
-def test_a_new_growth_rule_keeps_its_whole_budget_under_way() -> None:
-    rule: Any = "twice"
-    assert growth.width(GrowthConfig(rule=rule, n_total=9)) == 9
-
-
 async def test_the_task_scores_its_own_answers() -> None:
-    task = example("sums")["Sums"]()
+    task = block("sums")["Sums"](TaskConfig(), 0)
     problem = task.train_problem(3)
     right = step(f"the sum = {problem.ground_truth}")
     assert await task.score(problem, [right], FakeTools()) == Score(1.0, True)
     assert await task.score(problem, [step("= 0")], FakeTools()) == Score(-1.0, False)
     held_out = {held.messages[0]["content"] for held in task.eval_problems(5)}
     assert problem.messages[0]["content"] not in held_out and len(held_out) == 5
-
-
-async def test_the_tool_answers_beside_the_interpreter() -> None:
-    inner = FakeTools()
-    tools = example("glossary")["WithGlossary"](inner)
-    session = await tools.open(at=None, tree="t")
-    found = await session.call(ToolCall("look_up", {"term": "leaf"}))
-    assert (found.kind, found.text) == (ToolKind.OK, "a completed trajectory")
-    await session.call(ToolCall("move", {"move": "g"}))
-    assert session.state == ("g",)
-    await session.close()
-    await tools.release("t")
-    assert (inner.live, inner.trees) == (0, set())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from math import sqrt
+from itertools import pairwise
+from math import exp, lgamma, sqrt
 
 import pytest
 
-from elpo_ray.config.growth import BelConfig, GrowthConfig, GrowthRule
+from elpo_ray.config.growth import BelConfig, GrowthConfig, GrowthRule, PosteriorConfig
 from elpo_ray.evaluation.analysis.world import (
     Chain,
     ChainRollout,
@@ -29,17 +30,75 @@ def near(value: float, truth: float, draws: int) -> bool:
     return abs(value - truth) < 4 * sqrt(truth * (1 - truth) / draws)
 
 
-def test_a_chain_is_consistent() -> None:
+def test_an_even_chain_fails_at_each_step_alike() -> None:
     chain = Chain.even(0.3, 4)
-    assert chain.tool_steps == 4
-    product = 1.0
-    for step in range(1, 6):
-        product *= chain.keeps(step)
-    assert product == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="must not fall"):
-        Chain((0.5, 0.4))
-    with pytest.raises(ValueError, match="probabilities"):
-        Chain((0.0, 0.4))
+    assert chain.tool_steps == 4 and chain.values[0] == pytest.approx(0.3)
+    sound, failed = 1.0, []
+    for value, following in pairwise([*chain.values, 1.0]):
+        failed.append(sound * (1 - value / following))
+        sound *= value / following
+    weights = chain.mistakes(0)
+    expected = [one / sum(failed) for one in failed]
+    assert [one / sum(weights) for one in weights] == pytest.approx(expected)
+    assert sound == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("values", [(0.4, 0.9, 0.0, 1.0), (0.0, 0.5), (0.3, 0.2, 0.1), (1.0, 0.0)])
+async def test_any_measured_values_are_a_world(values: tuple[float, ...]) -> None:
+    """Zero and one included, and also where they fall along the steps."""
+    chain = Chain(values)
+    rollout = ChainRollout(chain, 4000, random.Random(0))
+    leaves = [await rollout.complete() for _ in range(500)]
+    won = [rollout.tree.nodes[leaf].score.success for leaf in leaves]  # type: ignore[union-attr]
+    assert sum(won) / 500 == pytest.approx(values[0], abs=0.1)
+    for m in range(1, len(values)):
+        starts = [
+            node
+            for leaf in leaves
+            if (node := rollout.tree.path(leaf)[m - 1])
+            and rollout.tree.nodes[node].step.state == values[m]  # type: ignore[union-attr]
+        ][:300]
+        again = [await rollout.complete(node, anchor=m) for node in starts]
+        won = [rollout.tree.nodes[leaf].score.success for leaf in again]  # type: ignore[union-attr]
+        assert not again or sum(won) / len(again) == pytest.approx(values[m], abs=0.1)
+
+
+async def test_sound_prefixes_differ_as_a_beta_says() -> None:
+    chain = Chain.spread(0.6, 1.0, 3)
+    rollout = ChainRollout(chain, 3000, random.Random(1))
+    seen = []
+    for _ in range(3000):
+        [first, *_] = rollout.tree.steps(await rollout.complete())
+        if first.state != "doomed":
+            seen.append(first.state)
+    mean = sum(seen) / len(seen)
+    assert mean == pytest.approx(0.6 / 1.6, abs=0.03)
+    variance = sum((v - mean) ** 2 for v in seen) / len(seen)
+    assert variance == pytest.approx(0.6 * 1.0 / (1.6**2 * 2.6), abs=0.02)
+
+
+async def test_prefixes_that_differ_are_harder_than_their_mean() -> None:
+    """Equal chances let a probe be larger until it is right; unequal ones leave some that never
+    succeed."""
+    alike = await simulate([Chain((0.2, *[0.375] * 4))], bel(64, 4), INPUTS, seed=0)
+    differ = await simulate([Chain.spread(0.6, 1.0, 4)], bel(64, 4), INPUTS, seed=0)
+    blamed = [found.probes_blamed / found.probes_sound for found in (alike, differ)]
+    assert near(blamed[0], (1 - 0.375) ** 4, alike.probes_sound)
+    assert blamed[1] > blamed[0] + 0.1
+    assert differ.right / differ.named < alike.right / alike.named
+
+
+async def test_the_posterior_search_is_as_sure_as_it_says() -> None:
+    """In a world of its own assumptions, a named step is right at least as often as its
+    threshold."""
+    config = GrowthConfig(
+        rule=GrowthRule.posterior,
+        n_total=64,
+        posterior=PosteriorConfig(threshold=0.6, max_probes=12, beta=(2.0, 1.0)),
+    )
+    found = await simulate([Chain.spread(2.0, 1.0, 3)], config, INPUTS, seed=0)
+    assert found.named > 200 and found.right / found.named > 0.6
+    assert found.probes_sound == 0
 
 
 async def test_independent_leaves_have_the_closed_form() -> None:
@@ -79,6 +138,35 @@ def test_completions_needed_is_the_smallest_that_suffices() -> None:
     assert completions_needed(0.5, 0.25) == 2
     assert completions_needed(0.3, 0.2) == 5
     assert completions_needed(1.0, 0.01) == 1
+    assert completions_needed(0.0, 0.01) is None and completions_needed(1e-9, 0.01) is None
+
+
+@pytest.mark.parametrize(("a", "b", "miss"), [(0.6, 1.0, 0.2), (2.0, 1.0, 0.05), (1.0, 1.0, 0.5)])
+def test_where_chances_differ_more_completions_are_needed(a: float, b: float, miss: float) -> None:
+    def missed(size: int) -> float:
+        """B(a, b + size) / B(a, b)."""
+        return exp(lgamma(b + size) + lgamma(a + b) - lgamma(b) - lgamma(a + b + size))
+
+    size = completions_needed(a / (a + b), miss, a + b)
+    assert size is not None and missed(size) <= miss + 1e-9
+    assert size == 1 or missed(size - 1) > miss
+    alike = completions_needed(a / (a + b), miss)
+    assert alike is not None and size >= alike
+    assert completions_needed(1e-9, miss, 1.0) is None
+
+
+def test_the_advice_does_not_take_a_spread_for_its_mean(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--beta", "0.6,1", "--inputs", "20", "--n-total", "8", "--x", "1"]) == 0
+    assert "on average, so X=12 misses a sound one at most 20%" in capsys.readouterr().out
+
+
+def test_values_say_how_many_steps_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["--values", "0.3,0.5,0.6", "--tool-steps", "3,4", "--inputs", "20", "--n-total", "8"]
+    assert main([*call, "--x", "1", "--json"]) == 0
+    [row] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert row["tool_steps"] == 2
 
 
 def test_the_command_answers_in_json_and_says_what_suffices(
@@ -100,10 +188,35 @@ def test_the_command_answers_in_json_and_says_what_suffices(
     assert "N_total" in said and "K=2: N_total=24 with X=4" in said
 
 
+def test_the_command_compares_searches(capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["--beta", "0.6,1", "--tool-steps", "3", "--n-total", "16", "--x", "paper,4",
+            "--rule", "bel,posterior", "--threshold", "0.5", "--inputs", "60"]  # fmt: skip
+    assert main([*call, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["rule"], r["x"]) for r in rows] == [
+        ("bel", "paper"),
+        ("bel", "4"),
+        ("posterior", None),
+    ]
+    assert rows[2]["right"] > rows[0]["right"] and rows[2]["blamed"] is None
+    assert main(call) == 0
+    assert "posterior" in capsys.readouterr().out
+    assert main(["--values", "0.3,0,1", "--inputs", "20", "--n-total", "8"]) == 0
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (["--values", "0.5,0.2"], "must not fall"),
+        (["--values", "0.5,1.2"], "probabilities"),
+        (["--values", "0.5"], "one value for each"),
+        (["--beta", "0,1"], "beta=0,1"),
+        (["--beta", "1"], "give two numbers"),
+        (["--beta", "inf,1"], "beta=inf,1: use two finite numbers"),
+        (["--values", "a,b"], "'a,b': give numbers"),
+        (["--tool-steps", "2.5"], "'2.5': give whole numbers"),
+        (["--beta", "1,1", "--values", "0.1,0.2"], "not both"),
+        (["--rule", "independent"], "is no search"),
+        (["--threshold", "0", "--rule", "posterior"], "threshold"),
         (["--n-total", "1"], "n_total=1"),
         (["--x", "0"], "neither paper nor 1 or more"),
         (["--inputs", "0"], "--inputs=0"),

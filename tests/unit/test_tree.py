@@ -122,6 +122,7 @@ def test_grown_tree_is_dumped_with_all_optional_fields() -> None:
         "weight_version": 3,
         "entropy": 0.0,
         "tool": "move",
+        "arguments": json.dumps({"move": "g"}),
         "observation": "1",
         "num_observation_tokens": 3,
         "tool_kind": "ok",

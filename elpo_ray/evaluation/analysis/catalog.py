@@ -36,6 +36,7 @@ class AnalyzeJob(Job[list[Record]]):
         budget = config.algorithm.growth.n_total if grows else config.rollouts
         rollout = TreeRollout(worker, self.problem, 0, budget)
         try:
+            await rollout.begin()
             return await EXAMINE[name](rollout, worker.task, self.problem, config)
         finally:
             await rollout.close()

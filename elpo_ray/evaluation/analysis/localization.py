@@ -1,7 +1,8 @@
 """Does a search name the same step again, and, where the task has an oracle, the right one?
 
 Every failed trajectory is searched several times at each probe size X and each budget, all else as
-in training. Invariant: searches of one trajectory share nothing but the trajectory.
+in training. A search by evidence has probes of one completion, and here no evidence from the tree.
+Invariant: searches of one trajectory share nothing but the trajectory.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from itertools import combinations, product
 from statistics import fmean
 from typing import Any
 
+from elpo_ray.config.growth import GrowthRule
 from elpo_ray.config.measure import AnalyzeConfig
 from elpo_ray.evaluation.analysis.failures import ExtraBudget, Record, sample_failures
 from elpo_ray.evaluation.oracle import first_irrecoverable
+from elpo_ray.growth import posterior
 from elpo_ray.growth.bel import num_tool_steps, search
 from elpo_ray.interfaces import Task
 from elpo_ray.rollout.worker import TreeRollout
@@ -30,17 +33,21 @@ async def examine(
 ) -> list[Record]:
     """One record a search; steps count from 1, the answer turn is step K+1."""
     failures = await sample_failures(rollout, config.failures)
-    tree, records = rollout.tree, []
+    tree, records, growth = rollout.tree, [], config.algorithm.growth
+    by_evidence = growth.rule is GrowthRule.posterior
     for leaf in failures.leaves:
         steps = tree.steps(leaf)
         tools = num_tool_steps(steps)
         truth = first_irrecoverable(task, problem, steps)
         budgets: list[int | None] = [*config.budgets] or [None]
-        for x, budget in product(config.xs, budgets):
-            bel = replace(config.algorithm.growth.bel, x_min=x, x_max=x)
+        for x, budget in product([1] if by_evidence else config.xs, budgets):
             for repeat in range(config.repeats):
-                extra = ExtraBudget(rollout, budget or x * (tools + 1))
-                found = await search(extra, leaf, bel)
+                if by_evidence:
+                    extra = ExtraBudget(rollout, budget or growth.posterior.max_probes)
+                    found = await posterior.search(extra, leaf, [], growth)
+                else:
+                    extra = ExtraBudget(rollout, budget or x * (tools + 1))
+                    found = await search(extra, leaf, replace(growth.bel, x_min=x, x_max=x))
                 named = None if found.critical is None else tree.path(leaf).index(found.critical)
                 records.append(
                     {

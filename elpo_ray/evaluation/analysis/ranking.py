@@ -2,10 +2,12 @@
 
 A tree is grown and credited as in training; at each branching node the advantages of its children
 are compared with their Mean@n: the share of successes among n fresh completions from each child.
+Siblings with the same tokens are one sibling: their order would be that of chance.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from statistics import fmean
@@ -14,10 +16,12 @@ from typing import Any
 from elpo_ray import growth
 from elpo_ray.config.measure import AnalyzeConfig
 from elpo_ray.credit import assign
+from elpo_ray.credit.parts import any_leaf
 from elpo_ray.evaluation.analysis.failures import ExtraBudget, Record, verdicts
 from elpo_ray.growth.independent import sample
 from elpo_ray.interfaces import Task
 from elpo_ray.rollout.worker import TreeRollout
+from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Problem
 
 
@@ -27,11 +31,13 @@ async def examine(
     """One record a branching node, the prompt included."""
     tree = rollout.tree
     settings = config.algorithm.growth
-    await growth.GROWTH[settings.rule](rollout, settings)
+    await growth.grow(rollout, settings)
     [credit] = assign([tree], config.algorithm)
-    branchings = [(n.id, list(n.children)) for n in tree.nodes if len(n.children) > 1]
+    branchings = [(n.id, siblings(tree, n.id)) for n in tree.nodes]
     records = []
     for node, children in branchings:
+        if len(children) < 2:
+            continue
         found = [await _fresh_mean(rollout, child, config.fresh) for child in children]
         judged = [(c, mean) for c, mean in zip(children, found, strict=True) if mean is not None]
         records.append(
@@ -39,11 +45,25 @@ async def examine(
                 "problem": problem.id,
                 "node": node,
                 "depth": len(tree.path(node)),
-                "scores": [float(credit.advantage[child]) for child, _ in judged],
+                "scores": [
+                    fmean(float(credit.advantage[child]) for child in same) for same, _ in judged
+                ],
                 "means": [mean for _, mean in judged],
             }
         )
     return records
+
+
+def siblings(tree: RolloutTree, node: int) -> list[list[int]]:
+    """The children of a node that lead to a verdict; those with the same tokens, action and
+    observation, stand together."""
+    graded = any_leaf(tree, lambda score: score.graded)
+    groups: defaultdict[tuple[Any, Any], list[int]] = defaultdict(list)
+    for child in filter(graded.__getitem__, tree.nodes[node].children):
+        step = tree.nodes[child].step
+        assert step is not None, "a grown node has its tokens"
+        groups[step.turn.token_ids, step.observation_ids].append(child)
+    return list(groups.values())
 
 
 def summarize(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -94,11 +114,13 @@ def kendall(scores: Sequence[float], means: Sequence[float]) -> float | None:
     return float(stats.kendalltau(scores, means).statistic)
 
 
-async def _fresh_mean(rollout: TreeRollout, node: int, completions: int) -> float | None:
-    """Mean@n of a node; a finished trajectory's is its own outcome. None if nothing was graded."""
-    tree, leaves = rollout.tree, [node]
-    if tree.nodes[node].score is None:
-        extra, anchor = ExtraBudget(rollout, completions), len(tree.path(node))
-        leaves = await sample(extra, completions, node, anchor=anchor)
+async def _fresh_mean(rollout: TreeRollout, same: Sequence[int], completions: int) -> float | None:
+    """Mean@n of a sibling, from one of its nodes; a finished trajectory's is its own outcome. None
+    if nothing was graded."""
+    tree, leaves = rollout.tree, list(same)
+    open_nodes = [node for node in same if tree.nodes[node].score is None]
+    if open_nodes:
+        extra, anchor = ExtraBudget(rollout, completions), len(tree.path(open_nodes[0]))
+        leaves = await sample(extra, completions, open_nodes[0], anchor=anchor)
     outcomes = verdicts(tree, leaves)
     return fmean(outcomes) if outcomes else None

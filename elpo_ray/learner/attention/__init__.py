@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface
 
 from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.config.rules import require
@@ -28,7 +28,7 @@ from elpo_ray.learner.attention.paths import PathPlan
 IMPLEMENTATION = "elpo_tree"
 """Name in transformers' registry. It has no mask function: the plan is the mask."""
 
-_UNKNOWN = ("softcap", "s_aux", "sliding_window", "position_bias", "cu_seq_lens_q")
+_UNKNOWN = ("softcap", "s_aux", "position_bias", "cu_seq_lens_q")
 """Keyword arguments with which a model asks for another attention than the plain one."""
 
 MAX_HEAD = 256
@@ -38,8 +38,11 @@ MAX_HEAD = 256
 class AttentionPlan(Protocol):
     """The visibility of one pack, prepared for its backend."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query [T, H, D], key and value [T, H_kv, D] -> [T, H, D]."""
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
+        """query [T, H, D], key and value [T, H_kv, D] -> [T, H, D]. With a `window` a query sees
+        the last so many tokens of its path only, itself among them."""
         ...
 
 
@@ -50,8 +53,8 @@ def make_plan(
     if backend is AttentionBackend.paths:
         return PathPlan.of(packed, device)
     if backend is AttentionBackend.flex:
-        return FlexPlan.of(packed, device)
-    return BlockPlan.of(packed, device, dtype)
+        return FlexPlan(packed, device)
+    return BlockPlan(packed, device, dtype)
 
 
 def choose_backend(
@@ -77,28 +80,6 @@ def choose_backend(
     return asked
 
 
-def why_not(model_class: type[PreTrainedModel], config: PretrainedConfig) -> str | None:
-    """Why a model cannot be trained on trees, in words, or None if it can."""
-    text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
-    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    window = getattr(text, "sliding_window", None)
-    reasons = {
-        f"it has {', '.join(sorted(kinds))} layers": bool(kinds),
-        "its attention cannot be replaced": not model_class._supports_attention_backend,
-        "it carries a recurrent state": model_class._is_stateful,
-        f"its attention slides over {window} tokens": (
-            window is not None and not getattr(text, "layer_types", None)
-        ),
-        "it uses ALiBi": bool(getattr(text, "alibi", False)),
-        "its attention logits are capped": bool(getattr(text, "attn_logit_softcapping", None)),
-        "its rotary embedding depends on the longest sequence of a batch": (
-            rope.get("rope_type") in ("dynamic", "longrope")
-        ),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
 def tree_attention(
     module: nn.Module,
     query: Tensor,
@@ -108,10 +89,12 @@ def tree_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     tree_plan: AttentionPlan | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: query [1, H, T, D], key and value [1, H_kv, T, D] ->
-    [1, T, H, D]. Raises ValueError on what the plan does not stand for."""
+    [1, T, H, D]. Raises ValueError on what the plan does not stand for, and where a layer that
+    slides by the configuration does not say so: transformers would tell it by the mask."""
     if tree_plan is None:
         raise ValueError(f"attention {IMPLEMENTATION!r} needs a tree_plan; the model passed none")
     unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
@@ -119,15 +102,32 @@ def tree_attention(
         what = unknown or (["dropout"] if dropout else ["a mask or sinks"])
         raise ValueError(
             f"{type(module).__name__} asks for {', '.join(what)}, which tree attention does not "
-            "have; use learner.packing=flat"
+            "have; choose another model"
+        )
+    window = _configured_window(module)
+    if window != sliding_window:
+        raise ValueError(
+            f"{type(module).__name__} asks for a window of {sliding_window} tokens where its "
+            f"configuration says {window}; choose another model"
         )
     out = tree_plan.attend(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window,
     )
     return out[None], None
+
+
+def _configured_window(module: nn.Module) -> int | None:
+    """Over how many tokens a layer slides, by its model's configuration."""
+    config: Any = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[module.layer_idx] != "sliding_attention":
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
 
 
 AttentionInterface.register(IMPLEMENTATION, tree_attention)

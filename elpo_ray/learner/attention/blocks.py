@@ -3,7 +3,8 @@
 A block is a run of queries of one tree. Whatever any of them sees is either on the path of its
 first token or in the block itself, so a block of B queries at depth d needs d + B keys: they are
 gathered, and blocks of like size share one call. The run with which a tree begins (prompt and first
-trajectory, or a whole flat sequence) is one block under plain causal masking. Invariants: gathered
+trajectory, or a whole flat sequence) is one block under plain causal masking; layers with a sliding
+window have blocks of their own, whose keys end where the window does. Invariants: gathered
 keys live for one call only and are gathered again in the backward pass; their gradients are summed
 in fp32 or wider, always in the same order; a token's result depends on no token that it does not
 see, to the last bit.
@@ -57,22 +58,24 @@ class _Group:
 
 
 class BlockPlan:
-    """The blocks of one pack."""
+    """The blocks of one pack, for layers that see whole paths or, with a window, their ends."""
 
-    def __init__(self, groups: list[_Group], places: Tensor) -> None:
-        self.groups = groups
-        self.places = places
-        """Place of each token in the padded blocks of all groups, one after the other.
-        Shape: [T]."""
-        self.padded = sum(group.count * group.width for group in groups)
-
-    @classmethod
-    def of(cls, packed: PackedForest, device: torch.device, dtype: torch.dtype) -> BlockPlan:
-        starts, ends, causal = _divide(packed)
-        sizes = packed.positions[starts] + (ends - starts)
+    def __init__(
+        self,
+        packed: PackedForest,
+        device: torch.device,
+        dtype: torch.dtype,
+        window: int | None = None,
+    ) -> None:
+        """`window`: a query sees so many tokens of its path, itself the last of them."""
+        self._of = packed, device, dtype
+        self._windowed: dict[int, BlockPlan] = {}
+        self.groups: list[_Group] = []
+        starts, ends, causal = _divide(packed, window)
+        first = _first_seen(packed, starts, window)
+        sizes = packed.positions[starts] - first + (ends - starts)
         count = np.arange(len(packed.ids))
         runs = np.maximum.accumulate(np.where(packed.previous == count - 1, 0, count))
-        groups: list[_Group] = []
         places = np.empty(len(packed.ids), dtype=np.int64)
         at = 0
         for members in (*_alike(sizes, causal), *_alike(sizes, ~causal)):
@@ -82,23 +85,33 @@ class BlockPlan:
             seen = np.zeros((len(members), 0 if plain else width, keys.shape[1]), dtype=np.bool_)
             for i, block in enumerate(members):
                 own = np.arange(starts[block], ends[block])
-                visible = np.concatenate([_above(packed, int(own[0]), runs), own])
+                above = _above(packed, int(own[0]), runs)[first[block] :]
+                visible = np.concatenate([above, own])
                 keys[i, : len(visible)] = visible
                 places[own] = np.arange(at, at + len(own))
                 at += width
                 if not plain:
-                    query = own[:, None]
-                    inside = (visible <= query) & (query < packed.subtree_end[visible])
-                    seen[i, : len(own), : len(visible)] = inside
+                    seen[i, : len(own), : len(visible)] = _visible(packed, own, visible, window)
                     seen[i, len(own) :, 0] = True  # a softmax over nothing is not a number
             mask = None if plain else _additive(seen, dtype).to(device)
             where = torch.from_numpy(keys.ravel()).to(device)
-            groups.append(_Group(len(members), width, where, mask))
-        return cls(groups, torch.from_numpy(places).to(device))
+            self.groups.append(_Group(len(members), width, where, mask))
+        self.places = torch.from_numpy(places).to(device)
+        """Place of each token in the padded blocks of all groups, one after the other.
+        Shape: [T]."""
+        self.padded = at
+        self._longest = int(packed.positions.max()) + 1
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
+        plan = self
+        if window is not None and window < self._longest:
+            if window not in self._windowed:
+                self._windowed[window] = BlockPlan(*self._of, window)
+            plan = self._windowed[window]
         out: Tensor = _BlockAttention.apply(  # type: ignore[no-untyped-call]
-            query, key, value, self, scale
+            query, key, value, plan, scale
         )
         return out
 
@@ -125,13 +138,37 @@ def _additive(seen: NDArray[np.bool_], dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(torch.from_numpy(~seen), float("-inf"))[:, None]
 
 
-def _divide(packed: PackedForest) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
-    """Starts and ends of the blocks, and which are causal: the first run of every tree, then its
-    other tokens in blocks of nearly equal length, of the size that costs least."""
+def _first_seen(packed: PackedForest, starts: IntArray, window: int | None) -> IntArray:
+    """The least depth that any query of each block sees. Shape: [blocks]."""
+    if window is None:
+        return np.zeros(len(starts), dtype=np.int32)
+    first: IntArray = np.minimum.reduceat(packed.positions, starts) - np.int32(window - 1)
+    return np.maximum(first, np.int32(0))
+
+
+def _visible(
+    packed: PackedForest, queries: NDArray[Any], keys: NDArray[Any], window: int | None
+) -> NDArray[np.bool_]:
+    """Which key each query sees. Shape: [queries, keys]."""
+    query = queries[:, None]
+    seen: NDArray[np.bool_] = (keys <= query) & (query < packed.subtree_end[keys])
+    if window is not None:
+        seen &= packed.positions[query] - packed.positions[keys] < window
+    return seen
+
+
+def _divide(
+    packed: PackedForest, window: int | None
+) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
+    """Starts and ends of the blocks, and which are causal: the first run of every tree, unless
+    there is a window, then its other tokens in blocks of nearly equal length, of the size that
+    costs least."""
     count = np.int32(len(packed.ids))
     breaks = np.append(np.flatnonzero(packed.previous != np.arange(-1, count - 1)), count)
     roots = np.flatnonzero(packed.previous < 0)
     after = breaks[np.searchsorted(breaks, roots, side="right")]  # where each first run ends
+    if window is not None:
+        after = roots
     rest = list(zip(after, np.append(roots[1:], count), strict=True))
     best: tuple[float, IntArray] | None = None
     for size in BLOCK_SIZES:
@@ -139,13 +176,15 @@ def _divide(packed: PackedForest) -> tuple[IntArray, IntArray, NDArray[np.bool_]
             np.linspace(start, end, -(-(end - start) // size), endpoint=False).astype(np.int32)
             for start, end in rest
         ]
-        starts = np.sort(np.concatenate([roots, *cuts])).astype(np.int32)
+        starts = np.unique(np.concatenate([roots, *cuts])).astype(np.int32)
         width = np.append(starts[1:], count) - starts
-        work = ((width + KEY_COST) * (packed.positions[starts] + width).astype(np.float64)).sum()
+        keys = packed.positions[starts] - _first_seen(packed, starts, window) + width
+        work = ((width + KEY_COST) * keys.astype(np.float64)).sum()
         if best is None or work < best[0]:
             best = float(work), starts
     assert best is not None
-    return best[1], np.append(best[1][1:], count), packed.previous[best[1]] < 0
+    causal = (packed.previous[best[1]] < 0) & (window is None)
+    return best[1], np.append(best[1][1:], count), causal
 
 
 def _alike(sizes: IntArray, chosen: NDArray[np.bool_]) -> list[IntArray]:

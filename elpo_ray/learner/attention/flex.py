@@ -22,30 +22,32 @@ BLOCK = 128
 
 
 class FlexPlan:
-    """The block mask of one pack."""
+    """The block masks of one pack, one for each width of sliding window."""
 
-    def __init__(self, mask: BlockMask) -> None:
-        self.mask = mask
+    def __init__(self, packed: PackedForest, device: torch.device) -> None:
+        self._of = packed, device
+        self._masks: dict[int | None, BlockMask] = {}
 
-    @classmethod
-    def of(cls, packed: PackedForest, device: torch.device) -> FlexPlan:
-        return cls(block_mask(packed, device))
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
+        if window not in self._masks:
+            self._masks[window] = block_mask(*self._of, window)
         function: Callable[..., Any] = flex_attention
         if query.device.type == "cuda":
             function = _compiled()
         out: Tensor = function(
             *(t.transpose(0, 1)[None].contiguous() for t in (query, key, value)),
-            block_mask=self.mask,
+            block_mask=self._masks[window],
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return out[0].transpose(0, 1)
 
 
-def block_mask(packed: PackedForest, device: torch.device) -> BlockMask:
-    """The mask  k <= q < subtree_end[k]  of T tokens, in blocks of BLOCK."""
+def block_mask(packed: PackedForest, device: torch.device, window: int | None = None) -> BlockMask:
+    """The mask  k <= q < subtree_end[k]  of T tokens, in blocks of BLOCK; with a window also
+    depth(q) - depth(k) < window."""
     count = len(packed.ids)
     blocks = -(-count // BLOCK)
     # Padding beyond T sees nothing and is seen by nothing.
@@ -57,11 +59,19 @@ def block_mask(packed: PackedForest, device: torch.device) -> BlockMask:
     some = earlier & (by_block.max(axis=1) > first)
     last = np.minimum(first + BLOCK, count)
     whole = earlier & (by_block.min(axis=1) >= last)
+    depths = np.zeros(blocks * BLOCK, dtype=np.int32)
+    depths[:count] = packed.positions
+    if window is not None:
+        deepest = np.maximum.reduceat(packed.positions, first[:, 0])
+        highest = np.minimum.reduceat(packed.positions, first[:, 0])
+        some &= highest[:, None] - deepest < window
+        whole &= deepest[:, None] - highest < window
     partial = (some & ~whole) | np.eye(blocks, dtype=np.bool_)
-    subtree_end = torch.from_numpy(ends).to(device)
+    subtree_end, depth = torch.from_numpy(ends).to(device), torch.from_numpy(depths).to(device)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (query < subtree_end[key])
+        seen = (key <= query) & (query < subtree_end[key])
+        return seen if window is None else seen & (depth[query] - depth[key] < window)
 
     return BlockMask.from_kv_blocks(
         *_ordered(partial, device),

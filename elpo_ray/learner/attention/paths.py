@@ -56,7 +56,9 @@ class PathPlan:
         out: Tensor = _Gather.apply(tokens, self)  # type: ignore[no-untyped-call]
         return out
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         out = varlen_attn(
             query.contiguous(),
             self.gather(key.contiguous()),
@@ -66,7 +68,7 @@ class PathPlan:
             self.longest_query,
             self.longest_key,
             scale=scale,
-            window_size=(-1, 0),
+            window_size=(-1 if window is None else window - 1, 0),
             enable_gqa=query.shape[1] != key.shape[1],
         )
         assert isinstance(out, Tensor)

@@ -4,7 +4,8 @@ Plain pipes rather than a pool of `multiprocessing`, whose children import the p
 in a rollout worker that means the engine. Invariants: a process works for one comparison at a time;
 what bounds it is its processor time, the clock is a backstop (a busy machine must not make an easy
 answer undecided); one that overran, or died, is replaced; no child outlives this process, since its
-standard input ends. Belongs to no event loop.
+standard input ends. What the work on the answer alone overran is the answer's own size: different.
+Belongs to no event loop.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from enum import StrEnum
 
 START_S = 120.0
@@ -36,7 +38,20 @@ class Verdict(StrEnum):
     EQUAL = "equal"
     DIFFERENT = "different"
     UNDECIDED = "undecided"
-    """The grader ran out of time or memory, or crashed: says nothing about the answer."""
+    """Nobody can know, or the grader ran out of time or memory, or crashed: says nothing about the
+    answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict and its reason, one clause."""
+
+    verdict: Verdict
+    why: str
+
+
+STAGES = (b"gold\n", b"answer\n", b"both\n")
+VERDICTS = {True: Verdict.EQUAL, False: Verdict.DIFFERENT, None: Verdict.UNDECIDED}
 
 
 class MathGrader:
@@ -53,26 +68,30 @@ class MathGrader:
 
     async def compare(self, gold: str, answer: str) -> Verdict:
         r"""Whether two contents of `\boxed{…}` are the same mathematics."""
-        if gold == answer:
-            return Verdict.EQUAL
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._compare, gold, answer)
+        return (await self.judge(gold, answer)).verdict
 
-    def _compare(self, gold: str, answer: str) -> Verdict:
+    async def judge(self, gold: str, answer: str) -> Judgement:
+        """`compare`, with its reason."""
+        if gold == answer:
+            return Judgement(Verdict.EQUAL, "the same text")
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._judge, gold, answer)
+
+    def _judge(self, gold: str, answer: str) -> Judgement:
         """Ask one process, and a second one where `_Child.worth_another` says so."""
         child = self._free.get()
         try:
             for _ in range(2):
                 child = child or _Child(self._cpu_s)
-                verdict = child.ask(gold, answer)
-                if verdict is not Verdict.UNDECIDED:
+                found = child.ask(gold, answer)
+                if not child.lost:
                     break
                 again = child.worth_another
                 child.kill()
                 child = None
                 if not again:
                     break
-            return verdict
+            return found
         finally:
             self._free.put(child)
 
@@ -84,6 +103,9 @@ class _Child:
         """Raises RuntimeError if the process cannot start: a broken installation."""
         self._cpu_s = cpu_s
         self._asked = 0
+        self._said = b""
+        self.lost = False
+        """The last comparison ended it, or it did not answer: of no more use."""
         self.worth_another = False
         """The last comparison may have failed without its own doing: it hardly got the processor,
         or earlier ones had filled the memory."""
@@ -94,31 +116,42 @@ class _Child:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the trainer, which may still want verdicts
         )
-        if self._reply(START_S) != b"ready\n":
+        if self._line(time.monotonic() + START_S) != b"ready\n":
             self.kill()
             raise RuntimeError(
                 "a grader process did not start: "
                 "`python -m elpo_ray.tasks.grading.child 5 2048` says why"
             )
 
-    def ask(self, gold: str, answer: str) -> Verdict:
-        """Compare; after UNDECIDED the process is of no more use."""
+    def ask(self, gold: str, answer: str) -> Judgement:
+        """Compare. Sets `lost` and `worth_another`."""
         request = json.dumps({"gold": gold, "answer": answer}).encode() + b"\n"
         self._asked += 1
-        self.worth_another = self._asked > 1
+        self.lost, self.worth_another = True, self._asked > 1
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(request)
             self._process.stdin.flush()
         except BrokenPipeError:
-            return Verdict.UNDECIDED
-        reply = self._reply(WALLS * self._cpu_s)
-        if reply is None:
+            return Judgement(Verdict.UNDECIDED, "the grader had crashed")
+        deadline, stage = time.monotonic() + WALLS * self._cpu_s, b""
+        while (line := self._line(deadline)) in STAGES:
+            stage = line
+        if line is None:
             self.worth_another = True
-        elif not reply:
-            self.worth_another &= self._process.wait() != -signal.SIGPROF
-        verdicts = {b"true\n": Verdict.EQUAL, b"false\n": Verdict.DIFFERENT}
-        return verdicts.get(reply or b"", Verdict.UNDECIDED)
+            return Judgement(Verdict.UNDECIDED, "the machine gave the grader no time")
+        if line:
+            self.lost = False
+            reply = json.loads(line)
+            return Judgement(VERDICTS[reply["equal"]], reply["why"])
+        if self._process.wait() == -signal.SIGPROF:
+            self.worth_another = False
+            what = "took all its processor time"
+        else:
+            what = "ran out of memory, or crashed"
+        if stage == b"answer\n":
+            return Judgement(Verdict.DIFFERENT, f"the answer is too large: reading it {what}")
+        return Judgement(Verdict.UNDECIDED, f"the comparison {what}")
 
     def kill(self) -> None:
         """End the process and reap it. May be called again."""
@@ -131,21 +164,22 @@ class _Child:
                 continue
         self._process.wait()
 
-    def _reply(self, timeout_s: float) -> bytes | None:
-        """One line; what there was of it if the process died; None at the timeout."""
+    def _line(self, deadline: float) -> bytes | None:
+        """One line; nothing if the process died; None at the deadline."""
         assert self._process.stdout is not None
-        pipe, deadline, said = self._process.stdout.fileno(), time.monotonic() + timeout_s, b""
+        pipe = self._process.stdout.fileno()
         poll = select.poll()
         poll.register(pipe)
-        while not said.endswith(b"\n"):
+        while b"\n" not in self._said:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
                 return None
-            part = os.read(pipe, 64)
+            part = os.read(pipe, 4096)
             if not part:
-                break
-            said += part
-        return said
+                return b""
+            self._said += part
+        line, _, self._said = self._said.partition(b"\n")
+        return line + b"\n"
 
 
 def _close(threads: ThreadPoolExecutor, free: queue.SimpleQueue[_Child | None]) -> None:

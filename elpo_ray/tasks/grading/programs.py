@@ -21,21 +21,23 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal, InvalidOperation
+from enum import Enum
 from typing import Any
 
 from elpo_ray.interfaces import Tools, ToolSession
 from elpo_ray.tasks.grading import harness
+from elpo_ray.tasks.grading.outputs import read_json, same_lines, same_value
 from elpo_ray.tools.code_interpreter import NAME
-from elpo_ray.types import ToolCall, ToolKind, ToolResult
+from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult
 
-MARK = "verdict:"
 AT_ONCE = 4
 """Tests of one program that run at the same time."""
 MAX_TIMEOUTS = 3
 """A program that ran out of time on so many tests is not run on the rest, which it fails."""
 CHUNK = 1 << 20
 """Characters of a test that are sent in one call; the sandbox bounds the length of a call."""
+SPARE_BYTES, SPARE_FACTOR = 1 << 20, 16
+"""An output longer than SPARE_BYTES + SPARE_FACTOR times the expected one is wrong unread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,83 +69,137 @@ class TestReport:
         return self.passed / self.total
 
 
-async def run_tests(program: str, tests: Sequence[Test], tools: Tools) -> TestReport:
-    """Every test of `program`. Raises InfrastructureError."""
+async def run_tests(
+    program: str, tests: Sequence[Test], tools: Tools, *, exact: bool = False
+) -> TestReport:
+    """Every test of `program`; numbers must be equal with `exact`, else close (`outputs`). Raises
+    InfrastructureError."""
     assert tests, "a code problem has tests"
     passed = timeouts = 0
     for first in range(0, len(tests), AT_ONCE):
         batch = tests[first : first + AT_ONCE]
-        outcomes = await asyncio.gather(*(_run(program, test, tools) for test in batch))
-        for test, (reply, kind) in zip(batch, outcomes, strict=True):
-            if reply.get("status") == "syntax":
-                return TestReport(0, len(tests), compiles=False)
-            passed += reply.get("status") == "ok" and matches(test, reply)
-            timeouts += kind is ToolKind.TIMEOUT
+        results = await asyncio.gather(*(_run(program, test, tools, exact) for test in batch))
+        if _Result.no_program in results:
+            return TestReport(0, len(tests), compiles=False)
+        passed += results.count(_Result.passed)
+        timeouts += results.count(_Result.timeout)
         if timeouts >= MAX_TIMEOUTS:
             break
     return TestReport(passed, len(tests))
 
 
-async def _run(program: str, test: Test, tools: Tools) -> tuple[dict[str, Any], ToolKind]:
-    """The harness's reply, {} if there is none, and how its call ended."""
+class _Result(Enum):
+    """How one test ended."""
+
+    passed = "passed"
+    failed = "failed"
+    timeout = "timeout"
+    no_program = "no program"
+
+
+async def _run(program: str, test: Test, tools: Tools, exact: bool) -> _Result:
+    session = await tools.open(branches=False)
+    try:
+        result = await _call(session, await _cell(program, test, session))
+        reply = _reply(result)
+        if reply.get("status") == "syntax":
+            return _Result.no_program
+        if reply.get("status") != "ok":
+            return _Result.timeout if result.kind is ToolKind.TIMEOUT else _Result.failed
+        if test.check is not None or _is_digest(reply, test):
+            return _Result.passed
+        output = await _output(reply, test, session)
+    finally:
+        await session.close()
+    # In a thread: outputs may be megabytes.
+    right = output is not None and await asyncio.to_thread(matches, test, output, exact)
+    return _Result.passed if right else _Result.failed
+
+
+async def _cell(program: str, test: Test, session: ToolSession) -> str:
+    """The code that runs the test. What is too long for one call is brought into the session
+    first. Raises InfrastructureError if it does not take it: the program has not run yet."""
     given = asdict(test)
     del given["expected"], given["wrapped"]
     payload = json.dumps({"program": program, "test": given})
-    *head, last = [payload[i : i + CHUNK] for i in range(0, len(payload), CHUNK)]
-    session = await tools.open(branches=False)
-    try:
-        sent = "''"
-        for part in head:
-            await _call(session, f"sent = {sent} + {part!r}")
-            sent = "sent"
-        run = f"json.dumps(run_test(**json.loads({sent} + {last!r})))"
-        harness_code = inspect.getsource(harness)
-        result = await _call(session, f"{harness_code}\nprint('\\n{MARK}' + {run})")
-    finally:
-        await session.close()
-    _, mark, said = result.text.rpartition(MARK)
-    try:
-        reply = json.loads(said.split("\n")[0]) if mark and result.kind is ToolKind.OK else {}
-    except (ValueError, RecursionError):
-        reply = {}
-    return reply if isinstance(reply, dict) else {}, result.kind
+    code = inspect.getsource(harness)
+    say = f"print('\\n{harness.MARK}' + json.dumps(run_test(**json.loads(given))))"
+    if len(payload) <= CHUNK:
+        return f"{code}\ngiven = {payload!r}\n{say}"
+    parts = [payload[i : i + CHUNK] for i in range(0, len(payload), CHUNK)]
+    for cell in ("given = ''", *(f"given += {part!r}" for part in parts), code):
+        result = await _call(session, cell)
+        if result.kind is not ToolKind.OK:
+            raise InfrastructureError(
+                f"a session did not take the {len(payload):,} characters of a test "
+                f"({result.kind.value}: {result.text[-200:]}); raise sandbox.memory_mib, and leave "
+                "sandbox.stateless out"
+            )
+    return say
 
 
 async def _call(session: ToolSession, code: str) -> ToolResult:
     return await session.call(ToolCall(NAME, {"code": code}))
 
 
-def matches(test: Test, reply: dict[str, Any]) -> bool:
-    """Whether a program's claimed output is what the test expects."""
-    if test.check is not None:
-        return True
-    output = reply.get("output")
-    if test.call is not None:
-        accepted = [test.expected, *(test.expected if test.wrapped else ())]
-        if not isinstance(output, str):
-            return reply.get("digest") in [harness.digest(json.dumps(e)) for e in accepted]
-        try:
-            return json.loads(output) in accepted
-        except (ValueError, RecursionError):
-            return False
-    if not isinstance(output, str):
-        return bool(reply.get("digest") == harness.digest(test.expected))
-    return same_lines(output, test.expected)
+# --- what the harness says, which is the program's own claim --------------------------------------
 
 
-def same_lines(output: str, expected: str) -> bool:
-    """Equal line by line, spaces at the ends aside; numbers may be written differently."""
-    ours, theirs = ([line.strip() for line in text.strip().split("\n")]
-                    for text in (output, expected))  # fmt: skip
-    return len(ours) == len(theirs) and all(
-        a == b or _same_numbers(a, b) for a, b in zip(ours, theirs, strict=True)
-    )
+def _said(result: ToolResult) -> str | None:
+    """The line after the last mark; None if the call did not come to its end, or to that of
+    the program's own process."""
+    _, mark, said = result.text.rpartition(harness.MARK)
+    told = mark and result.kind in (ToolKind.OK, ToolKind.EXITED)
+    return said.split("\n")[0] if told else None
 
 
-def _same_numbers(a: str, b: str) -> bool:
+def _reply(result: ToolResult) -> dict[str, Any]:
+    """What `run_test` returned; {} if that is not known."""
     try:
-        return [Decimal(x) for x in a.split()] == [Decimal(x) for x in b.split()]
-    except InvalidOperation:
+        reply = json.loads(_said(result) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return reply if isinstance(reply, dict) else {}
+
+
+def _is_digest(reply: dict[str, Any], test: Test) -> bool:
+    """Whether the lines of an output are exactly the expected ones."""
+    return test.call is None and reply.get("digest") == harness.digest(test.expected)
+
+
+async def _output(reply: dict[str, Any], test: Test, session: ToolSession) -> str | None:
+    """The output as text, fetched piece by piece; None if there is none, or if it is so much
+    longer than the expected one that it cannot be right."""
+    most = SPARE_BYTES + SPARE_FACTOR * len(str(test.expected))
+    size, head = reply.get("size"), reply.get("head")
+    if not isinstance(size, int) or not 0 <= size <= most or not isinstance(head, str):
+        return None
+    unpacker, output, number = zlib.decompressobj(), bytearray(), 0
+    try:
+        while True:
+            output += unpacker.decompress(base64.b64decode(head), most + 1 - len(output))
+            if unpacker.eof:
+                return output.decode("utf-8", "backslashreplace")
+            number += 1
+            if len(output) > most or number * harness.PIECE_BYTES > most + SPARE_BYTES:
+                return None
+            fetch = f"print('\\n{harness.MARK}' + piece({number}))"
+            head = _said(await _call(session, fetch))
+            if not head:
+                return None
+    except (binascii.Error, ValueError, zlib.error):
+        return None
+
+
+def matches(test: Test, output: str, exact: bool) -> bool:
+    """Whether an output, or a result as JSON, is what the test expects."""
+    if test.call is None:
+        return same_lines(output, test.expected, exact=exact)
+    accepted = [test.expected, *(test.expected if test.wrapped else ())]
+    try:
+        result = read_json(output)
+        return any(same_value(result, expected, exact=exact) for expected in accepted)
+    except (ValueError, RecursionError):
         return False
 
 
@@ -226,15 +282,18 @@ def decode_private(text: str) -> list[dict[str, Any]]:
 
 
 def _call_test(name: str, given: Any, out: Any) -> Test:
-    """Arguments and result as JSON values or as text: one value a line."""
+    """Arguments and result as JSON values, or both as text: one JSON value a line. So a result that
+    is text beside arguments that are values is that text."""
     if isinstance(given, str):
-        given = [_json(line) for line in given.split("\n") if line.strip()]
-    if isinstance(out, str):
-        with suppress(ValueError):
-            out = json.loads(out)
-        return Test(expected=out, call=name, arguments=tuple(given))
+        arguments = tuple(_json(line) for line in given.split("\n") if line.strip())
+        if isinstance(out, str):
+            with suppress(ValueError, RecursionError):
+                out = read_json(out)
+            return Test(expected=out, call=name, arguments=arguments)
+    else:
+        arguments = tuple(given) if isinstance(given, list) else (given,)
     wrapped = isinstance(out, list) and len(out) == 1
-    return Test(expected=out, call=name, arguments=tuple(given), wrapped=wrapped)
+    return Test(expected=out, call=name, arguments=arguments, wrapped=wrapped)
 
 
 def _asserted(data: dict[str, Any]) -> list[Test]:

@@ -56,7 +56,7 @@ class Canvas {
     const { fill: color, ink } = this.scale.of(id);
     const outcome = tree.value("outcome", id);
     const roomy = view.density === "roomy";
-    const line = id ? lineOf(tree.value("text", id) ?? "") || this.names[id] : "prompt";
+    const line = id ? lineOf(tree, id) || this.names[id] : "prompt";
     const fits = this.fits - (outcome ? 1 : 0);
     const group = s("g", {
       class: `node${outcome ? " leaf" : ""}${id ? "" : " prompt"}`,
@@ -84,7 +84,7 @@ class Canvas {
   labels(fits) {
     const { tree } = this;
     const lines = tree.nodes.map(({ id }) =>
-      (id ? lineOf(tree.value("text", id) ?? "") || `node ${tree.label(id)}` : "prompt"));
+      (id ? lineOf(tree, id) || `node ${tree.label(id)}` : "prompt"));
     const tight = lines.map((line) => (line.length > fits ? line.replace(/([,(]) +/g, "$1") : line));
     const heads = new Map();
     for (const line of tight) {

@@ -103,8 +103,21 @@ async function loadTree(row) {
   return treeOf(chunk.trees[row.place], chunk.vocabulary);
 }
 
-// Text and call of an assistant turn, as far as the Hermes tags tell.
-function actionOf(text) {
+// A call's arguments by name; text that is not JSON, because it was shortened, stays text.
+function argumentsOf(text) {
+  try {
+    return JSON.parse(text) ?? {};
+  } catch {
+    return { arguments: text };
+  }
+}
+
+// Text and call of an assistant turn: the call that the dump names, else as far as the Hermes tags
+// of its text tell.
+function actionOf(tree, id) {
+  const text = tree.value("text", id) ?? "";
+  const given = tree.value("arguments", id);
+  if (given !== null) return { said: text, call: { name: tree.value("tool", id) ?? "tool", arguments: argumentsOf(given) } };
   const open = text.indexOf("<tool_call>");
   if (open < 0) return { said: text, call: null };
   const body = text.slice(open + 11).split("</tool_call>")[0];
@@ -119,15 +132,18 @@ function actionOf(text) {
   return { said: text, call: null };
 }
 
-// One line that says what a step does.
-function lineOf(text) {
-  const { said, call } = actionOf(text);
-  if (!call && text.includes("<tool_call>")) return "malformed";
+// One line that says what a step does: the line of code that is run, or the call.
+function lineOf(tree, id) {
+  const { said, call } = actionOf(tree, id);
+  if (!call && (said.includes("<tool_call>") || tree.value("kind", id) === "malformed")) return "malformed";
   if (call) {
-    const first = Object.values(call.arguments ?? {})[0];
-    const code = typeof first === "string" ? first : JSON.stringify(call.arguments ?? {});
-    const lines = code.split("\n").map((line) => line.trim());
-    return flat(lines.find((line) => line && !line.startsWith("#")) ?? call.name);
+    const given = call.arguments ?? {};
+    if (typeof given.code === "string") {
+      const lines = given.code.split("\n").map((line) => line.trim());
+      return flat(lines.find((line) => line && !line.startsWith("#")) ?? call.name);
+    }
+    const values = Object.values(given).map((value) => (typeof value === "string" ? value : JSON.stringify(value)));
+    return flat(`${call.name}(${values.join(", ")})`);
   }
   const box = said.lastIndexOf("\\boxed{");
   return flat(box >= 0 ? said.slice(box) : said);

@@ -6,8 +6,8 @@ function block(title, text, kind = "") {
   return h("div", { class: `block ${kind}` }, h("div", { class: "block-title" }, title), h("pre", {}, text));
 }
 
-function actionBlocks(text) {
-  const { said, call } = actionOf(text);
+function actionBlocks(tree, id) {
+  const { said, call } = actionOf(tree, id);
   const blocks = [];
   if (said) blocks.push(block(call ? "says" : "turn", said));
   if (call) {
@@ -95,7 +95,7 @@ function stepTab(tree, id, algorithm) {
   return [
     leafLine(tree, id),
     creditTable(tree, id, algorithm),
-    known(text) ? actionBlocks(text) : h("p", { class: "note" }, "This dump has no texts: only shapes, rewards and searches."),
+    known(text) ? actionBlocks(tree, id) : h("p", { class: "note" }, "This dump has no texts: only shapes, rewards and searches."),
     responseBlock(tree, id),
     h("p", { class: "facts" }, facts.map((fact) => h("span", {}, fact))),
   ];
@@ -118,7 +118,7 @@ function pathTab(tree, id, select, scale) {
         button(`step ${i + 1}`, () => select(one), { class: "quiet" }),
         h("span", { class: "value", style: `background:${color};color:${ink}` }, `A ${signed(tree.value("advantage", one))}`),
         siblings > 1 && h("span", { class: "muted small" }, `one of ${siblings} ways on`)),
-      known(tree.value("text", one)) && actionBlocks(tree.value("text", one)),
+      known(tree.value("text", one)) && actionBlocks(tree, one),
       responseBlock(tree, one),
       leafLine(tree, one));
   });

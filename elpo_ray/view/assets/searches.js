@@ -1,7 +1,9 @@
-// What the searches of a tree found, and how: each probe halves the steps that can be critical.
+// What the searches of a tree found, and how: each probe of a binary search halves the steps that can
+// be critical; each probe of a search by evidence moves how likely every step is the critical one.
 
 // [lo, hi] before each probe and what the probe showed, replayed by the rule of the growth.
 function replay(search, verifyFinal) {
+  if (search.posterior) return search.probes.map((probe) => ({ ...probe, undecided: !probe.attempts }));
   let [low, high] = [1, Math.max(1, search.length - (verifyFinal ? 0 : 1))];
   return search.probes.map((probe, i) => {
     const before = [low, high];
@@ -19,7 +21,8 @@ function stateOfProbe({ successes, undecided }) {
 }
 
 function verdict(search) {
-  const { critical, confirmed, interval, length, step } = search;
+  const { critical, confirmed, interval, length, step, posterior } = search;
+  if (posterior) return posteriorVerdict(search);
   if (known(critical)) {
     return [h("b", {}, `Step ${step} of ${length}`), confirmed
       ? " is the first after which no completion succeeded." : " is named, but not confirmed."];
@@ -29,7 +32,67 @@ function verdict(search) {
   return [h("b", {}, "Not confirmed. "), `The budget ended while ${where} of ${length} could still be the one.`];
 }
 
+function posteriorVerdict({ critical, interval, length, step, posterior }) {
+  const last = posterior.trail.at(-1);
+  if (known(critical)) {
+    return [h("b", {}, `Step ${step} of ${length}`), ` is the first irrecoverable one with probability ${percent(last[step - 1])}.`];
+  }
+  const [first, end] = interval;
+  const where = first === end ? `step ${first}` : `steps ${first}–${end}`;
+  const mass = last.slice(first - 1, end).reduce((total, p) => total + p, 0);
+  return [h("b", {}, "No step named. "), `The critical one is in ${where} of ${length} with probability ${percent(mass)}.`];
+}
+
+// One row of bars for the prior, one for what the tree knew already, and one after each probe.
+function posteriorDiagram(search) {
+  const { posterior, probes, length } = search;
+  const cell = clamp(Math.floor(220 / length), 9, 34);
+  const [row, top] = [34, 18];
+  const rows = [
+    { bars: posterior.prior, text: "prior" },
+    { bars: posterior.trail[0], text: freeText(posterior.free) },
+    ...probes.map((probe, i) => ({ bars: posterior.trail[i + 1], probe, order: i + 1,
+      text: probe.attempts ? (probe.successes ? "succeeded" : "failed") : "no verdict" }))];
+  const width = 12 + length * cell + 126;
+  const height = top + rows.length * row + 4;
+  const x = (step) => 6 + (step - 1) * cell;
+  const spoken = rows.map(({ bars, text, probe }) =>
+    `${probe ? `after step ${probe.anchor} ` : ""}${text}: ${bars.map(percent).join(" ")}`).join("; ");
+  const svg = s("svg", { class: "search", viewBox: `0 0 ${width} ${height}`, width, role: "img", "aria-label": spoken });
+  for (let step = 1; step <= length; step++) {
+    if (cell >= 15 || step === search.step) {
+      svg.append(s("text", { class: "step-text", x: x(step) + cell / 2 - 1, y: 12, "text-anchor": "middle" }, step));
+    }
+  }
+  rows.forEach(({ bars, text, probe, order }, i) => {
+    const base = top + (i + 1) * row - 6;
+    svg.append(s("line", { class: "base", x1: x(1), x2: x(length) + cell - 2, y1: base, y2: base }));
+    bars.forEach((p, place) => {
+      const tall = Math.max(p > 0 ? 1 : 0, p * (row - 10));
+      const found = place + 1 === search.step && i === rows.length - 1;
+      svg.append(s("rect", { class: `belief${found ? " found" : ""}${i ? "" : " prior"}`, x: x(place + 1), y: base - tall, width: cell - 2, height: tall },
+        s("title", {}, `step ${place + 1}: ${percent(p)}`)));
+    });
+    if (probe) {
+      const at = x(probe.anchor) + cell - 1;
+      svg.append(s("g", { class: `anchor ${stateOfProbe({ ...probe, undecided: !probe.attempts })}` },
+        s("circle", { cx: at, cy: base, r: 6.5 }),
+        s("text", { x: at, y: base + 3.4, "text-anchor": "middle" }, order)));
+    }
+    svg.append(s("text", { class: "result", x: x(length) + cell + 8, y: base - 3 }, text));
+  });
+  return svg;
+}
+
+// How many trajectories of the tree went through prefixes of the searched one.
+function freeText(free) {
+  if (!free.length) return "nothing in the tree";
+  const [attempts, successes] = ["attempts", "successes"].map((key) => Math.max(...free.map((one) => one[key])));
+  return `tree: ${successes}/${attempts} alike`;
+}
+
 function searchDiagram(search, algorithm) {
+  if (search.posterior) return posteriorDiagram(search);
   const probes = replay(search, algorithm.verify_final);
   const cell = clamp(Math.floor(250 / search.length), 9, 34);
   const row = 21;

@@ -30,6 +30,7 @@ async def test_turns_match_the_model(engine: Engine, qwen2: tuple[Path, Qwen2For
     await check_distribution(engine, qwen2[1])
     await check_ends(engine)
     await check_seeds(engine)
+    await check_further_ends(engine)
 
 
 async def check_distribution(engine: Engine, model: Qwen2ForCausalLM) -> None:
@@ -74,6 +75,17 @@ async def check_ends(engine: Engine) -> None:
     assert (full.finish, len(full.token_ids)) == (FinishReason.LENGTH, 2)
     with pytest.raises(ValueError, match=f"model.max_context={MAX_CONTEXT}"):
         await engine.generate([5] * MAX_CONTEXT, Sampling(max_tokens=1))
+
+
+async def check_further_ends(engine: Engine) -> None:
+    """A turn also ends at the tokens that a chat template adds."""
+    greedy = Sampling(temperature=0.0, max_tokens=5)
+    first, *_ = (await engine.generate(prefixes(1)[0], greedy)).token_ids
+    ends = engine._stop_ids
+    engine.end_turns_at([first])
+    turn = await engine.generate(prefixes(1)[0], greedy)
+    engine._stop_ids = ends  # others share the engine
+    assert (turn.finish, turn.token_ids) == (FinishReason.STOP, (first,))
 
 
 async def check_seeds(engine: Engine) -> None:

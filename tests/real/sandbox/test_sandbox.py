@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from sandbox.limits import Limits
-from sandbox.results import Entry, Kind, ReplayDiverged, SandboxFailure, SessionState
+from sandbox.results import Entry, Keep, Kind, ReplayDiverged, SandboxFailure, SessionState
 from sandbox.supervisor import Sandbox, Session
 
 pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="module")]
@@ -107,6 +107,25 @@ async def test_a_megabyte_of_code_runs_and_too_much_is_refused(session: Session)
     result = await session.call("x = '" + "y" * (1 << 20) + "'\nlen(x)")
     assert (result.kind, result.value) == (Kind.OK, str(1 << 20))
     assert (await session.call("#" * (9 << 20))).error_type == "ValueError"
+
+
+@pytest.mark.parametrize("keep", Keep)
+async def test_refused_code_leaves_the_session_as_it_was(sandbox: Sandbox, keep: Keep) -> None:
+    session = await sandbox.open("x = 1", tree=f"refused-{keep}", keep=keep)
+    await session.call("x += 1")
+    before = session.state
+    refused = await session.call("x = '" + "é" * (4 << 20) + "'")
+    assert (refused.kind, refused.refused) == (Kind.ERROR, True)
+    assert "longer than 8 MiB" in refused.traceback
+    assert session.state is before is before.after("…", refused)
+    kept = "1" if keep is Keep.NOTHING else "2"
+    after = await session.call("x")
+    assert (after.value, after.restored_by) == (kept, "fresh")
+    elsewhere = await sandbox.open(at=travelled(session.state))
+    assert (await elsewhere.call("x")).value == kept
+    await elsewhere.close()
+    await session.close()
+    await sandbox.release(f"refused-{keep}")
 
 
 async def test_much_output_is_kept_head_and_tail_and_never_times_out(session: Session) -> None:

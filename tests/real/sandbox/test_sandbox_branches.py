@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -429,3 +430,22 @@ async def test_without_branches_no_process_is_forked(sandbox: Sandbox) -> None:
         await session.call("x = globals().get('x', 0) + 1")
     assert (await session.call("x")).value == "5"
     assert sandbox.gauges()["forks"] <= 1
+
+
+async def test_a_call_whose_family_is_lost_is_told_at_once(sandbox: Sandbox) -> None:
+    """Not at its time limit: its caller can begin again elsewhere."""
+    trunk = await sandbox.open(tree="family")
+    await trunk.call("import time")
+    branch = await sandbox.open(at=trunk.state)
+    await trunk.close()
+    running = asyncio.create_task(branch.call("time.sleep(8)"))
+    await asyncio.sleep(0.5)
+    started = time.monotonic()
+    (lineage,) = sandbox._trees["family"]._lineages
+    lineage.close()
+    result = await running
+    assert result.kind is Kind.SANDBOX_FAILURE and not result.state_kept
+    assert time.monotonic() - started < 4
+    assert (await branch.call("time.time() > 0")).value == "True"
+    await branch.close()
+    await sandbox.release("family")

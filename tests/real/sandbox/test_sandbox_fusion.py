@@ -90,6 +90,7 @@ async def test_state_lives_on_by_replay_and_branches(remote: FusionSandbox) -> N
     assert (result.kind, result.stdout, result.value) == (Kind.OK, "seen\n", "[1, 2]")
     assert (result.restored_by, result.isolation) == ("fresh", "remote")
     state = session.state
+    assert (await session.call("#" * (9 << 20))).refused and session.state is state
     assert (await session.call("x.append(3)\nx")).value == "[1, 2, 3]"
     branch = await remote.open(at=state)
     result = await branch.call("x.append('b')\nx")

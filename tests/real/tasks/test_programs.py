@@ -9,7 +9,7 @@ from fakes import local_tools
 
 from elpo_ray.config.rollout import SandboxConfig
 from elpo_ray.tasks.grading.programs import Test as Case
-from elpo_ray.tasks.grading.programs import run_tests
+from elpo_ray.tasks.grading.programs import read_tests, run_tests
 from elpo_ray.tools.interpreter import PooledTools
 from elpo_ray.tools.sandbox_host import limits_of
 from sandbox.supervisor import Sandbox
@@ -44,6 +44,45 @@ async def tools() -> AsyncIterator[PooledTools]:
         ("raise SystemExit(1)", 0),
         ("print(3); 1 / 0", 0),
         ("import os\nos._exit(0)", 0),
+        # What plain Python prints, counts.
+        ("import atexit\natexit.register(lambda: print(sum(map(int, input().split()))))", 2),
+        ("import atexit, sys\nout = []\natexit.register(lambda: sys.stdout.write(''.join(out)))\n"
+         "out.append(str(sum(map(int, input().split()))))\nsys.exit()", 2),
+        ("import os\nf = os.fdopen(1, 'w')\nf.write(str(sum(map(int, input().split()))))", 2),
+        ("import os\nwith os.fdopen(1, 'w') as f: f.write(str(sum(map(int, input().split()))))", 2),
+        ("f = open(1, 'w')\nf.write(str(sum(map(int, input().split()))))", 2),
+        ("import os\nprint(sum(map(int, input().split())), flush=True)\nos._exit(0)", 2),
+        ("from os import _exit\nimport sys, threading\ndef main():\n"
+         "    print(sum(map(int, input().split())))\n    sys.stdout.flush()\n    _exit(0)\n"
+         "threading.Thread(target=main).start()", 2),
+        ("import os\nprint(sum(map(int, input().split())), flush=True)\nos._exit(1)", 0),
+        ("import os\nprint(sum(map(int, input().split())))\nos._exit(0)", 0),
+        ("import sys\nprint(sum(map(int, input().split())))\nsys.stdout.close()", 2),
+        ("import os, sys\nx = sum(map(int, input().split()))\nsys.stdout.close()\n"
+         "os.write(1, str(x).encode())", 2),
+        ("import sys\nx = sum(map(int, input().split()))\nsys.stdout.close()\nprint(x)", 0),
+        ("import os, sys\nprint(sum(map(int, input().split())))\n"
+         "sys.stdout = open(os.devnull, 'w')\nprint('lost')", 2),
+        ("import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding='ascii')\n"
+         "print(sum(map(int, input().split())))", 2),
+        ("import sys\nsys.__stdout__.write(str(sum(map(int, sys.__stdin__.read().split()))))", 2),
+        ("class Last:\n    def __init__(self): self.x = sum(map(int, input().split()))\n"
+         "    def __del__(self): print(self.x)\nlast = Last()", 2),
+        ("from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(2)\n"
+         "pool.submit(lambda: print(sum(map(int, input().split()))))", 2),
+        ("import sys\nprint('x' * 10**7, file=sys.stderr)\n"
+         "print(sum(map(int, input().split())))", 2),
+        ("print(sum(map(int, open('/dev/stdin').read().split())))", 2),
+        ("import os\nprint(sum(map(int, input().split())), *os.listdir())", 2),
+        # The names and limits of LiveCodeBench.
+        ("print(reduce(add, map(int, stdin.readline().split())))", 2),
+        ("import sys\ndef f(n): return 0 if n == 0 else f(n - 1)\n"
+         "print(sum(map(int, input().split())) + f(45_000))", 2),
+        ("@lru_cache(None)\ndef f(n): return 0 if n == 0 else f(n - 1)\n"
+         "print(sum(map(int, input().split())) + f(24_000))", 2),
+        ("print(sum(map(int, input().split())) + len(str(10**50_000)) - 50_001)", 2),
+        ("import datetime\nd = datetime.datetime(2024, 1, 1)\n"
+         "print(sum(map(int, input().split())))", 2),
         ("print('verdict:' + '{\"status\": \"ok\", \"output\": \"3\"}')", 0),
         ("x = []\nwhile True: x.append('x' * 10**7)", 0),
     ],
@@ -85,6 +124,77 @@ async def test_endless_programs_are_given_up_after_a_few_tests(tools: PooledTool
     many = [Case(input=f"{i} 1", expected=str(i + 1)) for i in range(40)]
     report = await run_tests("while True: pass", many, tools)
     assert (report.passed, report.total) == (0, 40)
+
+
+@pytest.mark.parametrize(
+    ("program", "expected", "passed"),
+    [
+        ("import numpy as np\ndef f(): return np.int64(4)", 4, 1),
+        ("import numpy as np\ndef f(): return np.array([[1, 2], [3, 4]])", [[1, 2], [3, 4]], 1),
+        ("import numpy as np\ndef f(): return [np.float64(0.5), np.bool_(True)]", [0.5, True], 1),
+        ("import numpy as np\ndef f(): return {np.int64(1): np.array([2])}", {"1": [2]}, 1),
+        ("def f(): return (1, (2, 3))", [1, [2, 3]], 1),
+        ("from fractions import Fraction\ndef f(): return Fraction(4, 2)", 2, 1),
+        ("def f(): return {1, 2}", [1, 2], 0),
+        ("def f(): return 2.0", 2, 1),
+        ("def f(): return 2", 2.0, 1),
+        ("def f(): return 2.0000001", 2, 0),
+        ("def f(): return 0.1 + 0.2", 0.3, 1),
+        ("def f(): return 0.30001", 0.3, 0),
+        ("def f(): return {str(i): i / 3 for i in range(9999, -1, -1)}",
+         {str(i): round(i / 3, 9) for i in range(10000)}, 1),
+        ("def f(): return {str(i): i / 3 for i in range(9999, 0, -1)}",
+         {str(i): round(i / 3, 9) for i in range(10000)}, 0),
+        ("def f(): return '12'", "12", 1),
+        ("def f(): return 12", "12", 0),
+        ("class Solution:\n    def f(self): return 1\ndef g(): return 2", 1, 1),
+        ("print('x' * 3_000_000)\ndef f(): return 1", 1, 1),
+    ],
+)  # fmt: skip
+async def test_results(tools: PooledTools, program: str, expected: object, passed: int) -> None:
+    case = Case(call="f", expected=expected)
+    assert (await run_tests(program, [case], tools)).passed == passed
+
+
+async def test_long_integers_are_results(tools: PooledTools) -> None:
+    (case,) = read_tests({"fn_name": "f", "inputs": ["5000"], "outputs": ["1" + "0" * 5000]})
+    assert (await run_tests("def f(n): return 10**n", [case], tools)).passed == 1
+    assert (await run_tests("def f(n): return 10**n + 1", [case], tools)).passed == 0
+
+
+async def test_names_that_are_given_are_not_those_of_the_program(tools: PooledTools) -> None:
+    case = Case(call="search", arguments=([5, 7], 7), expected=1)
+    method = "class Solution:\n    def search(self, xs, x): return xs.index(x)"
+    assert (await run_tests(method, [case], tools)).passed == 1
+    greatest = Case(call="gcd", arguments=(4, 6), expected=2)
+    assert (await run_tests("x = 1", [greatest], tools)).passed == 0
+    assert (await run_tests("from math import gcd", [greatest], tools)).passed == 1
+
+
+@pytest.mark.parametrize(
+    ("off", "exact", "passed"), [(0, True, 1), (1e-8, False, 1), (1e-8, True, 0), (1e-4, False, 0)]
+)
+async def test_many_numbers_are_compared_one_by_one(
+    tools: PooledTools, off: float, exact: bool, passed: int
+) -> None:
+    expected = "".join(f"{i / 7:.9f} {i}\n" for i in range(30_000))
+    case = Case(input="", expected=expected)
+    program = f"for i in range(30_000): print(f'{{i / 7 + {off}:.9f}} {{i}}')"
+    assert (await run_tests(program, [case], tools, exact=exact)).passed == passed
+
+
+async def test_the_tests_own_data_is_not_the_programs(tools: PooledTools) -> None:
+    numbers = "\n".join(str(i) for i in range(2_700_000)) + "\n"
+    assert len(numbers) > 20_000_000
+    case = Case(input=numbers, expected=str(sum(range(2_700_000))))
+    for read in ("sys.stdin.buffer.read()", "open(0).read()", "b''.join(sys.stdin.buffer)"):
+        program = f"import sys\nprint(sum(map(int, {read}.split())))"
+        assert (await run_tests(program, [case], tools)).passed == 1, read
+    small = Case(input=numbers[:12_000_000], expected="12000000")
+    writes = "import os\nopen('own', 'w').write('x' * 10_000_000)\n"
+    program = writes + "print(len(os.read(0, os.fstat(0).st_size)))"
+    assert (await run_tests(program, [small], tools)).passed == 1
+    assert (await run_tests("print(12000000)", [small, case], tools)).passed == 1
 
 
 async def test_megabytes_in_and_out(tools: PooledTools) -> None:

@@ -16,6 +16,7 @@ from run_folders import write_run
 
 from elpo_ray import compare
 from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.growth import GrowthConfig, GrowthRule, PosteriorConfig, Prior
 from elpo_ray.credit.__main__ import credit_lines
 from elpo_ray.view.__main__ import main
 from elpo_ray.view.book import Book
@@ -265,3 +266,26 @@ def test_a_run_of_300_trees_opens_fast(page: "playwright.Page", tmp_path: Path) 
     assert 10 < drawn < 80, "rows out of sight are drawn"
     page.locator(".scroller").press("End")
     assert page.locator(".scroller tr.row.active").is_visible()
+
+
+def test_the_searches_panel_draws_the_posterior_as_it_moves(
+    page: "playwright.Page", tmp_path: Path
+) -> None:
+    growth = GrowthConfig(rule=GrowthRule.posterior, posterior=PosteriorConfig(prior=Prior.uniform))
+    made = write_run(tmp_path / "posterior", 1, 6, growth=growth)
+    assert main([str(made), "--out", str(tmp_path / "view.html")]) == 0
+    lines = (made / "trees" / "step_00001.jsonl").read_text().splitlines()
+    trees = [json.loads(line)["localizations"] for line in lines]
+    place, found = next((i, t[0]) for i, t in enumerate(trees) if t and t[0]["probes"])
+    show(page, tmp_path / "view.html", f"#/tree/1/{place + 1}")
+    panel = page.locator("section.searches")
+    rows = len(found["posterior"]["trail"]) + 1
+    assert panel.locator("svg.search .base").count() == rows
+    assert panel.locator("svg.search .belief").count() == rows * len(found["posterior"]["prior"])
+    assert panel.locator("svg.search .anchor").count() == len(found["probes"])
+    last = found["posterior"]["trail"][-1]
+    said = panel.text_content() or ""
+    if found["critical"] is None:
+        assert "No step named" in said
+    else:
+        assert f"with probability {100 * max(last):.1f}%" in said

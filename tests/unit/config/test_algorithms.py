@@ -20,6 +20,7 @@ TOKEN, SEQUENCE = "token_mean", "seq_mean_token_mean"
 
 TABLE: dict[str, tuple[str, str, tuple[float, float, float], str]] = {
     "elpo": ("bel", "hierarchical", (0.2, 0.315, 0.115), SEQUENCE),
+    "elpo_posterior": ("posterior", "hierarchical", (0.2, 0.315, 0.115), SEQUENCE),
     "elpo_no_bel": ("random_branch", "hierarchical", (0.2, 0.315, 0.0), SEQUENCE),
     "elpo_no_hier": ("bel", "group", (0.2, 0.315, 0.115), SEQUENCE),
     "elpo_no_elc": ("bel", "hierarchical", (0.2, 0.315, 0.0), SEQUENCE),
@@ -40,6 +41,17 @@ TABLE: dict[str, tuple[str, str, tuple[float, float, float], str]] = {
 
 PARTICULARS: dict[str, dict[str, Any]] = {
     "elpo": {"credit.ddof": 0, "credit.lam": 0.5, "clip.scope": "critical_subtree"},
+    "elpo_posterior": {
+        "growth.posterior.prior": "surprise",
+        "growth.posterior.least_likely": 1,
+        "growth.posterior.doubt": 0.25,
+        "growth.posterior.beta": [0.5, 1.0],
+        "growth.posterior.fit_beta": False,
+        "growth.posterior.threshold": 0.7,
+        "growth.posterior.free_evidence": "tokens",
+        "growth.posterior.max_probes": 4,
+        "clip.scope": "critical_subtree",
+    },
     "elpo_no_bel": {"growth.random.trees": 1, "growth.random.chains": 4, "clip.scope": "none"},
     "elpo_no_hier": {"credit.ddof": 0, "clip.scope": "critical_subtree"},
     "elpo_no_elc": {"credit.lam": 0.5, "clip.scope": "none"},

@@ -139,3 +139,21 @@ def test_a_value_changed_later_is_found_when_the_whole_is_checked() -> None:
 def test_the_ends_of_a_bound(bound: Bound, inside: list[Any], outside: list[Any]) -> None:
     assert all(bound.holds(value) for value in inside)
     assert not any(bound.holds(value) for value in outside)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("algorithm.growth.posterior.beta", [0.6]),
+        ("algorithm.growth.posterior.beta", [0.6, 1.0, 1.0]),
+        ("algorithm.loss.icepop", [0.5]),
+        ("learner.optimizer.betas", [0.9]),
+        ("learner.optimizer.betas", []),
+    ],
+)
+def test_a_pair_is_two_values(key: str, value: list[float]) -> None:
+    composed = OmegaConf.structured(Config)
+    assert OmegaConf.select(composed, key, default=0) != 0
+    OmegaConf.update(composed, key, value)
+    with pytest.raises(ValueError, match=rf"^{key}=\[.*\]: give 2 values$"):
+        typed(Config, composed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -38,9 +39,21 @@ def rows(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("run", [elpo_ray.main.run, elpo_ray.sft.run])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_check_only_prints_batch_and_memory(
-    experiment: str, run: Callable[[Config], int], capsys: pytest.CaptureFixture[str]
+    experiment: str,
+    run: Callable[[Config], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(config_of(experiment)) == 0
+    """Also where the machine lacks what the run needs, which is said afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("elpo_ray.training.checks.gpus_here", lambda: 0)
+    config = config_of(experiment)
+    if config.cluster.gpus:
+        with pytest.raises(ValueError, match=r"cluster\.gpus=True: .* this machine has 0"):
+            run(config)
+    else:
+        assert run(config) == 0
     said = rows(capsys.readouterr().out)
     assert said["experiment"].startswith(experiment)
     assert "GiB of model states" in said["learner memory"]

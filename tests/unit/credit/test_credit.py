@@ -152,6 +152,7 @@ def test_success_below_a_critical_node_is_not_clipped_looser() -> None:
         "none": [],
         "critical_subtree": [1, 2, 3, 4],
         "searched_only": [1, 2, 4],
+        "posterior": [1, 2, 4],
         "first_wrong_all": [3, 4, 6],
     }
     found["confirmed"] = False
@@ -164,6 +165,56 @@ def test_clip_bound_adds_the_elc_term() -> None:
     tree = build([0, 0], {1: -1, 2: 1}, localizations=[found])
     config = AlgorithmConfig(clip=ClipConfig(eps_low=0.25, eps_elc=0.5))
     assert assign([tree], config)[0].clip_low.tolist() == [0.75, 0.25, 0.75]
+
+
+SHARED = [0, 1, 2, 2, 0]
+"""0 -> {1 -> 2 -> {3, 4}, 5}"""
+
+
+def clip_low_of(tree: RolloutTree, scope: ElcScope) -> np.ndarray:
+    config = AlgorithmConfig(clip=ClipConfig(scope=scope))
+    return assign([tree], config)[0].clip_low
+
+
+def test_searched_only_loosens_no_other_leafs_terms() -> None:
+    """Leaves 3 and 4 share the critical step 1; only 3 was searched."""
+    found = {"leaf": 3, "critical": 1, "confirmed": True, "interval": [1, 1], "probes": []}
+    tree = build(SHARED, {3: -1, 4: -1, 5: 1}, localizations=[found])
+    low = clip_low_of(tree, ElcScope.searched_only)
+    loose = 1 - (0.2 + 0.115)
+    assert low.tolist() == [[0.8, loose, loose, loose, 0.8, 0.8], [0.8] * 6, [0.8] * 6]
+    credit = assign([tree], AlgorithmConfig(clip=ClipConfig(scope=ElcScope.searched_only)))[0]
+    assert credit.loosest_clip_low.tolist() == [0.8, loose, loose, loose, 0.8, 0.8]
+
+
+def test_the_posterior_scope_widens_as_far_as_the_step_is_believed_lost() -> None:
+    belief = {
+        "prior": [0.2, 0.3, 0.5],
+        "beta": [0.6, 1.0],
+        "free": [],
+        "trail": [[0.2, 0.3, 0.5], [0.1, 0.6, 0.3]],
+    }
+    probes = [{"anchor": 1, "attempts": 1, "successes": 0}]
+    found = {"leaf": 3, "critical": None, "confirmed": False, "interval": [2, 3]}
+    found |= {"probes": probes, "posterior": belief}
+    tree = build(SHARED, {3: -1, 4: -1, 5: 1}, localizations=[found])
+    low = clip_low_of(tree, ElcScope.posterior)
+    np.testing.assert_allclose(low[0, 1:4], [1 - 0.2 - 0.115 * p for p in (0.1, 0.7, 1.0)])
+    assert set(low[0, [0, 4, 5]]) == set(low[1:].ravel()) == {0.8}
+
+
+@pytest.mark.parametrize(
+    ("confirmed", "interval", "extents"),
+    [(True, [2, 2], [0, 1, 1]), (False, [2, 3], [0, 0.5, 1]), (False, [1, 3], [1 / 3, 2 / 3, 1])],
+)
+def test_a_binary_search_has_a_posterior_too(
+    confirmed: bool, interval: list[int], extents: list[float]
+) -> None:
+    found = {"leaf": 3, "critical": 2 if confirmed else None, "confirmed": confirmed}
+    found |= {"interval": interval, "probes": []}
+    tree = build(SHARED, {3: -1, 4: -1, 5: 1}, localizations=[found])
+    low = clip_low_of(tree, ElcScope.posterior)
+    np.testing.assert_allclose(low[0, 1:4], [1 - 0.2 - 0.115 * p for p in extents])
 
 
 # --- the command ---

@@ -13,15 +13,21 @@ from elpo_ray.config.algorithm import (
     Aggregation,
     AlgorithmConfig,
     Attribution,
+    ClipConfig,
     CreditConfig,
     CreditRule,
+    ElcScope,
     LossConfig,
     StepGroupConfig,
     Weighting,
 )
+from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.credit import Credit, assign
 from elpo_ray.credit.__main__ import compose, main
 from elpo_ray.dump import dump_tree
+from elpo_ray.forest.items import CostModel
+from elpo_ray.forest.planning import PlanRules, plan
+from elpo_ray.forest.trees import TrainTree, pack
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import UNGRADED, FinishReason, Score, Step, ToolKind, ToolResult, Turn
 
@@ -180,6 +186,51 @@ def test_a_leaf_without_a_verdict_counts_nowhere(
     np.testing.assert_allclose(with_it.advantage[:4], without.advantage)
     assert not with_it.advantage[4:].any() and not with_it.negative_advantage[4:].any()
     assert with_it.r[0] == without.r[0]
+
+
+@pytest.mark.parametrize("weighting", Weighting)
+@pytest.mark.parametrize("attribution", Attribution)
+@pytest.mark.parametrize("rule", CreditRule)
+def test_a_sibling_without_a_verdict_moves_no_shared_node(
+    rule: CreditRule, attribution: Attribution, weighting: Weighting
+) -> None:
+    """0 -> 1 -> {2 fails, 3 succeeds, 4 ungraded}, 0 -> 5: the learner gets the same tree with and
+    without node 4."""
+
+    def packed(ungraded: bool) -> TrainTree:
+        tree = RolloutTree("t", 3, prompt_ids=(1,))
+        tree.add_trajectory(0, [step(2, "a"), step(1)], Score(-1.0, False))
+        tree.add_trajectory(1, [step(3)], Score(1.0, True))
+        tree.add_trajectory(0, [step(4)], Score(-1.0, False))
+        if ungraded:
+            tree.add_trajectory(1, [step(9)], UNGRADED)
+        credit = CreditConfig(rule=rule, attribution=attribution, weighting=weighting, ddof=1)
+        clip = ClipConfig(scope=ElcScope.searched_only)
+        config = AlgorithmConfig(credit=credit, loss=TOKEN_MEAN, clip=clip)
+        [train] = pack([tree], assign([tree], config), TOKEN_MEAN, LearnerConfig()).trees
+        return train
+
+    without, with_it = packed(False), packed(True)
+    count = len(without.ids)
+    np.testing.assert_array_equal(with_it.leaves, without.leaves)
+    np.testing.assert_allclose(with_it.leaf_weight, without.leaf_weight, rtol=1e-12)
+    np.testing.assert_allclose(with_it.token_weight[:count], without.token_weight, rtol=1e-12)
+    assert not with_it.token_weight[count:].any()
+    for name in ("advantage", "negative_advantage", "share"):
+        mine, other = (getattr(tree, name)[:5] for tree in (with_it, without))
+        np.testing.assert_allclose(mine, other, err_msg=name)
+    assert with_it.clip_low.shape == (3, 6)
+
+
+def test_a_tree_without_any_verdict_trains_nothing() -> None:
+    tree = RolloutTree("t", 2, prompt_ids=(1,))
+    for _ in range(2):
+        tree.add_trajectory(0, [step(2)], UNGRADED)
+    config = AlgorithmConfig()
+    [train] = pack([tree], assign([tree], config), config.loss, LearnerConfig()).trees
+    assert not len(train.leaves) and not train.token_weight.any()
+    rules = PlanRules(max_tokens=99, world_size=1, cost=CostModel(1, 1, 1), share_gain=0.0)
+    assert plan([train], rules).empty
 
 
 # --- beyond the paper ---

@@ -228,7 +228,7 @@ FAULTS: list[tuple[Callable[[Place], list[str]], str, str, str]] = [
     (cut_weights, "model", "is damaged, it has 100,000 bytes", "download it again"),
     (no_tokenizer, "model", "no tokenizer in it", "copy tokenizer.json"),
     (no_template, "chat template", "it has no chat template", "add chat_template.jinja"),
-    (template_without_tools, "chat template", "loses the tool schemas", "Hermes format"),
+    (template_without_tools, "chat template", "loses the tool schemas", "docs/models.md"),
     (short_context, "chat template", "tokens of prompt", "raise it"),
     (unwritable_run_folder, "run folder", "/proc/runs", "trainer.run_dir="),
     (run_folder_is_a_file, "run folder", "Not a directory", "trainer.run_dir="),

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeTask, Word, bel, make_config, make_worker, planted
+from fakes import (
+    TURN,
+    FakeTask,
+    ScriptedPolicy,
+    Word,
+    bel,
+    decode,
+    encode,
+    make_config,
+    make_worker,
+    planted,
+)
 
 from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.growth import GrowthConfig, GrowthRule, PosteriorConfig, Prior
 from elpo_ray.config.measure import AnalysisName, AnalyzeConfig
 from elpo_ray.evaluation.analysis import localization, ranking, recovery
 from elpo_ray.evaluation.analysis.catalog import AnalyzeJob, Record
 from elpo_ray.interfaces import Tools
 from elpo_ray.rollout.worker import RolloutWorker
-from elpo_ray.types import Problem, Score, Step
+from elpo_ray.tree import RolloutTree
+from elpo_ray.types import UNGRADED, FinishReason, Problem, Sampling, Score, Step, Turn
 
 TOOL_STEPS = 4
 
@@ -41,6 +55,20 @@ async def test_sure_probes_always_agree_and_are_right(critical: int) -> None:
     for row in rows:
         assert (row["agree"], row["right"], row["steps apart"]) == (1.0, 1.0, 0.0)
         assert row["false irrecoverable"] in (0.0, None)
+
+
+@pytest.mark.parametrize("critical", range(1, TOOL_STEPS + 2))
+async def test_searches_by_evidence_are_analyzed_too(critical: int) -> None:
+    belief = PosteriorConfig(prior=Prior.uniform, beta=(50.0, 0.5), max_probes=9)
+    algorithm = AlgorithmConfig(growth=GrowthConfig(rule=GrowthRule.posterior, posterior=belief))
+    worker = make_worker(planted(TOOL_STEPS, critical))
+    config = settings(
+        AnalysisName.localization, rollouts=1, failures=1, xs=[1, 3], repeats=2, algorithm=algorithm
+    )
+    records = await examine(worker, config)
+    assert [(r["x"], r["repeat"]) for r in records] == [(1, 0), (1, 1)]
+    assert {record["named"] for record in records} == {critical}
+    assert localization.summarize(records)[0]["right"] == 1.0
 
 
 async def test_a_budget_caps_what_a_search_may_spend() -> None:
@@ -133,6 +161,48 @@ async def test_siblings_are_ranked_against_fresh_completions() -> None:
     assert 1.0 in ordered and set(ordered) <= {1.0, None}
     rows = {row["branching"]: row for row in ranking.summarize(records)}
     assert rows["inside"]["pairwise accuracy"] == 1.0 and rows["inside"]["Kendall τ"] == 1.0
+
+
+class SameWords(ScriptedPolicy):
+    """All of its turns say that they are of completion 0, so that equal words are equal tokens. The
+    plan gets the seed instead of the completion's number."""
+
+    async def generate(self, prefix: Sequence[int], sampling: Sampling) -> Turn:
+        before = [match[1] for match in TURN.finditer(decode(prefix))]
+        ids = tuple(encode(f"{self._plan(sampling.seed or 0, before)[0]}~0;"))
+        zeros = (0.0,) * len(ids)
+        return Turn(ids, zeros, zeros, FinishReason.STOP, weight_version=0)
+
+
+async def test_identical_siblings_are_one_sibling() -> None:
+    """Every trajectory begins with one of two words, which decides about success: of six children
+    of the prompt there are two to rank, where fifteen pairs would be mostly of equal ones."""
+
+    def plan(seed: int, before: list[str]) -> list[Word]:
+        if not before:
+            return ["gb"[seed % 2]]
+        return ["=ok"]
+
+    algorithm = AlgorithmConfig(growth=GrowthConfig(rule=GrowthRule.independent, n_total=6))
+    worker = make_worker(plan, make_config(algorithm.growth))
+    worker.agent = replace(worker.agent, policy=SameWords(plan))
+    config = settings(AnalysisName.ranking, algorithm=algorithm, fresh=2)
+    [record] = await examine(worker, config)
+    assert record["depth"] == 0
+    assert sorted(zip(record["means"], record["scores"], strict=True)) == [
+        (0.0, pytest.approx(min(record["scores"]))),
+        (1.0, pytest.approx(max(record["scores"]))),
+    ]
+    assert ranking.pairwise(record["scores"], record["means"]) == 1.0
+
+
+def test_a_sibling_without_a_verdict_is_no_sibling() -> None:
+    tree = RolloutTree("t", 4)
+    for verdict in (True, False, None, None):
+        turn = Turn((7 + (verdict is None),), (0.0,), (0.0,), FinishReason.STOP, 0)
+        score = UNGRADED if verdict is None else Score(float(verdict), verdict)
+        tree.add_trajectory(0, [Step(turn)], score)
+    assert ranking.siblings(tree, 0) == [[1, 2]]
 
 
 def test_pairwise_accuracy_and_tau_by_hand() -> None:

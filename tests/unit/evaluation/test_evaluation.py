@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Word, make_worker
+from fakes import FakeTask, Word, make_worker
 from rich.console import Console
 
 from elpo_ray.config.measure import EvaluateConfig
+from elpo_ray.config.task import TaskConfig, TaskName
 from elpo_ray.evaluation.bench import JsonLines, ResultFolder, _differences
 from elpo_ray.evaluation.report import show, write_report
 from elpo_ray.evaluation.summary import mean_success, per_problem, summarize
+from elpo_ray.evaluation.votes import one_vote_each
 from elpo_ray.rollout.sample import Sample
+from elpo_ray.tasks import make_task
+from elpo_ray.types import Problem
 
 
 def sample(problem: str = "p", index: int = 0, **changes: Any) -> Sample:
@@ -156,3 +160,37 @@ def test_results_of_another_sampler_are_not_mixed(
     with pytest.raises(ValueError, match=r"sampler\.top_p=0\.6, not 1\.0; choose another folder"):
         ResultFolder.of(bench, "evaluate", {})
     assert first.path == tmp_path / "out"
+
+
+async def test_equal_answers_are_one_vote_and_join_the_first_class_they_equal() -> None:
+    class Near(FakeTask):
+        """Numbers that are at most 1 apart are equal, which is not transitive."""
+
+        asked = 0
+
+        async def same_answer(self, problem: Problem, first: str, second: str) -> bool:
+            self.asked += 1
+            return abs(int(first) - int(second)) <= 1
+
+    task = Near()
+    problems = [task.train_problem(0), task.train_problem(1)]
+    given = ["5", "6", "7", None, "6", "5", "9"]
+    samples = [sample("p0", i, answer=answer) for i, answer in enumerate(given)]
+    merged = await one_vote_each(task, problems, [sample("p1", answer="6"), *reversed(samples)])
+    answers = {(made.problem, made.index): made.answer for made in merged}
+    assert [answers["p0", i] for i in range(7)] == ["5", "5", "7", None, "5", "5", "9"]
+    assert answers["p1", 0] == "6" and task.asked == 4
+
+
+async def test_forms_of_one_answer_win_together(tmp_path: Path) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text(json.dumps({"problem": "q", "answer": "1/2"}))
+    task = make_task(TaskConfig(name=TaskName.aime24, eval_file=str(file)), 0)
+    problems = task.eval_problems(1)
+    forms = [r"\frac{1}{2}", r"\dfrac{1}{2}", "0.5", "3", "3"]
+    samples = [
+        sample(problems[0].id, i, answer=form, success=form != "3") for i, form in enumerate(forms)
+    ]
+    assert summarize(samples, [5])["major_at_k"]["5"] == 0.0
+    merged = await one_vote_each(task, problems, samples)
+    assert summarize(merged, [5])["major_at_k"]["5"] == 1.0

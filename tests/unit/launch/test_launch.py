@@ -17,6 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
+from elpo_ray.config.compose import composed
+from elpo_ray.config.values import hydra_value
 from elpo_ray.doctor.finding import Finding, Status, ok
 from launch import preflight
 from launch.config import ContainerConfig, KubeRayConfig, Runtime, SlurmConfig
@@ -79,9 +81,7 @@ def test_what_a_script_asks_for() -> None:
     assert "symmetric-run" in two and "#SBATCH --exclusive" in two
     assert "#SBATCH --array=0-1%1" in slurm_script(*SCRIPTS["seeds"])
     gpus = slurm_script(*SCRIPTS["gpus"]).splitlines()
-    assert {"#SBATCH --gpus-per-node=8", "#SBATCH --mem=0", "#SBATCH --cpus-per-task=64"} < set(
-        gpus
-    )
+    assert {"#SBATCH --gres=gpu:8", "#SBATCH --mem=0", "#SBATCH --cpus-per-task=64"} < set(gpus)
     apptainer = slurm_script(*SCRIPTS["apptainer"])
     assert shlex.quote("/images/it's.sif") in apptainer and "exec --nv --bind" in apptainer
     assert "/data:/data:ro" in apptainer
@@ -115,6 +115,12 @@ def test_a_run_that_cannot_be_is_refused(config: SlurmConfig, run: list[str], sa
         ({"seeds": [1, 1]}, "different values"),
         ({"scratch": "/a/very/long/path/on/this/node"}, "at most 24 characters"),
         ({"nodes": 0}, "use 1 or more"),
+        ({"partition": "gpu\nrm -rf /"}, "partition=.*: leave out line breaks"),
+        ({"sbatch": ["--mail-type=END\n#SBATCH --uid=0"]}, "sbatch=.*: leave out line breaks"),
+        ({"sbatch": ["mail-type=END"]}, "write options as in"),
+        ({"logs": "runs/\r"}, "logs=.*: leave out line breaks"),
+        ({"logs": "runs/100%"}, "without %"),
+        ({"environment": {"A=$(reboot) B": "1"}}, "names no variable"),
     ],
 )
 def test_keys_have_limits(values: dict[str, Any], said: str) -> None:
@@ -124,11 +130,77 @@ def test_keys_have_limits(values: dict[str, Any], said: str) -> None:
         ContainerConfig(runtime=Runtime.pyxis)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "a\nb",
+        "\n#SBATCH --uid=0\n",
+        "$(touch hit)",
+        "`touch hit`",
+        "a'b",
+        'a"b',
+        "a;b",
+        "ü\t\x1b\\",
+    ],
+)
+def test_no_value_of_the_run_becomes_a_line_or_a_command(odd: str, tmp_path: Path) -> None:
+    word = f"logging.project={hydra_value(odd)}"
+    script = slurm_script(CPU, [*QUICK, word])
+    plain = slurm_script(CPU, [*QUICK, "logging.project=x"])
+    assert len(script.splitlines()) == len(plain.splitlines())
+    assert all(
+        a == b or "logging.project" in b
+        for a, b in zip(script.splitlines(), plain.splitlines(), strict=True)
+    )
+    (line,) = (line for line in script.splitlines() if line.startswith("overrides="))
+    shown = subprocess.run(
+        ["bash", "-c", f"{line}\nprintf '%s\\0' \"${{overrides[@]}}\""],
+        capture_output=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert shown.stdout.decode().split("\0")[:-1] == [*QUICK, word]
+    assert not list(tmp_path.iterdir())
+    assert composed([*QUICK, word]).logging.project == odd
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"logs": "/my logs"}, '#SBATCH --output="/my logs/%x-%j.log"'),
+        ({"logs": '/a"b'}, r'#SBATCH --output="/a\"b/%x-%j.log"'),
+        ({"logs": "/ü"}, '#SBATCH --output="/ü/%x-%j.log"'),
+        ({"logs": "/logs"}, "#SBATCH --output=/logs/%x-%j.log"),
+        ({"logs": "/a b", "seeds": [1, 2]}, '#SBATCH --output="/a b/%x-%A_%a.log"'),
+        ({"constraint": "a100&nvlink"}, '#SBATCH --constraint="a100&nvlink"'),
+        ({"account": "my group #2"}, '#SBATCH --account="my group #2"'),
+    ],
+)
+def test_what_sbatch_reads_is_quoted_where_it_must_be(values: dict[str, Any], line: str) -> None:
+    assert line in slurm_script(replace(CPU, **values), QUICK).splitlines()
+
+
+def test_folders_with_odd_names_reach_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "my (runs) = ü"
+    script = slurm_script(CPU, [*QUICK, f"trainer.run_dir={hydra_value(str(folder))}"])
+    assert shlex.quote(f'trainer.run_dir="{folder}"') in script
+    run = folder / "job-7"
+    assert composed(overrides(run, QUICK, None)).trainer.run_dir == str(folder)
+    (run / "checkpoints" / "step_00001").mkdir(parents=True)
+    (run / "checkpoints" / "step_00001" / "state.json").write_text("{}")
+    assert composed(overrides(run, QUICK, None)).trainer.resume == str(run)
+
+
 def test_the_command_prints_a_script_or_one_line() -> None:
     def launch(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "launch", *words]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
+    variables = ("environment={NCCL_SOCKET_IFNAME: ib0, A: 'x y'}", "environment.B=3")
+    done = launch("slurm", "site=cpu", *variables, "--", *QUICK)
+    assert done.returncode == 0, done.stderr
+    for line in ("NCCL_SOCKET_IFNAME=ib0", "A='x y'", "B=3"):
+        assert f"export {line}\n" in done.stdout
     done = launch("slurm", "site=cpu", "nodes=2", "partition=debug", "--", *QUICK)
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --partition=debug" in done.stdout and "--min-nodes 2" in done.stdout

@@ -10,16 +10,12 @@ import pytest
 import torch
 from test_tree_packing import ROWS, RULES, TREE, build, weighted
 from torch.nn.attention.flex_attention import create_block_mask
+from train_trees import train_tree
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
-    MambaConfig,
-    MistralConfig,
-    PretrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3NextConfig,
 )
 
 from elpo_ray.config.algorithm import Aggregation
@@ -27,7 +23,7 @@ from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.config.model import Precision
 from elpo_ray.forest.layout import PackedForest, lay_out
 from elpo_ray.forest.planning import plan
-from elpo_ray.learner.attention import IMPLEMENTATION, choose_backend, why_not
+from elpo_ray.learner.attention import IMPLEMENTATION, choose_backend
 from elpo_ray.learner.attention.blocks import BlockPlan
 from elpo_ray.learner.attention.flex import FlexPlan, block_mask
 from elpo_ray.learner.attention.paths import PathPlan
@@ -50,26 +46,36 @@ def tensors(packed: PackedForest, dtype: torch.dtype = torch.float64) -> list[to
     return [torch.randn(count, n, 8, dtype=dtype, requires_grad=True) for n in (4, 2, 2)]
 
 
-def dense(packed: PackedForest) -> torch.Tensor:
+def dense(packed: PackedForest, window: int | None = None) -> torch.Tensor:
     """The mask by its definition. Shape: [T, T]."""
     place = np.arange(len(packed.ids))
     query, key = place[:, None], place[None]
-    return torch.from_numpy((key <= query) & (query < packed.subtree_end[key]))
+    seen = (key <= query) & (query < packed.subtree_end[key])
+    if window is not None:
+        seen &= packed.positions[query] < packed.positions[key] + window
+    return torch.from_numpy(seen)
 
 
-def reference(packed: PackedForest, qkv: list[torch.Tensor], scale: float) -> torch.Tensor:
+def reference(
+    packed: PackedForest, qkv: list[torch.Tensor], scale: float, window: int | None = None
+) -> torch.Tensor:
     query, key, value = (t.transpose(0, 1) for t in qkv)
     key, value = (t.repeat_interleave(2, 0) for t in (key, value))
     scores = (query @ key.transpose(1, 2)) * scale
-    weights = scores.masked_fill(~dense(packed), float("-inf")).softmax(-1)
+    weights = scores.masked_fill(~dense(packed, window), float("-inf")).softmax(-1)
     return (weights @ value).transpose(0, 1)
 
 
-def test_blocks_equal_the_dense_mask_forward_and_backward() -> None:
+WINDOWS = [None, 1, 2, 17, 40, 1000]
+"""Narrower than a node, wider than one, wider than the longest path."""
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_blocks_equal_the_dense_mask_forward_and_backward(window: int | None) -> None:
     packed = forest()
     qkv = tensors(packed)
-    out = BlockPlan.of(packed, CPU, torch.float64).attend(*qkv, 0.3)
-    want = reference(packed, qkv, 0.3)
+    out = BlockPlan(packed, CPU, torch.float64).attend(*qkv, 0.3, window)
+    want = reference(packed, qkv, 0.3, window)
     torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
     above = torch.randn_like(out)
     found = torch.autograd.grad(out, qkv, above)
@@ -77,9 +83,32 @@ def test_blocks_equal_the_dense_mask_forward_and_backward() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_layers_of_one_pack_may_have_different_windows() -> None:
+    packed = forest()
+    qkv = tensors(packed)
+    plans = BlockPlan(packed, CPU, torch.float64), FlexPlan(packed, CPU)
+    for window in (17, None, 40, 17):
+        for made in plans:
+            out = made.attend(*(t.detach() for t in qkv), 0.3, window)
+            torch.testing.assert_close(out, reference(packed, qkv, 0.3, window).detach())
+
+
+def test_a_window_bounds_the_keys_that_are_gathered() -> None:
+    """A long path costs what its window costs."""
+    tree = train_tree(np.random.default_rng(0), [-1, 0], [3000, 40], vocab=50)
+    ((items,),) = plan(weighted([tree], Aggregation.token_mean), RULES).ranks
+    packed = lay_out(items)
+    windowed = BlockPlan(packed, CPU, torch.float64, 64)
+    assert sum(len(group.keys) for group in windowed.groups) < 10 * len(packed.ids)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("shared", [True, False])
-def test_gathered_paths_under_a_causal_mask_are_tree_attention(shared: bool) -> None:
-    """What flash attention computes of the path plan, one segment at a time."""
+def test_gathered_paths_under_a_causal_mask_are_tree_attention(
+    shared: bool, window: int | None
+) -> None:
+    """What flash attention computes of the path plan, one segment at a time: causal, aligned to the
+    last key, and with a window within so many keys of the query's own."""
     packed = forest()
     if not shared:
         ((items,),) = plan([build_chain()], RULES).ranks
@@ -94,11 +123,13 @@ def test_gathered_paths_under_a_causal_mask_are_tree_attention(shared: bool) -> 
         part = [t.transpose(0, 1) for t in (query[q0:q1], key[k0:k1], value[k0:k1])]
         part[1:] = [t.repeat_interleave(2, 0) for t in part[1:]]
         causal = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(k1 - k0 - (q1 - q0))
+        if window is not None:
+            causal = causal.triu(k1 - k0 - (q1 - q0) - window + 1)
         scores = (part[0] @ part[1].transpose(1, 2) * 0.3).masked_fill(~causal, float("-inf"))
         parts.append((scores.softmax(-1) @ part[2]).transpose(0, 1))
         assert q1 - q0 <= paths.longest_query
         assert k1 - k0 <= paths.longest_key
-    out, want = torch.cat(parts), reference(packed, qkv, 0.3)
+    out, want = torch.cat(parts), reference(packed, qkv, 0.3, window)
     torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
     above = torch.randn_like(out)
     found = torch.autograd.grad(out, qkv, above)
@@ -137,8 +168,30 @@ def test_flex_mask_and_its_blocks() -> None:
             rows = (getattr(m, f"{name}_indices")[0, 0, row, :number] for m in (mine, theirs))
             assert len({tuple(sorted(r.tolist())) for r in rows}) == 1
     qkv = [t.detach() for t in tensors(packed, torch.float32)]
-    out = FlexPlan.of(packed, CPU).attend(*qkv, 0.3)
-    torch.testing.assert_close(out, reference(packed, qkv, 0.3), rtol=1e-4, atol=1e-5)
+    flex = FlexPlan(packed, CPU)
+    for window in (*WINDOWS, 130):
+        out = flex.attend(*qkv, 0.3, window)
+        torch.testing.assert_close(out, reference(packed, qkv, 0.3, window), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 40, 130, 1000])
+def test_flex_blocks_of_a_window(window: int) -> None:
+    """Whole blocks are seen whole, and nothing that is seen lies outside the chosen ones."""
+    trees = weighted([build(0), build(1), build(2)] * 3, Aggregation.token_mean)
+    ((items,),) = plan(trees, RULES).ranks
+    packed = lay_out(items)
+    mask = block_mask(packed, CPU, window)
+    count = len(packed.ids)
+    chosen = torch.zeros(count, count, dtype=torch.bool)
+    whole = torch.zeros(count, count, dtype=torch.bool)
+    for name, cover in (("kv", chosen), ("full_kv", whole)):
+        for row, number in enumerate(getattr(mask, f"{name}_num_blocks")[0, 0].tolist()):
+            for block in getattr(mask, f"{name}_indices")[0, 0, row, :number].tolist():
+                cover[row * 128 : (row + 1) * 128, block * 128 : (block + 1) * 128] = True
+    seen = dense(packed, window)
+    assert not (seen & ~(chosen | whole)).any()
+    assert not (whole & ~seen).any()
+    assert window > 100 or chosen.sum() < 0.8 * seen.numel()
 
 
 def small() -> Qwen2ForCausalLM:
@@ -170,50 +223,19 @@ def test_trees_under_a_stock_attention_are_refused() -> None:
         model(torch.ones(1, 3, dtype=torch.int64))
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (Qwen2Config(), None),
-        (Qwen3Config(), None),
-        (Qwen3NextConfig(), "linear_attention layers"),
-        (Qwen2Config(use_sliding_window=True, max_window_layers=1), "sliding_attention layers"),
-        (MistralConfig(sliding_window=4096), "slides over 4096 tokens"),
-        (BloomConfig(), "attention cannot be replaced"),
-        (MambaConfig(), "linear_attention layers"),
-        (
-            Qwen2Config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
-            "longest sequence",
-        ),
-    ],
-)
-def test_models_that_cannot_be_trained_on_trees_say_why(
-    config: PretrainedConfig, reason: str | None
-) -> None:
-    found = why_not(AutoModelForCausalLM._model_mapping[type(config)], config)
-    assert (found is None) == (reason is None)
-    assert reason is None or (found is not None and reason in found)
-
-
-def test_such_a_model_is_loaded_with_its_own_attention(
+def test_a_model_of_another_attention_is_loaded_with_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = MistralConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=8,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "sliding")
+    config = BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "bloom")
     small().save_pretrained(tmp_path / "plain")
-    plain = load_policy(tmp_path / "plain", Precision.fp32, checkpointing=False)
+    options = {"max_context": 64, "checkpointing": False}
+    plain = load_policy(tmp_path / "plain", Precision.fp32, **options)
     assert plain.takes_trees
     assert not caplog.records
-    sliding = load_policy(tmp_path / "sliding", Precision.fp32, checkpointing=False)
-    assert not sliding.takes_trees
-    assert "its attention slides over 8 tokens" in caplog.text
+    bloom = load_policy(tmp_path / "bloom", Precision.fp32, **options)
+    assert not bloom.takes_trees
+    assert "its attention cannot be replaced" in caplog.text
 
 
 def test_backends_are_chosen_by_what_can_run() -> None:

@@ -144,7 +144,14 @@ def test_trees_equal_flat_sequences(
     want_loss, want_logps, want_grad = flat(model, trees)
     assert loss == pytest.approx(want_loss, abs=1e-12)
     assert (grad - want_grad).norm() / want_grad.norm() < 1e-10
-    assert all(len(values) == 1 for values in logps.values()), "a token was scored twice"
+    for (number, token), values in logps.items():
+        bounds = 1
+        if by_leaf:
+            tree = trees[number]
+            node = tree.token_node[token]
+            bounds = len({*tree.clip_low[tree.on_path[:, node], node]})
+        assert len(values) == bounds, "a token is scored once for each of its clip bounds"
+        assert max(values) - min(values) < 1e-12
     agents = {(i, int(t)) for i, tree in enumerate(trees) for t in np.flatnonzero(tree.agent)}
     assert logps.keys() == agents
     for place, values in want_logps.items():

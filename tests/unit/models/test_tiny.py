@@ -11,6 +11,7 @@ from elpo_ray.config.model import TinyModelConfig
 from elpo_ray.config.task import CountdownConfig, TaskConfig
 from elpo_ray.models.tiny import build_tiny
 from elpo_ray.tasks.countdown import Countdown
+from elpo_ray.tools.code_interpreter import SCHEMA
 
 TASK = Countdown(TaskConfig(countdown=CountdownConfig()), seed=0)
 SHAPE = TinyModelConfig(vocab_size=500, intermediate_size=64, num_layers=1)
@@ -20,7 +21,7 @@ DEMONSTRATIONS = [TASK.demonstration(i) or [] for i in range(100)]
 
 
 def build(folder: Path, shape: TinyModelConfig = SHAPE, seed: int = 0) -> Path:
-    return build_tiny(folder, shape, DEMONSTRATIONS, TASK.tools, max_context=256, seed=seed)
+    return build_tiny(folder, shape, DEMONSTRATIONS, [SCHEMA], max_context=256, seed=seed)
 
 
 def test_loads_by_the_usual_classes_and_fits_the_tokenizer(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_loads_by_the_usual_classes_and_fits_the_tokenizer(tmp_path: Path) -> No
 
 
 def test_conversations_are_short_and_reversible(tmp_path: Path) -> None:
-    chat = Chat.from_folder(str(build(tmp_path)), TASK.tools)
+    chat = Chat.from_folder(str(build(tmp_path)), [SCHEMA])
     for messages in DEMONSTRATIONS:
         ids, agent = chat.conversation_ids(messages)
         assert len(ids) <= 170

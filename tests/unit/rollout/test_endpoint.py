@@ -84,6 +84,14 @@ async def test_a_malformed_call_is_an_observation_of_every_call_of_its_turn(
     await endpoint.close()
 
 
+async def test_an_answer_may_mention_the_tag(server: Server, endpoint: Endpoint) -> None:
+    server.script = [server_says("I need no <tool_call> for this: 7.")]
+    turn = await endpoint.generate(endpoint.prompt_ids(QUESTION), SAMPLING)
+    parsed = endpoint.parse(turn.token_ids)
+    assert (parsed.call, parsed.error) == (None, None)
+    await endpoint.close()
+
+
 async def test_limits_and_faults_keep_their_kinds(server: Server, endpoint: Endpoint) -> None:
     prompt = endpoint.prompt_ids(QUESTION)
     server.script = [

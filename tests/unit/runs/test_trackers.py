@@ -112,3 +112,98 @@ def log(config: Config, folder: Path) -> None:
     metrics.close()
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1]) == {"step": 1, **VALUES}
+
+
+OWN = """
+class Book:
+    def __init__(self, folder, config, *, name="book"):
+        self.file = (folder / name).open("a")
+    def write(self, step, values): print(step, sorted(values), file=self.file)
+    def show(self, step, samples): print(len(samples), file=self.file)
+    def close(self): self.file.close()
+class Flaky(Book):
+    def write(self, step, values): raise OSError("no network")
+class Half:
+    def __init__(self, folder, config): ...
+    def write(self, step, values): ...
+def half(folder, config): return Half(folder, config)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_trackers.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def own_logging(*entries: object) -> LoggingConfig:
+    return LoggingConfig(wandb=WandbMode.disabled, trackers=list(entries))
+
+
+def test_a_tracker_of_ones_own_gets_what_the_others_get(own: None, tmp_path: Path) -> None:
+    entries = ["own_trackers:Book", {"name": "own_trackers:Flaky", "options": {"name": "flaky"}}]
+    logging = own_logging(*entries)
+    check_trackers(logging)
+    metrics = Metrics(tmp_path, Config(logging=logging), Console(quiet=True))
+    metrics.log(1, VALUES)
+    metrics.show(1, [tree("found", found=True)])
+    metrics.close()
+    assert (tmp_path / "book").read_text() == "1 ['reward', 'seconds/grow']\n1\n"
+    assert (tmp_path / "flaky").read_text() == ""
+
+
+def test_a_tracker_that_fails_is_named_and_the_run_goes_on(
+    own: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(logging=own_logging("own_trackers:Flaky"))
+    metrics = Metrics(tmp_path, config, Console(quiet=True))
+    for step_number in (1, 2):
+        metrics.log(step_number, VALUES)
+    metrics.close()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "own_trackers:Flaky': write raised OSError: no network; the run goes on" in said
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("own_trackers:Boook", "own_trackers has no Boook; did you mean Book"),
+        ("own_trackers:Half", "Half has no show, close; a tracker has write, show, close"),
+        (
+            {"name": "own_trackers:Book", "options": {"nam": 1}},
+            "no option nam; it takes name",
+        ),
+    ],
+)
+def test_a_tracker_that_cannot_be_used_is_refused(own: None, entry: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"logging\.trackers='own_trackers:\w+': {message}"):
+        check_trackers(own_logging(entry))
+
+
+def test_what_a_factory_makes_is_looked_at_too(own: None, tmp_path: Path) -> None:
+    logging = own_logging("own_trackers:half")
+    check_trackers(logging)
+    with pytest.raises(ValueError, match="own_trackers:half': Half has no show, close"):
+        Metrics(tmp_path, Config(logging=logging), Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("tensorbord", "did you mean tensorboard"),
+        ({"nam": "tensorboard"}, "write a name, or"),
+        ({"name": "tensorboard", "options": 3}, "write a name, or"),
+        (7, "write a name, or"),
+    ],
+)
+def test_an_entry_that_names_no_tracker_is_refused(entry: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"logging\.trackers=.*{message}"):
+        own_logging(entry)
+
+
+def test_a_built_in_tracker_may_stand_in_the_list() -> None:
+    assert own_logging("tensorboard").wanted == {"tensorboard": {}}
+    both = LoggingConfig(trackers=[{"name": "wandb", "options": {"mode": "online"}}])
+    assert both.wanted == {"wandb": {"mode": "online"}}

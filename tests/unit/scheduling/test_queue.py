@@ -83,6 +83,8 @@ def outline(tree: RolloutTree) -> Any:
 
 RULES = [
     bel(16),
+    bel(16, use_tree=True, early_stop=True),
+    GrowthConfig(rule=GrowthRule.posterior),
     GrowthConfig(rule=GrowthRule.independent, n_total=16),
     GrowthConfig(rule=GrowthRule.entropy_branch, entropy=EntropyBranchConfig(initial=2)),
     GrowthConfig(rule=GrowthRule.random_branch, random=RandomBranchConfig(trees=2, rounds=2)),
@@ -108,11 +110,18 @@ def test_growth_is_taken_up_from_any_prefix_of_its_journal(
         assert outline(tree) == outline(whole)
 
 
+@pytest.mark.parametrize(
+    "growth",
+    [bel(16), bel(16, use_tree=True, early_stop=True), GrowthConfig(rule=GrowthRule.posterior)],
+    ids=["bel", "bel with its options", "posterior"],
+)
 @settings(max_examples=15, deadline=None)
 @given(draw=st.integers(0, 2**32), less=st.integers(2, 15))
-def test_a_larger_budget_goes_on_where_the_smaller_one_ended(draw: int, less: int) -> None:
+def test_a_larger_budget_goes_on_where_the_smaller_one_ended(
+    growth: GrowthConfig, draw: int, less: int
+) -> None:
     shared = BudgetConfig(scope=BudgetScope.batch, min=16)
-    config = replace(make_config(bel(16)), budget=shared)
+    config = replace(make_config(growth), budget=shared)
     small, journal = recorded(config, by_seed(draw), less)
     assert small.budget == less
     worker = make_worker(by_seed(draw), config, first=100)

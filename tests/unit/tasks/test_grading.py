@@ -1,15 +1,26 @@
 r"""Answers: what a turn is read as, what counts as equal, and a grader that cannot be broken."""
 
 import asyncio
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from elpo_ray.tasks.grading.answers import choice_letter, last_boxed, last_program, strict_box
+from elpo_ray.tasks.grading.answers import (
+    answer_line,
+    asks_for_line,
+    boxed_answer,
+    choice_letter,
+    last_boxed,
+    last_program,
+    strict_box,
+)
 from elpo_ray.tasks.grading.equality import equal
 from elpo_ray.tasks.grading.pool import MathGrader, Verdict
 
@@ -63,7 +74,6 @@ def test_the_same_in_another_form(gold: str, answer: str) -> None:
         ("18", "18, 19"),
         (r"\frac{1}{3}", "0.333"),
         (r"\frac{1}{3}", "3"),
-        ("10", r"10\%"),
         ("(3,4]", "[3,4]"),
         ("(2,4)", "(4,2)"),
         ("3, 5, 7", "3, 5"),
@@ -88,6 +98,40 @@ def grader() -> Iterator[MathGrader]:
     yield MathGrader(1, cpu_s=1.0)
 
 
+ANSWERS = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+]
+"""Each line has a gold answer, other forms of it and wrong answers that look like it."""
+
+
+@pytest.mark.parametrize("row", ANSWERS, ids=lambda row: f"{row['kind']}: {row['gold'][:40]}")
+def test_answers_of_every_kind(grader: MathGrader, row: dict[str, Any]) -> None:
+    for wanted in ("equal", "different"):
+        pairs = [(row["gold"], answer) for answer in row[wanted]]
+        verdicts = compare(grader, *pairs)
+        wrong = [pair for pair, v in zip(pairs, verdicts, strict=True) if v.value != wanted]
+        assert not wrong, f"not {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("7", "10^{10^{10}}"),
+        ("7", "(x+1)^{5000}"),
+        ("7", r"\sum_{k=1}^{10^9} k^k"),
+        ("7", r"\int_0^1 \sin(\sin(\sin(e^{x^{x^x}}))) dx"),
+        ("7", r"\prod_{n=1}^{1000000} n"),
+        ("2^{10^9}", "7"),
+    ],
+)
+def test_a_giant_is_different_after_a_second_of_work(
+    grader: MathGrader, gold: str, answer: str
+) -> None:
+    compare(grader, ("1/2", "0.5"))  # the process is there
+    assert compare(grader, (gold, answer)) == [Verdict.DIFFERENT]
+
+
 def compare(grader: MathGrader, *pairs: tuple[str, str]) -> list[Verdict]:
     async def all_at_once() -> list[Verdict]:
         return await asyncio.gather(*(grader.compare(gold, answer) for gold, answer in pairs))
@@ -95,14 +139,26 @@ def compare(grader: MathGrader, *pairs: tuple[str, str]) -> list[Verdict]:
     return asyncio.run(all_at_once())
 
 
-def test_work_without_end_is_undecided_and_hurts_no_other_answer(grader: MathGrader) -> None:
-    pairs = [("1/2", "0.5"), ("7", "9^{9^{9^{9}}}"), ("7", "8"), ("7", "7.0")]
+def test_work_without_end_hurts_no_other_answer(grader: MathGrader) -> None:
+    endless = r"\int_0^1 \sin(\sin(\sin(e^{x^{x^x}}))) dx"
+    pairs = [("1/2", "0.5"), ("7", endless), (endless, "7"), ("7", "8"), ("7", "7.0")]
     assert compare(grader, *pairs) == [
         Verdict.EQUAL,
-        Verdict.UNDECIDED,
+        Verdict.DIFFERENT,  # the answer's own size
+        Verdict.UNDECIDED,  # the gold answer's: nobody can know
         Verdict.DIFFERENT,
         Verdict.EQUAL,
     ]
+
+
+def test_a_verdict_has_a_reason(grader: MathGrader) -> None:
+    for gold, answer, why in [
+        ("7", "8", "7 is not 8"),
+        ("1/2", "0.5", "the same value"),
+        ("[1,2]", "(1,2)", "the sets of numbers differ"),
+        ("7", "9" * 10**5, "100000 characters"),
+    ]:
+        assert why in asyncio.run(grader.judge(gold, answer)).why
 
 
 def test_a_killed_grader_is_replaced(grader: MathGrader) -> None:
@@ -153,6 +209,89 @@ def test_last_boxed_balances_braces() -> None:
     assert last_boxed(r"\boxed{" * 10**5) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so our answer is $\boxed 2$.", "2"),
+        (r"$\boxed 25$ in all", "25"),
+        (r"thus \boxed -3.5.", "-3.5"),
+        (r"it is $\boxed\frac{1}{2}$", r"\frac{1}{2}"),
+        (r"it is \boxed \pi, so", r"\pi"),
+        (r"\boxed 7 is the answer", "7"),
+        (r"\boxed {7}", "7"),
+        ("\\boxed\n{7}", "7"),
+        (r"\fbox{7}", "7"),
+        (r"\framebox{7}", "7"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"$x=\boxed{3}$ and $y=\boxed{4}$.", "3, 4"),
+        (r"\boxed{3} or \boxed{4}", "3, 4"),
+        (r"\(\boxed{3}\), \(\boxed{4}\), and \(\boxed{5}\)", "3, 4, 5"),
+        (r"$\boxed{3}\text{ and }\boxed{4}$", "3, 4"),
+        (r"\boxed{3} and $y$ is \boxed{4}", "3, 4"),
+        (r"\boxed{3}, \boxed{3}", "3"),
+        (r"\boxed{3}, no: \boxed{4}", "4"),
+        (r"First \boxed{3}. Then \boxed{4}", "4"),
+        (r"\boxed{3} is wrong and \boxed{4} is right", "4"),
+        ("\\boxed{3}\n\n\\boxed{4}", "4"),
+        (r"\boxed{x=\boxed{3}}", "3"),
+        (r"\boxedx{7}", None),
+        (r"\boxed", None),
+        (r"\boxed{open", None),
+        (r"\boxed{3} and \boxed{open", None),
+    ],
+)
+def test_boxes(text: str, content: str | None) -> None:
+    assert boxed_answer(text) == content
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [r"\boxed{" * 10**5, "\n" * 10**6, "Answer" * 10**5, r"\boxed " * 10**5, "$ " * 10**5,
+     r"\boxed{1}, " * 10**5, "{" * 10**6, r"\boxed{1}" + " " * 10**6 + r"\boxed{2}"],
+)  # fmt: skip
+def test_reading_takes_time_linear_in_the_text(hostile: str) -> None:
+    start = time.process_time()
+    boxed_answer(hostile)
+    answer_line(hostile)
+    choice_letter(hostile)
+    asks_for_line(hostile)
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("So it is 7.\nAnswer: 7", "7"),
+        ("Answer: 6\nNo.\n**Answer:** $7$\n", "$7$"),
+        ("**Answer: 7**", "7"),
+        ("Final answer: 7", "7"),
+        (r"Answer: \boxed{7}", "7"),
+        (r"Answer: $\boxed{7}$.", "7"),
+        ("the answer is: 7", None),
+        ("Answer:\n7", None),
+        ("7", None),
+    ],
+)
+def test_the_answer_line(text: str, said: str | None) -> None:
+    assert answer_line(text) == said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asks"),
+    [
+        ("The last line of your response should be of the form Answer: $Answer", True),
+        ("Finish with a last line 'Answer: ' followed by the number.", True),
+        ("Write `Answer: N` on its own line.", True),
+        ("Your reply must end with Answer: and the value", True),
+        ("Question: how many?\nAnswer:", False),
+        (r"Put the answer into \boxed{}.", False),
+        ("The line y = x. Answer: with a number?", False),
+    ],
+)
+def test_prompts_that_ask_for_an_answer_line(prompt: str, asks: bool) -> None:
+    assert asks_for_line(prompt) is asks
+
+
 def test_strict_box_lies_within_the_last_hundred_characters() -> None:
     box = r"\boxed{7}"
     assert strict_box(box + "x" * 91) == "7"
@@ -162,7 +301,13 @@ def test_strict_box_lies_within_the_last_hundred_characters() -> None:
 @pytest.mark.parametrize(
     ("text", "letter"),
     [("B", "B"), ("(b)", "B"), (r"\text{B}", "B"), (r"\textbf{(C)}", "C"), ("B. Helium", "B"),
-     ("Option D", "D"), ("Helium", None), ("", None), ("42", None)],
+     ("Option D", "D"), ("Helium", None), ("", None), ("42", None), ("**B**", "B"), ("$B$", "B"),
+     (r"\mathbf{(B)}", "B"), ("B) 5 m/s", "B"), ("B: Helium", "B"), ("The answer is B", "B"),
+     ("B.", "B"), ("[B]", "B"), (r"\text{B. } C_6H_{12}", "B"), ("(B), because it is smaller", "B"),
+     ("B is correct", "B"), ("A or B", None), ("A/B", None), ("A and C", None), ("A, B", None),
+     ("(A) or (B)", None), (r"\text{A or B}", None), ("A, B and C", None), ("B & C", None),
+     ("C_6H_{12}", None), ("C6H12", None), ("CO_2", None), ("A+B", None), ("B^+", None),
+     ("A molecule", None), ("CD", None), ("D_2O", None), ("B'", None), (r"C\,_6", None)],
 )  # fmt: skip
 def test_choice_letter(text: str, letter: str | None) -> None:
     assert choice_letter(text) == letter

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,55 @@ def test_problems_and_epochs(tmp_path: Path) -> None:
 )
 def test_malformed_lines_are_named(tmp_path: Path, bad: object, message: str) -> None:
     with pytest.raises(ValueError, match=r"task\.train_file='.*train\.jsonl': " + message):
+        make(tmp_path, row("ok"), bad).train_problem(0)
+
+
+def test_a_prompt_an_answer_and_further_columns_make_a_problem(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q2"}]
+    rows: list[dict[str, object]] = [
+        {"prompt": "q1", "answer": 42, "budget": 5},
+        {"prompt": messages, "answer": " x+1 "},
+        {"problem": "q3", "solution": r"so \boxed{9}"},
+        {"question": "q4", "answer": "because #### 1,000"},
+        {**row("q5"), "budget": 6},
+    ]
+    task = make(tmp_path, *rows)
+    found = {p.id: p for p in map(task.train_problem, range(5))}
+    asked = [found[f"train-{i}"] for i in range(5)]
+    assert [p.messages[-1]["content"] for p in asked] == ["q1", "q2", "q3", "q4", "q5"]
+    assert [p.messages[0]["role"] for p in asked] == ["user", "system", "user", "user", "user"]
+    assert [p.ground_truth for p in asked] == ["42", "x+1", "9", "1000", "7"]
+    assert [p.extra["row"] for p in asked] == rows
+    assert score(task, asked[0], [answer(r"\boxed{42}")]).success
+
+
+@pytest.mark.parametrize(
+    "bad", [{"prompt": "q"}, {"prompt": "q", "answer": " "}, {"prompt": "q", "answer": [1, 2]}]
+)
+def test_only_a_reward_of_ones_own_does_without_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: dict[str, object]
+) -> None:
+    with pytest.raises(ValueError, match=r"row 1: no answer: give it as text, or score without"):
+        make(tmp_path, bad).train_problem(0)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "jsonl_reward.py").write_text("def f(problem, steps): return problem.ground_truth")
+    task = make(tmp_path, bad)
+    reward = RewardConfig(name="jsonl_reward:f")
+    own = make_task(replace(task._config, reward=reward), 0)
+    assert own.train_problem(0).ground_truth in (None, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"text": "q", "answer": "7"}, "no prompt or problem or Problem or question: give it"),
+        ({"prompt": {}, "answer": "7"}, "no prompt or problem"),
+        ({"prompt": [], "answer": "7"}, "prompt is not a list of chat messages"),
+        ({"prompt": [{"role": "user"}], "answer": "7"}, "a message of prompt has no role"),
+    ],
+)
+def test_a_row_that_asks_nothing_is_named(tmp_path: Path, bad: object, message: str) -> None:
+    with pytest.raises(ValueError, match=r"train\.jsonl': row 2: " + message):
         make(tmp_path, row("ok"), bad).train_problem(0)
 
 

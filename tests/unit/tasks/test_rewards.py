@@ -1,11 +1,10 @@
-"""Rewards: presets and shaping in numbers, no verdict where there is none, the user's own."""
+"""Rewards: presets and shaping in numbers, no verdict where there is none."""
 
 import asyncio
 import json
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from elpo_ray.config.task import RewardConfig, RewardName
 from elpo_ray.interfaces import ToolSession
 from elpo_ray.tasks.grading.pool import Verdict
-from elpo_ray.tasks.rewards import KIND, Reward, load_function, overlong
+from elpo_ray.tasks.rewards import ANSWER_LINE, KIND, Reward, overlong
 from elpo_ray.types import (
     UNGRADED,
     FinishReason,
@@ -186,78 +185,13 @@ def test_shaping_terms_add_up_and_leave_success_alone() -> None:
     assert long == Score(pytest.approx(0.0), True)  # 17 + 2 observed + 1 answer = the limit
 
 
-OWN = """
-from elpo_ray.types import Score, InfrastructureError
-def good(problem, steps): return Score(2.5, problem.ground_truth in steps[-1].action_text)
-async def later(problem, steps): return Score(0.5, True)
-def raises(problem, steps): raise KeyError("nope")
-def a_float(problem, steps): return 1.0
-def endless(problem, steps): return Score(float("inf"), True)
-def lost(problem, steps): raise InfrastructureError("judge is down")
-def narrow(problem): ...
-number = 3
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "own_rewards.py").write_text(OWN)
-    (tmp_path / "broken_rewards.py").write_text("import nothing_of_this_name")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return "own_rewards"
-
-
-def by(path: str) -> Score:
-    return score("it is 7", name=RewardName.function, function=path)
-
-
-def test_a_users_reward_is_used_as_it_is(own: str) -> None:
-    assert by(f"{own}:good") == Score(2.5, True)
-    assert by(f"{own}:later") == Score(0.5, True)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("raises", r"raised KeyError: 'nope' on problem p; mend it"),
-        ("a_float", r"returned 1.0 on problem p; return elpo_ray\.types\.Score"),
-        ("endless", r"returned Score.*finite reward"),
-    ],
-)
-def test_a_users_reward_that_fails_is_named(own: str, name: str, message: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"task\.reward\.function='own_rewards:{name}': {message}"
-    ):
-        by(f"{own}:{name}")
-
-
-def test_a_users_reward_may_ask_for_another_try(own: str) -> None:
-    with pytest.raises(InfrastructureError, match="judge is down"):
-        by(f"{own}:lost")
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("own_rewards", "write it as package.module:function"),
-        ("own_rewards:", "write it as package.module:function"),
-        ("not_there:f", r"not_there cannot be imported \(ModuleNotFoundError"),
-        ("broken_rewards:f", r"broken_rewards cannot be imported \(ModuleNotFoundError: .*nothing"),
-        ("own_rewards:f", "own_rewards has no function f"),
-        ("own_rewards:number", "own_rewards has no function number"),
-        ("own_rewards:narrow", r"it must take \(problem, steps\)"),
-    ],
-)
-def test_a_users_reward_that_cannot_be_loaded_is_named(own: str, path: str, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"task\.reward\.function='{path}': {message}"):
-        load_function(path)
-
-
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        ({"name": RewardName.function}, "function=None"),
-        ({"function": "a:b"}, "function='a:b'"),
+        ({"name": "verfy"}, "name='verfy': did you mean verify"),
+        ({"name": "function"}, "name='function': .*your own as module:attribute"),
+        ({"options": {"a": 1}}, "options=.*name=None has none"),
+        ({"timeout_s": 0}, "timeout_s=0"),
         ({"grader_cpu_s": 0}, "grader_cpu_s=0"),
         ({"overlong_buffer": 30000}, "overlong_buffer=30000"),
         ({"tool_bonus": -1.0}, "tool_bonus=-1.0"),
@@ -267,3 +201,33 @@ def test_a_users_reward_that_cannot_be_loaded_is_named(own: str, path: str, mess
 def test_impossible_settings_are_refused(settings: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=rf"task\.reward\.{key}"):
         RewardConfig(**settings)
+
+
+def test_two_boxes_are_one_answer_only_for_mathematics_that_is_verified() -> None:
+    text = r"so $x=\boxed{3}$ and $y=\boxed{4}$"
+    assert score(text, truth="4, 3").success and score(text, truth="(3,4)").success
+    assert not score(text, truth="4").success
+    assert score(text, truth="4", name=RewardName.strict_box).success
+    assert not score(r"\boxed{A} or \boxed{B}", truth="A", kind="choice").success
+
+
+@pytest.mark.parametrize("preset", [RewardName.verify, RewardName.demyagent_as_run])
+def test_the_answer_is_read_where_the_prompt_asks_for_it(preset: RewardName) -> None:
+    reward = Reward(RewardConfig(name=preset))
+    problem = Problem("p", (), "7", extra={KIND: "math", ANSWER_LINE: True})
+
+    def right(text: str) -> bool:
+        return asyncio.run(reward.score(problem, [answer(text)], OpenTools())).success
+
+    assert right("So it is.\nAnswer: 7") and right("Answer: \\boxed{7}") and right(r"\boxed{7}")
+    assert not right("Answer: 8") and not right("7") and not right("\\boxed{7}\nAnswer: 8")
+
+
+def test_equal_answers_are_those_that_grade_alike() -> None:
+    def same(first: str, second: str, kind: str = "math", **config: Any) -> bool:
+        problem = Problem("p", (), "7", extra={KIND: kind})
+        return asyncio.run(Reward(RewardConfig(**config)).same_answer(problem, first, second))
+
+    assert same(r"\frac{1}{2}", "0.5") and same("073", "$73$") and not same("73", "74")
+    assert not same("073", "73", name=RewardName.strict_box)
+    assert same("A", "A", kind="choice") and not same("A", "B", kind="choice")

@@ -20,10 +20,13 @@ from elpo_ray.tasks import FAMILIES, make_task
 from elpo_ray.tasks.grading.programs import Test as Case
 from elpo_ray.tasks.grading.programs import (
     decode_private,
+    matches,
     read_livecodebench,
     read_tests,
     same_lines,
 )
+from elpo_ray.tasks.open_agentrl import read, read_plain
+from elpo_ray.tasks.rewards import ANSWER_LINE, KIND
 from elpo_ray.types import Problem
 
 AIME = {"ID": "2024-I-1", "Problem": "Find $x$.", "Solution": "…", "Answer": 204}
@@ -109,6 +112,13 @@ def test_mathematics(tmp_path: Path, suffix: str, name: str, row: Any, truth: st
     assert r"\boxed{answer}" in text and truth not in text.replace(r"\boxed{answer}", "")
 
 
+def test_a_box_without_braces_is_an_answer(tmp_path: Path) -> None:
+    solutions = [r"so our answer is $\boxed 2$.", r"it is \fbox{3}", r"$\boxed{4}$ and $\boxed{5}$"]
+    put(tmp_path, "math.jsonl", *({"problem": "q", "solution": text} for text in solutions))
+    problems = task(tmp_path, "math").eval_problems(3)
+    assert [problem.ground_truth for problem in problems] == ["2", "3", "4, 5"]
+
+
 def test_options_are_shuffled_by_the_seed(tmp_path: Path) -> None:
     put(tmp_path, "gpqa_diamond.jsonl", GPQA)
     letters = Counter()
@@ -118,6 +128,29 @@ def test_options_are_shuffled_by_the_seed(tmp_path: Path) -> None:
         assert f"{problem.ground_truth}. Helium\n" in problem.messages[0]["content"]
         letters[problem.ground_truth] += 1
     assert set(letters) == set("ABCD") and min(letters.values()) > 25
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "asks"),
+    [
+        ("aime24", AIME, r"state it as \boxed{answer}"),
+        ("gpqa_diamond", GPQA, r"as \boxed{letter}"),
+        ("livecodebench_v6", LCB, "submit the whole program in one ```python block"),
+    ],
+)
+def test_prompts_speak_of_a_tool_only_where_code_can_be_run(
+    tmp_path: Path, name: str, row: Any, asks: str
+) -> None:
+    put(tmp_path, f"{name}.jsonl", row)
+    with_code, without = (
+        only(task(tmp_path, name, tools=tools)).messages[0]["content"]
+        for tools in (["code_interpreter"], [])
+    )
+    assert "tool" in with_code and "tool" not in without
+    assert asks in with_code and asks in without
+    assert "  " not in without and "{" not in without.replace("{answer}", "").replace(
+        "{letter}", ""
+    )
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -180,6 +213,28 @@ def test_rl_mix_asks_each_source_in_its_own_way(tmp_path: Path, suffix: str) -> 
     assert asked["train-0"].extra["index"] == 0
 
 
+@pytest.mark.parametrize("source", ["taco", "apps", "code_contests", "encode-math", "dapo", ""])
+def test_the_ground_truth_says_what_kind_of_row_it_is(tmp_path: Path, source: str) -> None:
+    row = RL | {"data_source": source}
+    tests = row | {"reward_model": {"ground_truth": json.dumps(CODE)}}
+    unpacked = row | {"reward_model": {"ground_truth": CODE}}
+    answer = row | {"reward_model": {"ground_truth": r"\{1, 2\}"}}
+    braces = row | {"reward_model": {"ground_truth": "{1,2}"}}
+    rows = (tests, unpacked, answer, braces)
+    kinds = [read_plain(each, "p").extra[KIND] for each in rows]
+    assert kinds == ["code", "code", "math", "math"]
+
+
+def test_a_prompt_that_asks_for_an_answer_line_is_not_told_of_a_box() -> None:
+    prompt = [{"role": "user", "content": "How many? The last line should be Answer: the number."}]
+    for source in ("math_dapo", "other"):
+        asked = read(RL | {"data_source": source, "prompt": prompt}, "p", 0, code=True)
+        text = asked.messages[-1]["content"]
+        assert asked.extra[ANSWER_LINE] is True
+        assert "box" not in text and text.count("without units") == 1
+    assert ANSWER_LINE not in read(RL, "p", 0, code=True).extra
+
+
 @pytest.mark.parametrize(
     ("truth", "tests"),
     [
@@ -204,10 +259,56 @@ def test_tests_of_rl_data(truth: Any, tests: list[Case]) -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "same"),
     [("3\n", "3", True), (" 1 2 \n3", "1 2\n3\n", True), ("1.0", "1", True), ("1 2", "1  2", True),
-     ("3", "4", False), ("3\n3", "3", False), ("a", "A", False), ("", "0", False)],
+     ("3", "4", False), ("3\n3", "3", False), ("a", "A", False), ("", "0", False),
+     ("a b", "a  b", False), ("12:05", "12:5", False), ("v1.50", "v1.5", False),
+     ("50000000000000001", "50000000000000000", False), ("1e999999999", "1e999999999.", False),
+     ("nan", "1", False), ("inf", "inf", True), ("1 2", "1 2 3", False), ("3", "2.9999999", False)],
 )  # fmt: skip
 def test_outputs_are_compared_line_by_line(ours: str, theirs: str, same: bool) -> None:
     assert same_lines(ours, theirs) is same
+    assert same_lines(ours, theirs, exact=True) is same
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "close"),
+    [("0.333333", "0.3333333333", True), ("0.33333", "0.3333333333", False),
+     ("1000000.5", "1000001.0", True), ("1000000.5", "1000002.0", False),
+     ("0.500001", "0.5", True), ("0.5000011", "0.5", False), ("1e-7", "2e-7", True),
+     ("Case #1: 0.50000001", "Case #1: 0.5", True), ("Case #2: 0.5", "Case #1: 0.5", False),
+     ("(0.5, -1.0000001)", "(0.5, -1.0)", True), ("[0.5,1.1]", "[0.5,1.0]", False),
+     ("1.2.3", "1.2.30", False), ("-0.0", "0.0", True), ("1e400", "2e400", False)],
+)  # fmt: skip
+def test_two_decimals_are_equal_within_a_millionth(ours: str, theirs: str, close: bool) -> None:
+    assert same_lines(ours, theirs) is close
+    if ours != "-0.0":
+        assert not same_lines(ours, theirs, exact=True)
+    assert same_lines(f"x\n{ours}\n", f"x\n{theirs}") is close
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [("4", 4, True), ("4.0", 4, True), ("4", 4.0, True), ("4.0000001", 4, False),
+     ("4.0000001", 4.0, True), ('"4"', 4, False), ("4", "4", False), ("[1, [2.0]]", [1, [2]], True),
+     ("[1, 2]", [2, 1], False), ('{"b": 1.0, "a": 2}', {"a": 2, "b": 1}, True),
+     ('{"a": 1}', {"a": 1, "b": 2}, False), ("NaN", float("nan"), True), ("null", None, True),
+     ("null", 0, False), ("true", True, True), ("[" * 9999, [], False), ("", "", False)],
+)  # fmt: skip
+def test_results_are_compared_as_values(ours: str, theirs: Any, same: bool) -> None:
+    assert matches(Case(call="f", expected=theirs), ours, False) is same
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "right", "wrong"),
+    [([[3]], ["12"], '"12"', "12"), ([[3]], [["12"]], '"12"', "12"), ([[3]], [12], "12", '"12"'),
+     (["3"], ["12"], "12", '"12"'), (["3"], ['"12"'], '"12"', "12"), (["3"], ["abc"], '"abc"', "1"),
+     ([3], ["[1]"], '"[1]"', "[1]"), ([[3]], [[[1]]], "[1]", "1")],
+)  # fmt: skip
+def test_results_have_the_rows_own_types(
+    inputs: list[Any], outputs: list[Any], right: str, wrong: str
+) -> None:
+    (test,) = read_tests({"fn_name": "f", "inputs": inputs, "outputs": outputs})
+    assert test.arguments == (3,)
+    assert matches(test, right, False) and not matches(test, wrong, False)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -269,11 +370,11 @@ def test_rows_without_an_answer_are_named(tmp_path: Path, name: str, bad: Any, f
 @pytest.mark.parametrize(
     ("truth", "fault"),
     [
-        ("no json", "not JSON"),
-        ("[1]", "the tests are not an object"),
+        ('{"inputs": ["1"', "not JSON"),
+        ([1], "reward_model.ground_truth is not a string"),
         ({"inputs": ["1"], "outputs": []}, "1 inputs but 0 outputs"),
         ({"inputs": [], "outputs": []}, "the tests have no lists"),
-        (None, "the tests are not an object"),
+        (None, "reward_model.ground_truth is not a string"),
         ({"test_code": "assert"}, "test_code and entry_point are not both text"),
     ],
 )

@@ -73,6 +73,20 @@ async def test_malformed_calls_never_reach_the_sandbox(
     await session.close()
 
 
+async def test_code_that_is_too_long_is_refused_and_forgotten(sandbox: Sandbox) -> None:
+    session = await local_tools(sandbox, CONFIG).open(setup="x = 20")
+    await session.call(run("x += 1"))
+    before = session.state
+    refused = await session.call(run("x = '" + "y" * (8 << 20) + "'"))
+    assert (refused.kind, refused.text) == (
+        ToolKind.ERROR,
+        "ValueError: the code is longer than 8 MiB; it was not run",
+    )
+    assert session.state == before
+    assert (await session.call(run("x"))).text == "21"
+    await session.close()
+
+
 async def test_states_branch_and_can_be_pickled(sandbox: Sandbox) -> None:
     tools = local_tools(sandbox, CONFIG)
     session = await tools.open(setup="left = [1, 2, 3]")

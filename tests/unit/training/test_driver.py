@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from run_folders import grow
 
 from elpo_ray.cluster.waits import LearnerLost
 from elpo_ray.config import Config
+from elpo_ray.config.growth import GrowthConfig, GrowthRule, PosteriorConfig
 from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.run import LoggingConfig, TrainerConfig, WandbMode
@@ -180,3 +182,33 @@ def test_a_learner_that_is_lost_before_any_checkpoint_ends_the_run(tmp_path: Pat
     )
     with pytest.raises(Fault, match="step 1: gone; start the run anew"):
         trainer.train()
+
+
+def test_beta_is_fitted_between_steps_and_kept_in_the_checkpoint(tmp_path: Path) -> None:
+    """A resumed run grows its next step with the values that the whole run used."""
+
+    class Recording(FakeRollouts):
+        used: list[Any] = []  # noqa: RUF012
+
+        def grow(self, inputs: list[Problem], step: int, beta: Any = None) -> list[Any]:
+            self.used.append((step, beta))
+            return super().grow(inputs, step)
+
+    def trainer_of(config: Config) -> Trainer:
+        config.algorithm.growth = GrowthConfig(
+            rule=GrowthRule.posterior, posterior=PosteriorConfig(fit_beta=True)
+        )
+        trainer = make_trainer(config, FakeLearner())
+        trainer.rollouts = Recording(config)  # type: ignore[assignment]
+        return trainer
+
+    trainer = trainer_of(make_config(tmp_path, run_name="run", keep_checkpoints=4))
+    trainer.train()
+    whole = list(Recording.used)
+    assert [step for step, _ in whole] == [0, 1, 2, 3]
+    assert whole[0][1] == (0.6, 1.0) and len({beta for _, beta in whole}) > 1
+    for name in ("step_00004",):
+        shutil.rmtree(trainer.run.checkpoints / name)
+    Recording.used.clear()
+    trainer_of(make_config(tmp_path, resume=str(trainer.run.path))).train()
+    assert Recording.used == whole[2:]

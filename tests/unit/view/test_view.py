@@ -14,6 +14,7 @@ from run_folders import grow, write_run
 
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig, ElcScope
+from elpo_ray.config.growth import GrowthConfig, GrowthRule
 from elpo_ray.config.model import ModelConfig
 from elpo_ray.credit import assign
 from elpo_ray.dump import dump_tree, read_line, read_tree
@@ -98,6 +99,26 @@ def test_the_paper_s_figure_4_is_shown_as_it_is_printed(tmp_path: Path) -> None:
     assert "text" not in record["columns"] and record["messages"] == []
     assert overview(book)["table"]["critical"] == [1]
     assert [n["where"] for n in overview(book)["notices"]] == [["config.yaml"]]
+
+
+def test_a_search_by_evidence_is_shown_with_its_posterior(tmp_path: Path) -> None:
+    growth = GrowthConfig(rule=GrowthRule.posterior)
+    run = write_run(tmp_path / "run", 1, 4, growth=growth)
+    book = opened(run)
+    lines = (run / "trees" / "step_00001.jsonl").read_text().splitlines()
+    searches = [json.loads(line)["localizations"] for line in lines]
+    assert any(searches)
+    for row, found in enumerate(searches):
+        shown = tree_of(book, row)["searches"]
+        for mine, dumped in zip(shown, found, strict=True):
+            belief = dumped["posterior"]
+            assert mine["posterior"]["free"] == belief["free"]
+            assert len(mine["posterior"]["trail"]) == len(dumped["probes"]) + 1
+            for seen, stored in zip(mine["posterior"]["trail"], belief["trail"], strict=True):
+                assert seen == pytest.approx(stored, rel=1e-4)
+    assert overview(book)["algorithm"]["growth"] == "posterior"
+    binary = opened(write_run(tmp_path / "binary", 1, 1))
+    assert all(search["posterior"] is None for search in tree_of(binary, 0)["searches"])
 
 
 def test_a_run_that_is_being_written_grows_without_reading_old_steps_again(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""`elpo new FOLDER`: a project of the user's own to start from, which trains at once."""
