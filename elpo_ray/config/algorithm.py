@@ -185,7 +185,7 @@ class AlgorithmConfig(Section, key="algorithm"):
     """An algorithm is these four choices; nothing else in the package knows its name."""
 
     name: str = "elpo"
-    """Name of the algorithm. It is part of the name of the run's folder and changes nothing else."""
+    """Name of the algorithm, a part of the name of the run's folder; it changes nothing else."""
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     credit: CreditConfig = field(default_factory=CreditConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)

@@ -51,9 +51,9 @@ def markdown(**schemas: type[Any]) -> str:
     lines = [
         "# Configuration reference",
         "",
-        "These are all keys of a run, as the schema in `elpo_ray/config/` has them. `key=value` on",
-        "the command line overrides a key. The defaults are the schema's. The files in `conf/` hold",
-        "what an experiment sets.",
+        "These are all keys of a run, as the schema in `elpo_ray/config/` has them. On the command",
+        "line `key=value` overrides a key. The defaults are the schema's; the files in `conf/`",
+        "hold what an experiment sets.",
     ]
     of_a_run = list(keys())
     for section, found in groupby(of_a_run, _section):
