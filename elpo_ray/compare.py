@@ -95,6 +95,7 @@ class Run:
         return sums
 
     def reached(self, axis: str) -> float | None:
+        """The largest value on `axis`; None if the run has none."""
         return max((x for x in self.axes[axis] if x is not None), default=None)
 
     def figure(self, metric: str, axis: str, budget: float) -> float | None:
@@ -215,6 +216,7 @@ def show(console: Console, runs: Sequence[Run]) -> None:
 
 
 def cell(value: Any, error: float | None = None) -> str:
+    """A value as a table shows it, with its standard error."""
     if value is None:
         return "-"
     if not isinstance(value, int | float) or isinstance(value, bool):

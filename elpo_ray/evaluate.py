@@ -11,6 +11,7 @@ from elpo_ray.config.measure import EvaluateConfig
 
 
 def run(config: EvaluateConfig) -> int:
+    """Measure the configured model and return the exit code."""
     tasks = measured_tasks(config)
     from elpo_ray.evaluation.run import evaluate
 

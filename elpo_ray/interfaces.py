@@ -66,7 +66,9 @@ class ToolSession(Protocol):
         """What an environment among the tools says of the trajectory, whose last call is done."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """End the session; nothing is called on it afterwards."""
+        ...
 
 
 class Tools(Protocol):
@@ -153,6 +155,7 @@ class Rollout(Protocol):
     """What a growth rule may do with one input: complete trajectories onto its tree."""
 
     tree: RolloutTree
+    """The tree that grows."""
     random: Random
     """The rule's own draws; seeded by the run, the problem and the step."""
 

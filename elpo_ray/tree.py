@@ -22,12 +22,17 @@ class Node:
     """One step of the tree. `step` is None for the root and for trees loaded from a bare dump."""
 
     id: int
+    """Its place in `RolloutTree.nodes`."""
     parent: int | None
+    """The parent's id; None for the root."""
     step: Step | None = None
+    """The turn, and the tool's response to it."""
     children: list[int] = field(default_factory=list)
+    """The children's ids, in the order in which they came."""
     score: Score | None = None
     """A leaf has one, an inner node has None."""
     end: EndReason | None = None
+    """Why the trajectory ended, on a leaf."""
     extra: dict[str, Any] = field(default_factory=dict)
     """The optional fields of a loaded dump are kept here as they came."""
     group: int | None = None
@@ -45,11 +50,15 @@ class Probe:
     """Completions with a verdict, all sampled from one prefix of the searched path."""
 
     anchor: Annotated[int, Meta(ge=1, description="The prefix ends with this step, from 1.")]
+    """The prefix ends with this step, counted from 1."""
     attempts: Annotated[int, Meta(ge=0)]
+    """Completions that were sampled and have a verdict."""
     successes: Annotated[int, Meta(ge=0)]
+    """Those of them that succeeded."""
 
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
+"""A number from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ class Localization:
         Meta(description="Id of the first irrecoverable step's node; null: search not finished."),
     ]
     confirmed: bool
+    """Whether the search was finished, so that its critical step counts in credit."""
     interval: Annotated[
         tuple[int, int],
         Meta(description="First and last step, from 1, among which the critical one lies."),
@@ -108,13 +118,17 @@ class RolloutTree:
         messages: Sequence[Message] = (),
     ) -> None:
         self.task_id = task_id
+        """The id of the problem (`Problem.id`)."""
         self.budget = budget
         """This is N_total, counted in completed trajectories."""
         self.prompt_ids = prompt_ids
+        """Token ids of the prompt."""
         self.messages = list(messages)
         """These are the prompt as chat messages, for people."""
         self.nodes: list[Node] = [Node(id=0, parent=None)]
+        """The nodes by id. Node 0 is the prompt."""
         self.localizations: list[Localization] = []
+        """What the searches found, in the order in which they ended."""
         self.ledger: list[dict[str, Any]] = []
         """It holds the budget ledger's entries, one for each spend (`growth.budget`)."""
 

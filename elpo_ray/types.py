@@ -60,12 +60,19 @@ class ToolKind(StrEnum):
     """How one tool call ended (the sandbox's words, `sandbox.results.Kind`, plus MALFORMED)."""
 
     OK = "ok"
+    """The call ended well."""
     ERROR = "error"
+    """The code or the function raised."""
     TIMEOUT = "timeout"
+    """It ran into its time limit."""
     MEMORY = "memory"
+    """It ran into its memory limit."""
     OUTPUT = "output"
+    """It wrote too much."""
     KILLED = "killed"
+    """Its process died of a signal."""
     EXITED = "exited"
+    """Its process ended itself."""
     MALFORMED = "malformed"
     """The call could not be parsed, or names an unknown tool: an observation that says so."""
 
@@ -96,9 +103,13 @@ class Sampling:
     """How to sample one turn. `seed=None` draws from the engine's own generator."""
 
     temperature: float = 1.0
+    """Temperature of the sampling distribution."""
     top_p: float = 1.0
+    """Each token is drawn from the likeliest tokens that together have this probability."""
     max_tokens: int
+    """Most tokens of the turn."""
     seed: int | None = None
+    """Seed of this turn."""
     warm: bool = False
     """The engine has decoded the prefix before: such turns go first where not all can run."""
 
@@ -115,6 +126,7 @@ class Turn:
     entropies: tuple[float, ...]
     """Full-vocabulary entropy, in nats, of the distribution each token was drawn from."""
     finish: FinishReason
+    """Why the engine stopped."""
     weight_version: int
     """The version of the weights that produced the turn."""
     cached_tokens: int = 0
@@ -127,7 +139,9 @@ class ToolCall:
     """A parsed call: the function's name and its JSON arguments."""
 
     name: str
+    """The tool's name."""
     arguments: dict[str, Any]
+    """The arguments by name, as JSON values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +151,7 @@ class Parsed:
     text: str
     """The turn as text, special tokens of the template left out."""
     call: ToolCall | None = None
+    """The call; None if the turn has none that can be read."""
     error: str | None = None
     """What is wrong with a malformed call, in words meant for the policy."""
 
@@ -147,11 +162,13 @@ class ToolResult:
     """What came back from a tool, as the policy will see it."""
 
     kind: ToolKind
+    """How the call ended."""
     text: str
     """The observation's text, before the rollout's own truncation."""
     duration_s: float = 0.0
     """Seconds of execution; queueing is apart, in `queue_s`."""
     queue_s: float = 0.0
+    """Seconds that the call waited before it ran."""
     restored_by: str = ""
     """How the state before the call came about: "fresh", "fork" or "replay"; empty if unknown."""
 
@@ -165,10 +182,13 @@ class Step:
     """
 
     turn: Turn
+    """What the policy sampled."""
     observation_ids: tuple[int, ...] = ()
     """Template glue, tool response and the next generation prompt; empty on the answer turn."""
     action_text: str = ""
+    """The turn as text."""
     observation_text: str = ""
+    """The tool's response as text."""
     call: ToolCall | None = None
     """The parsed call; None on an answer turn and on a malformed call."""
     result: ToolResult | None = None
@@ -178,6 +198,7 @@ class Step:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of the turn and of the observation."""
         return len(self.turn.token_ids) + len(self.observation_ids)
 
 
@@ -186,11 +207,15 @@ class Problem:
     """One input: what is asked, and what its answer is checked against."""
 
     id: str
+    """A name that no other problem of the task has."""
     messages: tuple[Message, ...]
+    """The prompt as chat messages."""
     ground_truth: Any
+    """What the task's reward compares the answer with."""
     setup: str = ""
     """Code that a fresh tool session runs before the agent's first call."""
     extra: dict[str, Any] = field(default_factory=dict)
+    """Further columns of the data row."""
 
 
 @pickled_by_position
@@ -199,7 +224,9 @@ class Score:
     """How good an episode was: the advantage uses `reward`, the search `success`."""
 
     reward: float
+    """A finite number, from which the advantage is computed."""
     success: bool
+    """Whether the trajectory solved the problem."""
     graded: bool = True
     """False: the grader came to no verdict, which says nothing about the answer. Neither a success
     nor a failure: no search, no advantage and no average may count it."""

@@ -37,11 +37,13 @@ def slurm(config: SlurmConfig, *, overrides: list[str], submit: bool) -> int:
 
 
 def kuberay(config: KubeRayConfig, *, overrides: list[str]) -> int:
+    """Print the manifest of a RayJob and return the exit code."""
     print(kuberay_manifest(config, overrides), end="")
     return 0
 
 
 def main() -> None:
+    """Run the launcher that the first word names."""
     words = sys.argv[1:]
     kind = words[0] if words else ""
     if kind == "monitoring" and len(words) == 2 and not words[1].startswith("-"):

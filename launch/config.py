@@ -26,8 +26,11 @@ class Runtime(Enum):
     """What starts the commands inside a container image on a Slurm cluster."""
 
     none = "none"
+    """No container."""
     apptainer = "apptainer"
+    """`apptainer exec` with a .sif file."""
     pyxis = "pyxis"
+    """`srun --container-image`, where the cluster has NVIDIA's plugin."""
 
 
 @dataclass(kw_only=True)
@@ -55,6 +58,7 @@ class SlurmConfig(Section, key=""):
     name: str = "elpo-ray"
     """Name of the job; its run folders are `<trainer.run_dir>/<name>-<job id>`."""
     nodes: PositiveInt = 1
+    """Nodes of the job."""
     gpus_per_node: NonNegativeInt = 8
     """0 for a run without GPUs."""
     cpus_per_node: PositiveInt | None = None
@@ -64,9 +68,13 @@ class SlurmConfig(Section, key=""):
     time: str = "24:00:00"
     """Length of one stay on the cluster, as HH:MM:SS or D-HH:MM:SS: a longer run is requeued."""
     partition: str | None = None
+    """Slurm's partition; null = the cluster's default."""
     account: str | None = None
+    """The account that is charged; null = the user's default."""
     qos: str | None = None
+    """Slurm's quality of service; null = the default."""
     constraint: str | None = None
+    """Features that the nodes must have, in Slurm's form; null = none."""
     sbatch: list[str] = field(default_factory=list)
     """Further options of `#SBATCH`, as in ["--mail-type=END"]."""
     seeds: list[Annotated[int, at_least(0, DIFFERENT)]] = field(default_factory=list)
@@ -136,15 +144,19 @@ class KubeRayConfig(Section, key=""):
     """One RayJob: a head with the driver, and workers."""
 
     name: str = "elpo-ray"
+    """Name of the RayJob."""
     namespace: str | None = None
+    """Namespace of the objects; null = kubectl's current one."""
     image: str = "elpo-ray:0.1.0-gpu"
     """Built from docker/; must hold this version of the package."""
     workers: PositiveInt = 1
     """Pods with GPUs; the head has none."""
     gpus_per_worker: NonNegativeInt = 8
+    """GPUs of each worker's pod."""
     cpus: PositiveInt = 16
     """Processors of each pod."""
     memory: str = "128Gi"
+    """Memory of each pod."""
     shared_memory: str = "32Gi"
     """Size of each pod's /dev/shm; counts towards its memory."""
     claim: str = "elpo-runs"

@@ -183,6 +183,7 @@ def table(place: Place, reports: dict[str, Report], common: list[Finding]) -> bo
 
 
 def main() -> int:
+    """Look at this node together with the others, and return the exit code."""
     parser = argparse.ArgumentParser(prog="launch.preflight", description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", required=True, help="names of the job's nodes, with commas")
     parser.add_argument("--port", type=int, required=True, help="the first of the job's ports")

@@ -40,6 +40,7 @@ def _aside(run: Path) -> Path:
 
 
 def main() -> None:
+    """Start or continue the run of a job."""
     parser = argparse.ArgumentParser(prog="launch.start", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--pid-file", type=Path, help="gets the number of the driver's process")

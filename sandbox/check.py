@@ -134,6 +134,7 @@ async def _tier() -> str:
 
 
 def main() -> int:
+    """Print what this machine offers and return the exit code."""
     _report()
     try:
         tier = asyncio.run(_tier())

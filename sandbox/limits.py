@@ -17,7 +17,9 @@ class Limits:
     """Limits per call, except where a field says otherwise."""
 
     wall_s: float = 10.0
+    """Seconds by the clock."""
     cpu_s: float = 10.0
+    """Processor seconds of all threads together."""
     memory_mib: int = 2048
     """Address space of one process (RLIMIT_AS)."""
     output_kib: int = 64
@@ -27,7 +29,9 @@ class Limits:
     files: int = 64
     """Files and folders in a working directory."""
     open_files: int = 64
+    """Open files of the process."""
     threads: int = 64
+    """Threads and processes of the session."""
     snapshots: int = 128
     """Kept states of one tree; above that the least recently used ones are given up."""
 

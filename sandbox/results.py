@@ -38,6 +38,7 @@ class Kind(StrEnum):
     """How one call ended. Evidence from outside the process goes before the child's word."""
 
     OK = "ok"
+    """The code ran to its end."""
     ERROR = "error"
     """The code raised."""
     TIMEOUT = "timeout"
@@ -73,9 +74,11 @@ class CallResult:
     """The outcome of one call."""
 
     kind: Kind
+    """How the call ended."""
     stdout: str = ""
     """Head and tail of what was printed; a marker names the bytes left out."""
     stderr: str = ""
+    """What was written to standard error, shortened in the same way."""
     value: str | None = None
     """`repr` of the last expression; None when it is None or the code has none."""
     error_type: str | None = None
@@ -126,7 +129,9 @@ class Entry:
     """One call of a session's past."""
 
     code: str
+    """The cell."""
     digest: str
+    """`CallResult.digest` of its result, which a replay must reproduce."""
     lost: bool
     """The call killed its process and so left no effect: a replay passes over it."""
     node: str = ""
@@ -139,7 +144,9 @@ class SessionState:
     rebuild it anywhere else, and to see whether that failed."""
 
     setup: str = ""
+    """Code that ran before the first call."""
     entries: tuple[Entry, ...] = ()
+    """The calls, in order."""
     tree: str = ""
     """The tree whose snapshots hold this state, as long as it lives."""
     host: str = ""

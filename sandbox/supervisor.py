@@ -180,7 +180,9 @@ class Sandbox:
         self.id = secrets.token_hex(8)
         """Names this sandbox in the states that it hands out."""
         self.limits = limits or Limits()
+        """What a session may use."""
         self.metrics = Metrics()
+        """Counters since the start."""
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         max_bytes = memory // _MEMORY_SHARE if snapshot_mib is None else snapshot_mib << 20
         self._shelf = Shelf(max_bytes, min(snapshots, _descriptors_for()))

@@ -76,6 +76,7 @@ def unpack_cell_header(header: bytes) -> tuple[bytes, int, int]:
 
 
 def pack_reply(nonce: bytes, reply: Reply) -> bytes:
+    """A reply as the bytes that travel; `nonce` shows who wrote it."""
     value, error_type, traceback = (
         (text or "").encode("utf-8", "backslashreplace")
         for text in (reply.value, reply.error_type, reply.traceback)

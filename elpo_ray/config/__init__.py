@@ -35,6 +35,7 @@ class Config(Section, key=""):
     """The configuration of a whole run."""
 
     experiment: str = "custom"
+    """Name of the experiment. It begins the name of the run's folder."""
     check_only: bool = False
     """The command prints how the batch divides up, checks all that the run would check before its
     first actor, and stops."""

@@ -42,6 +42,7 @@ class ElcScope(Enum):
     """Which nodes get the looser lower clip bound (Eq. 11)."""
 
     none = "none"
+    """No node gets it."""
     critical_subtree = "critical_subtree"
     """Every failed leaf through a confirmed critical node, from that step on."""
     searched_only = "searched_only"
@@ -57,8 +58,11 @@ class Aggregation(Enum):
     """How token losses become one number; denominators are global over the mini-batch."""
 
     seq_mean_token_mean = "seq_mean_token_mean"
+    """Mean over the sequences of the mean over each one's tokens (Eq. 1)."""
     token_mean = "token_mean"
+    """Mean over all tokens of the mini-batch, so longer sequences weigh more."""
     seq_mean_token_sum_norm = "seq_mean_token_sum_norm"
+    """Mean over the sequences of each one's token sum, divided by `norm_tokens`."""
 
 
 class Attribution(Enum):
@@ -132,7 +136,9 @@ class ClipConfig(Section, key="algorithm.clip"):
     """Clip bounds of the probability ratio (Eq. 11, 12)."""
 
     eps_low: NonNegativeFloat = 0.2
+    """The ratio of probabilities is clipped below 1 - eps_low."""
     eps_high: NonNegativeFloat = 0.315
+    """The ratio of probabilities is clipped above 1 + eps_high."""
     eps_elc: NonNegativeFloat = 0.115
     """This is added to eps_low on the critical step and its suffix."""
     scope: ElcScope = ElcScope.critical_subtree
@@ -179,6 +185,7 @@ class AlgorithmConfig(Section, key="algorithm"):
     """An algorithm is these four choices; nothing else in the package knows its name."""
 
     name: str = "elpo"
+    """Name of the algorithm, a part of the name of the run's folder; it changes nothing else."""
     growth: GrowthConfig = field(default_factory=GrowthConfig)
     credit: CreditConfig = field(default_factory=CreditConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)

@@ -25,10 +25,15 @@ class GrowthRule(StrEnum):
     rule)."""
 
     bel = "bel"
+    """The binary search of ELPO (Algorithm 1)."""
     posterior = "posterior"
+    """The search by evidence (docs/localization.md)."""
     independent = "independent"
+    """Every trajectory starts at the prompt (GRPO)."""
     entropy_branch = "entropy_branch"
+    """A trajectory branches where the entropy rises after a tool's response (ARPO, AEPO)."""
     random_branch = "random_branch"
+    """Trees branch at nodes that are drawn at random (Tree-GRPO)."""
 
 
 Trajectories = Annotated[
@@ -74,12 +79,14 @@ class Prior(Enum):
     entropy = "entropy"
     """A step is as suspect as the entropy of its first tokens is high (Eq. 3)."""
     uniform = "uniform"
+    """All steps are equally suspect."""
 
 
 class FreeEvidence(Enum):
     """Which trajectories of the tree count as completions of the searched one's prefixes."""
 
     none = "none"
+    """No trajectory but the probes' own completions."""
     tokens = "tokens"
     """Those from the prompt that have the same tokens up to the anchor."""
     state = "state"
@@ -119,6 +126,7 @@ class EntropyBranchConfig(Section, key="algorithm.growth.entropy"):
     """The first trajectory decides instead of `initial` how many start at the prompt: one plus
     n_total * sigmoid(monitor_beta * (H_root - H_tool)), rounded down (AEPO)."""
     monitor_beta: float = 0.5
+    """Factor of the difference of entropies in `monitor`."""
     beam: PositiveInt = 2
     """A trajectory may be copied beam - 1 times after each tool response."""
     branch_probability: Fraction = 0.5

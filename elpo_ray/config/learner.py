@@ -21,8 +21,11 @@ class LrSchedule(Enum):
     """Learning-rate schedule after the warm-up."""
 
     constant = "constant"
+    """The rate stays the same."""
     linear = "linear"
+    """The rate falls on a straight line to 0 at the last step."""
     cosine = "cosine"
+    """The rate falls on half a cosine wave to 0 at the last step."""
 
 
 class Packing(Enum):
@@ -55,8 +58,11 @@ class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
     lr: PositiveFloat = 1e-6
+    """Learning rate after the warm-up."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
     weight_decay: float = 0.01
+    """AdamW's weight decay."""
     schedule: LrSchedule = LrSchedule.constant
     warmup_ratio: Fraction = 0.0
     """Share of the optimizer steps over which the rate grows linearly from 0."""
@@ -75,6 +81,7 @@ class LoraConfig(Section, key="learner.lora"):
     rank: Rank | None = None
     """null = no adapters, all weights are trained."""
     alpha: PositiveInt = 32
+    """The adapters' product is multiplied by alpha / rank."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Ends of module names, such as q_proj; all-linear = every linear layer but the output head."""
 
@@ -100,7 +107,9 @@ class LearnerConfig(Section, key="learner"):
     packing: Packing = Packing.tree
     attention: AttentionBackend = AttentionBackend.auto
     gradient_checkpointing: bool = False
+    """Activations are computed again in the backward pass, which saves memory and costs time."""
     offload_optimizer: bool = False
+    """The optimizer's states lie in host memory and the optimizer runs on the CPU."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -115,7 +124,9 @@ class ColdStartConfig(Section, key="cold_start"):
     """Supervised training on the task's demonstrations before RL, by the same learner."""
 
     enabled: bool = False
+    """A run begins with the cold start."""
     epochs: PositiveInt = 1
+    """Passes over the demonstrations."""
     batch_size: PositiveInt = 32
     """Demonstrations per optimizer step."""
     max_tokens: PositiveInt | None = None

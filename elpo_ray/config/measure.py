@@ -43,6 +43,7 @@ class MeasureConfig(Section, key=""):
     template_options: dict[str, Any] = field(default_factory=dict)
     """As model.template_options; empty = those of the run folder, else none."""
     seed: NonNegativeInt = 0
+    """Seed of the problems that are drawn and of the sampling."""
     out: str | None = None
     """Folder of the results; null = one under runs/, named after what determines them."""
     check_only: bool = False

@@ -14,21 +14,30 @@ class Precision(Enum):
     """Number format of weights and activations."""
 
     fp32 = "fp32"
+    """32 bits: on CPU, and where results must agree closely."""
     bf16 = "bf16"
+    """16 bits with the range of fp32: on GPUs."""
 
 
 class TinyArchitecture(Enum):
     """What a tiny model may be: the architectures on which engine and learner are compared."""
 
     qwen2 = "qwen2"
+    """Qwen2 and Qwen2.5."""
     qwen3 = "qwen3"
+    """Qwen3, with normalized queries and keys."""
     llama = "llama"
+    """Llama 2 and 3."""
     mistral = "mistral"
+    """Mistral, with a sliding window."""
     gemma3 = "gemma3"
+    """Gemma 3, with sliding windows in most layers."""
     phi3 = "phi3"
     """Phi-3 and Phi-4."""
     glm4 = "glm4"
+    """GLM-4."""
     olmo2 = "olmo2"
+    """OLMo 2."""
     qwen3_moe = "qwen3_moe"
     """A mixture of four experts, of which a token takes two."""
 
@@ -61,11 +70,17 @@ class TinyModelConfig(Section, key="model.tiny"):
 
     architecture: TinyArchitecture = TinyArchitecture.qwen2
     vocab_size: PositiveInt = 512
+    """Tokens of the vocabulary that the tokenizer learns from the task's demonstrations."""
     hidden_size: PositiveInt = 128
+    """Width of a layer; a multiple of 32 times `num_heads`."""
     intermediate_size: PositiveInt = 384
+    """Width inside the feed-forward part of a layer."""
     num_layers: PositiveInt = 4
+    """Number of layers."""
     num_heads: PositiveInt = 4
+    """Attention heads of a layer."""
     num_kv_heads: PositiveInt = 2
+    """Heads of keys and values; must divide `num_heads`."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         unit = 32 * self.num_heads

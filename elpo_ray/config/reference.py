@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import Enum
+from itertools import groupby
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from elpo_ray.config import Config
@@ -32,7 +33,7 @@ class Key:
 def keys(schema: type[Any] = Config, prefix: str = "", owner: Any = None) -> Iterator[Key]:
     """The keys of a dataclass and of the dataclasses in it, in order. Where `owner`, an object of
     the class, is given, its values are the defaults."""
-    hints, texts = get_type_hints(schema, include_extras=True), _explanations(schema)
+    hints, texts = get_type_hints(schema, include_extras=True), explanations(schema)
     for field in fields(schema):
         kind, name = hints[field.name], prefix + field.name
         default = _default(field) if owner is None else getattr(owner, field.name)
@@ -43,31 +44,47 @@ def keys(schema: type[Any] = Config, prefix: str = "", owner: Any = None) -> Ite
             yield Key(name, _name(kind), _written(default), text)
 
 
-def markdown() -> str:
-    """A page with one table a section."""
+def markdown(**schemas: type[Any]) -> str:
+    """A page with one table for each section of a run's configuration, and one for each of the
+    further `schemas`, whose title is the command that reads it. A key of a further schema is left
+    out where a run has a key of the same name and explanation."""
     lines = [
         "# Configuration reference",
         "",
-        "Every key of a run, from the schema in `elpo_ray/config/`; `key=value` on the command",
-        "line overrides it. The defaults are the schema's; `conf/` holds what experiments set.",
+        "These are all keys of a run, as the schema in `elpo_ray/config/` has them. On the command",
+        "line `key=value` overrides a key. The defaults are the schema's; the files in `conf/`",
+        "hold what an experiment sets.",
     ]
-    section = None
-    for key in keys():
-        first, dot, _ = key.name.partition(".")
-        if (own := first if dot else "run") != section:
-            section = own
-            head = ["| key | type | default | |", "|---|---|---|---|"]
-            lines += ["", f"## {own}", "", *head]
-        cells = (f"`{key.name}`", f"`{key.type}`", f"`{key.default}`", key.explanation)
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    of_a_run = list(keys())
+    for section, found in groupby(of_a_run, _section):
+        lines += _table(section, found)
+    known = {(key.name, key.explanation) for key in of_a_run}
+    for command, schema in schemas.items():
+        own = (key for key in keys(schema) if (key.name, key.explanation) not in known)
+        lines += _table(f"Further keys of `elpo {command.replace('_', ' ')}`", own)
     return "\n".join(lines) + "\n"
 
 
-def _explanations(schema: type[Any]) -> dict[str, str]:
-    """The strings below the fields of a class, or the options of a choice, by name."""
+def _section(key: Key) -> str:
+    first, dot, _ = key.name.partition(".")
+    return first if dot else "run"
+
+
+def _table(title: str, rows: Iterable[Key]) -> list[str]:
+    lines = ["", f"## {title}", "", "| key | type | default | |", "|---|---|---|---|"]
+    for key in rows:
+        cells = (f"`{key.name}`", f"`{key.type}`", f"`{key.default}`", key.explanation)
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return lines
+
+
+def explanations(schema: type[Any]) -> dict[str, str]:
+    """The strings below the fields of a class, inherited ones included, or below the options of a
+    choice, by name."""
+    inherited = [each for each in schema.__bases__ if is_dataclass(each)]
+    texts = {name: text for each in inherited for name, text in explanations(each).items()}
     (node,) = ast.parse(inspect.getsource(schema)).body
     assert isinstance(node, ast.ClassDef)
-    texts = {}
     for field, below in zip(node.body, node.body[1:], strict=False):
         match field, below:
             case (
@@ -84,7 +101,7 @@ def _options(kind: Any) -> str:
     if not (isinstance(kind, type) and issubclass(kind, Enum)):
         return ""
     about = " ".join((kind.__doc__ or "").split())
-    return " ".join([about, *(f"`{name}`: {text}" for name, text in _explanations(kind).items())])
+    return " ".join([about, *(f"`{name}`: {text}" for name, text in explanations(kind).items())])
 
 
 def _name(kind: Any) -> str:

@@ -26,13 +26,16 @@ class SamplingConfig(Section, key="sampling"):
     """How the policy is sampled in training."""
 
     temperature: Temperature = 1.0
+    """Temperature at which the engine samples. The learner's probabilities use it too."""
     top_p: PositiveFraction = 1.0
+    """Each token is sampled from the likeliest tokens that together have this probability."""
 
 
 class Transfer(Enum):
     """How weights travel from the learner to the engines."""
 
     auto = "auto"
+    """host on CPU, ipc if `cluster.colocated`, else nccl."""
     host = "host"
     """Through host memory and Ray's object store: anywhere, also between hosts."""
     nccl = "nccl"
@@ -46,12 +49,16 @@ class EngineConfig(Section, key="engine"):
     """One vLLM engine of a rollout worker."""
 
     tensor_parallel_size: PositiveInt = 1
+    """GPUs over which the layers of one engine are divided."""
     gpu_memory_utilization: PositiveFraction = 0.85
+    """Share of a GPU's memory that the engine takes: weights, activations and KV cache."""
     kv_cache_gib: PositiveInt = 1
     """Size of the KV cache on CPU, GiB; on GPU `gpu_memory_utilization` decides."""
     max_num_seqs: PositiveInt = 256
     """Most sequences that are decoded at once."""
     enforce_eager: bool = False
+    """The engine neither compiles the model nor captures CUDA graphs: it starts sooner and decodes
+    more slowly."""
     transfer: Transfer = Transfer.auto
     """How new weights come; `auto` = host on CPU, ipc if `cluster.colocated`, else nccl."""
     endpoint: str | None = None
@@ -64,6 +71,7 @@ class Preload(Enum):
     """What sessions find imported, as far as it is installed (`sandbox.supervisor.PRELOADS`)."""
 
     none = "none"
+    """Nothing."""
     math = "math"
     """numpy and sympy."""
     sci = "sci"
@@ -74,7 +82,9 @@ class Isolation(Enum):
     """The least tier that an actor starts with, see `docs/isolation.md`."""
 
     strong = "strong"
+    """What `standard` has, and namespaces with a root of their own."""
     standard = "standard"
+    """Landlock, a seccomp filter and limits; works without root in an ordinary container."""
 
 
 class LastLine(Enum):
@@ -98,7 +108,9 @@ class SandboxConfig(Section, key="sandbox"):
     """The code interpreter. The limits apply to each call."""
 
     wall_s: PositiveFloat = 10.0
+    """Seconds that a call may take by the clock."""
     cpu_s: PositiveFloat = 10.0
+    """Processor seconds that a call may use."""
     memory_mib: PositiveInt = 2048
     """Size of a process's address space."""
     output_kib: PositiveInt = 64

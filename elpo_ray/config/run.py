@@ -15,17 +15,22 @@ class TrainerConfig(Section, key="trainer"):
     """Length, batch, seeds and what is kept."""
 
     steps: PositiveInt = 235
+    """Training steps: each grows trees for `inputs_per_step` inputs and trains on them."""
     inputs_per_step: PositiveInt = 128
+    """Problems of a step, each with a tree of its own."""
     seed: NonNegativeInt = 0
+    """Seed of problems, demonstrations, initial weights and sampling."""
     checkpoint_every: NonNegativeInt = 20
     """Steps between checkpoints; the last step is always kept. 0 = only the last."""
     keep_checkpoints: PositiveInt = 2
+    """The newest checkpoints that are kept; older ones are deleted."""
     background_checkpoints: bool = False
     """Checkpoints are written while the next step's trees grow: each learner rank keeps a copy of
     its share of the state in host memory meanwhile, and the next update waits for the end."""
     eval_every: NonNegativeInt = 0
     """Steps between held-out evaluations; 0 = only before and after."""
     run_dir: str = "runs"
+    """Folder in which each run makes its own."""
     run_name: str | None = None
     """Folder under run_dir; null = experiment, algorithm and time."""
     resume: str | None = None
@@ -39,8 +44,11 @@ class ClusterConfig(Section, key="cluster"):
     address: str | None = None
     """Ray address to join ("auto" for a running cluster); null = start a local one."""
     rollout_workers: PositiveInt = 1
+    """Actors that grow trees, each with a vLLM engine of its own."""
     learner_ranks: PositiveInt = 1
+    """Processes that train the model together under DeepSpeed."""
     sandbox_actors: PositiveInt = 1
+    """Actors that run the policy's code."""
     gpus: bool = True
     """Each learner rank takes one GPU, each rollout worker `engine.tensor_parallel_size`."""
     colocated: bool = False
@@ -55,6 +63,7 @@ class ClusterConfig(Section, key="cluster"):
     dashboard: bool = True
     """A cluster that the run starts itself serves the Ray dashboard."""
     start_timeout_s: PositiveFloat = 900.0
+    """Seconds that an actor may take to start; engines load the model in this time."""
     call_timeout_s: PositiveFloat = 7200.0
     """Deadline of one remote call, and of one completed trajectory of a worker; a miss names the
     actor and the phase."""
@@ -73,16 +82,22 @@ class TrackerName(StrEnum):
     """The built-in trackers (`elpo_ray.runs.trackers`)."""
 
     wandb = "wandb"
+    """Weights & Biases."""
     tensorboard = "tensorboard"
+    """TensorBoard's event files."""
     mlflow = "mlflow"
+    """MLflow."""
 
 
 class WandbMode(Enum):
     """Where Weights & Biases writes."""
 
     offline = "offline"
+    """Into the run's folder; `wandb sync` uploads it later."""
     online = "online"
+    """To its server, which needs an account and a network."""
     disabled = "disabled"
+    """Nowhere."""
 
 
 @dataclass(kw_only=True)

@@ -28,16 +28,27 @@ class TaskName(StrEnum):
     """The built-in task families (`elpo_ray.tasks`)."""
 
     countdown = "countdown"
+    """Reach a number with given ones, a step at a time; needs no data."""
     jsonl = "jsonl"
+    """Problems of files of your own."""
     aime24 = "aime24"
+    """The AIME problems of 2024."""
     aime25 = "aime25"
+    """The AIME problems of 2025."""
     math500 = "math500"
+    """500 problems of MATH."""
     math = "math"
+    """MATH: competition mathematics."""
     gsm8k = "gsm8k"
+    """GSM8K: grade-school word problems."""
     gpqa_diamond = "gpqa_diamond"
+    """GPQA Diamond: choices in science."""
     livecodebench_v6 = "livecodebench_v6"
+    """LiveCodeBench, release 6: programs."""
     open_agentrl = "open_agentrl"
+    """The paper's mix of mathematics, science and code."""
     reasoning_gym = "reasoning_gym"
+    """Generated problems of the package `reasoning_gym`."""
 
 
 class RewardName(StrEnum):
@@ -78,6 +89,7 @@ class CountdownConfig(Section, key="task.countdown"):
     high: int = 9
     """Largest number that a problem gives."""
     operators: str = "+-*"
+    """Operations that a step may use: some of `+`, `-` and `*`."""
     max_value: int = 99
     """Intermediate results and targets stay within [0, max_value]."""
     demonstrations: NonNegativeInt = 20000
@@ -121,6 +133,7 @@ class RewardConfig(Section, key="task.reward"):
     overlong_limit: int = 20480
     """Tokens of a trajectory, tool responses included, the prompt not."""
     overlong_factor: NonNegativeFloat = 1.0
+    """The most that a trajectory's length can take from its reward."""
     format_penalty: NonNegativeFloat = 0.0
     """How much an answer loses that is not in the form asked for: no box, no code block."""
     tool_error_penalty: NonNegativeFloat = 0.0

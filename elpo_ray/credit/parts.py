@@ -23,7 +23,9 @@ class Parts:
     node: Sequence[float]
     """Shape: [num_nodes]."""
     leaf_factor: float = 1.0
+    """Weight of the leaves' values."""
     node_factor: float = 0.0
+    """Weight of the nodes' values."""
 
 
 def rewards(tree: RolloutTree) -> dict[int, float]:

@@ -76,6 +76,7 @@ def run(config: Config, *, quick: bool) -> int:
 
 
 def main() -> None:
+    """Check this machine for a run and end the process with the exit code."""
     quick = QUICK in sys.argv[1:]
     sys.argv = ["doctor.py", *(word for word in sys.argv[1:] if word != QUICK)]
     Command(Config, "config", partial(run, quick=quick))()

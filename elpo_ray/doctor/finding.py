@@ -47,14 +47,17 @@ class Check:
 
 
 def ok(name: str, detail: str) -> Finding:
+    """A check that passed."""
     return Finding(name, Status.OK, detail)
 
 
 def warning(name: str, detail: str, remedy: str) -> Finding:
+    """A check that found something worth a look; a run can start."""
     return Finding(name, Status.WARNING, detail, remedy)
 
 
 def failure(name: str, detail: str, remedy: str) -> Finding:
+    """A check that found what keeps a run from starting."""
     return Finding(name, Status.FAILURE, detail, remedy)
 
 

@@ -15,6 +15,7 @@ from fractions import Fraction
 from statistics import fmean, variance
 
 CONFIDENCE = 0.95
+"""Confidence of every interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,9 @@ class Interval:
     """A two-sided confidence interval of a share, within [0, 1]."""
 
     low: float
+    """Lower end."""
     high: float
+    """Upper end."""
     method: str
     """How it was computed, for the reader of a report."""
 
@@ -32,6 +35,7 @@ class Average:
     """avg@n of a task: the mean over problems of each problem's share of successes."""
 
     mean: float
+    """The mean itself."""
     over_problems: Interval
     """The interval for other problems of the same kind: these are taken as a random sample."""
     over_samples: Interval

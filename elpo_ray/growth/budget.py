@@ -21,7 +21,9 @@ class SpendKind(StrEnum):
     """Where a completion started."""
 
     ROOT = "root"
+    """At the prompt."""
     PROBE = "probe"
+    """At a node of the tree."""
 
 
 @pickled_by_position
@@ -32,6 +34,7 @@ class Cost:
     tokens: int = 0
     """Generated tokens; a turn counts when it is complete."""
     tool_seconds: float = 0.0
+    """Seconds that tools ran."""
 
 
 @dataclass(slots=True)
@@ -39,8 +42,11 @@ class Reservation:
     """One rollout set aside. Its completion fills in `leaf` and `cost`, or raises."""
 
     anchor: int | None
+    """The node at which the completion starts; None = at the prompt."""
     leaf: int | None = None
+    """The leaf that the completion became."""
     cost: Cost = field(default_factory=Cost)
+    """What it has used."""
 
 
 class Ledger:
@@ -48,9 +54,11 @@ class Ledger:
 
     def __init__(self, n_total: int) -> None:
         self.n_total = n_total
+        """Rollouts that the input may use."""
         self.reserved = 0
         """Rollouts being sampled right now."""
         self.spent = 0
+        """Rollouts that were charged."""
         self.entries: list[dict[str, Any]] = []
         """One a spend and one a lost attempt: `kind`, `anchor` (null from the root), `leaf` (null
         if lost), `charged`, `tokens`, `tool_seconds`."""
@@ -98,14 +106,19 @@ class Totals:
     """Sums over ledger entries, of one input or, added up, of a whole run."""
 
     roots: int = 0
+    """Completions sampled from the prompt."""
     probes: int = 0
     """Completions sampled from an anchor."""
     tokens: int = 0
+    """Generated tokens of completions."""
     tool_seconds: float = 0.0
+    """Seconds that tools ran for completions."""
     lost: int = 0
     """Attempts that the infrastructure destroyed; their tokens and seconds are apart."""
     lost_tokens: int = 0
+    """Generated tokens of lost attempts."""
     lost_tool_seconds: float = 0.0
+    """Seconds that tools ran for lost attempts."""
 
     @property
     def rollouts(self) -> int:

@@ -34,6 +34,7 @@ def write_project(folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Write the project and return the exit code."""
     parser = Parser("new", __doc__ or "")
     parser.add_argument("folder", type=Path, help="a new or an empty folder")
     folder: Path = parser.parse_args(argv).folder

@@ -218,6 +218,7 @@ def copy_but_weights(source: Path, target: Path) -> None:
 
 
 def read_state(checkpoint: Path) -> RunState:
+    """The driver's state in a checkpoint's folder."""
     fields = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     fit = BetaFit(**fields.pop("beta_fit", {}))
     return RunState(**fields, beta_fit=fit)

@@ -33,6 +33,7 @@ class Run:
     """A run's folder, read when asked."""
 
     folder: Path
+    """The folder that the run wrote."""
     interrupted: bool = False
     """Ctrl-C ended it; `train(…, trainer={"resume": run.folder})` goes on."""
 

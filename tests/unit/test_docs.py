@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from fakes import FakeTools, Plan, make_config, make_worker, planted
@@ -19,7 +22,8 @@ from elpo_ray.config.algorithm import CreditConfig
 from elpo_ray.config.dotted import load_object
 from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.config.modules import use_modules
-from elpo_ray.config.reference import keys, markdown
+from elpo_ray.config.reference import explanations, keys, markdown
+from elpo_ray.config.rules import Names
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.credit.parts import leaf_mean
 from elpo_ray.tree import RolloutTree
@@ -90,6 +94,52 @@ def test_the_reference_has_every_key_with_its_explanation() -> None:
     page = markdown()
     for name in found:
         assert f"| `{name}` |" in page
+
+
+def choices(kind: Any) -> Iterator[type[Enum]]:
+    """The choices among the keys of a schema, or within a type."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        yield kind
+    elif isinstance(kind, Names):
+        yield kind.builtin
+    elif isinstance(kind, type) and is_dataclass(kind):
+        for hint in get_type_hints(kind, include_extras=True).values():
+            yield from choices(hint)
+    for part in get_args(kind):
+        yield from choices(part)
+
+
+HOOK = runpy.run_path(str(ROOT / "docs" / "hooks" / "reference.py"))
+
+
+@pytest.mark.parametrize("schema", [Config, *HOOK["COMMANDS"].values()])
+def test_every_key_and_option_is_described(schema: type[Any]) -> None:
+    for key in keys(schema):
+        assert key.explanation, f"write what {key.name} is below its field"
+    silent = [
+        f"{choice.__name__}.{option.name}"
+        for choice in choices(schema)
+        for option in choice
+        if option.name not in explanations(choice)
+    ]
+    assert not silent
+
+
+def test_a_key_without_a_description_is_found() -> None:
+    found = {key.name: key.explanation for key in keys(Silent)}
+    assert found == {"spoken": "It is described.", "silent": "", "inherited": ""}
+
+
+@dataclass
+class Parent:
+    inherited: int = 0
+
+
+@dataclass
+class Silent(Parent):
+    spoken: int = 0
+    """It is described."""
+    silent: int = 0
 
 
 def step(text: str) -> Step:

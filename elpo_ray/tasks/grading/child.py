@@ -28,6 +28,7 @@ WARM = (
 
 
 def main() -> None:
+    """Answer requests on standard input until it ends."""
     cpu_s, memory_mib = float(sys.argv[1]), int(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints is no reply

@@ -25,6 +25,7 @@ LETTERS = re.compile(r"[A-Za-z][A-Za-z' .-]*")
 
 
 def leaves(text: str) -> list[Reading]:
+    """All readings of a text that has no further parts."""
     text = without_prose(text)
     found = bare(text)
     readings: list[Reading] = []

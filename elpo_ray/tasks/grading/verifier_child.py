@@ -28,6 +28,7 @@ MEMORY_MIB = 2048
 
 
 def main() -> None:
+    """Answer requests on standard input until it ends."""
     name, options, cpu_s = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints is no reply
