@@ -84,7 +84,7 @@ class Countdown:
         left = numbers
         for a, op, b in self._solution(numbers, target):
             left = self._rules.step(left, a, op, b)
-            messages += _call(f"combine({a}, '{op}', {b})", describe(list(left)))
+            messages += code_interpreter.called(f"combine({a}, '{op}', {b})", describe(list(left)))
         messages.append({"role": "assistant", "content": f"answer: {target}"})
         return messages
 
@@ -211,15 +211,3 @@ def _part_of(numbers: Left, target: int) -> int:
 def _prompt(numbers: Left, target: int) -> tuple[Message, ...]:
     question = f"target: {target}\n{describe(list(numbers))}"
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": question})
-
-
-def _call(code: str, response: str) -> list[Message]:
-    function = {"name": code_interpreter.NAME, "arguments": {"code": code}}
-    return [
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"type": "function", "function": function}],
-        },
-        {"role": "tool", "content": response},
-    ]
