@@ -103,7 +103,8 @@ class Config(Section, key=""):
         yield from self._length_conflicts()
         yield from self._budget_conflicts()
         yield from self._device_conflicts()
-        made = self.task.name == TaskName.countdown or is_path(self.task.name)
+        makers = (TaskName.countdown, TaskName.reasoning_gym)
+        made = self.task.name in makers or is_path(self.task.name)
         if self.model.path is None and not made and self.task.demonstrations_file is None:
             tiny = "or demonstrations (task.demonstrations_file), from which a tiny one is built"
             yield "model.path", f"name a Hugging Face folder, {tiny}"

@@ -129,6 +129,9 @@ class ColdStartConfig(Section, key="cold_start"):
     """Passes over the demonstrations."""
     batch_size: PositiveInt = 32
     """Demonstrations per optimizer step."""
+    steps: PositiveInt | None = None
+    """It stops after so many optimizer steps, before its epochs are over; null: it does not. The
+    rate's schedule ends there too."""
     max_tokens: PositiveInt | None = None
     """Longest demonstration; null = model.max_context."""
     cut_longer: bool = False

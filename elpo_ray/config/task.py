@@ -94,6 +94,9 @@ class CountdownConfig(Section, key="task.countdown"):
     """Intermediate results and targets stay within [0, max_value]."""
     demonstrations: NonNegativeInt = 20000
     """Solved demonstrations for the cold start."""
+    disjoint: bool = True
+    """No problem is both demonstrated and trained on; false: either may be any problem that is not
+    held out."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.low > self.high:

@@ -33,10 +33,14 @@ CALL = re.compile(
     r"\s*combine\(\s*(?P<a>[0-9]{1,9})\s*,\s*(['\"])(?P<op>.)\2\s*,\s*(?P<b>[0-9]{1,9})\s*\)\s*"
 )
 """Read as text: no code of the policy is parsed, let alone run, on the host."""
-HELD_OUT_PARTS = 10
-"""One part in so many of all problems is held out from training."""
+PARTS = 10
+"""All problems are divided into so many parts; the first one is held out from training."""
+DEMONSTRATED_PARTS = 5
+"""So many parts are demonstrated where demonstrations and training are kept apart; training has the
+others."""
 EVAL_SEED = 0
 """Held-out problems are the same for every training seed."""
+HELD_OUT = range(1)
 MAX_DRAWS = 100_000
 """Draws in a row without a usable problem after which the difficulty is called impossible."""
 
@@ -49,6 +53,10 @@ class Countdown:
         self._max_turns = config.max_turns
         self._seed = seed
         self._rules = Rules(config.countdown.operators, config.countdown.max_value)
+        border = 1 + DEMONSTRATED_PARTS
+        disjoint = config.countdown.disjoint
+        self._demonstrated = range(1, border if disjoint else PARTS)
+        self._trained = range(border if disjoint else 1, PARTS)
         if config.max_turns < self._config.numbers:
             raise ValueError(
                 f"task.max_turns={config.max_turns}: {self._config.numbers} numbers need "
@@ -58,7 +66,7 @@ class Countdown:
     def train_problem(self, index: int) -> Problem:
         """The `index`-th problem of the training stream; ValueError if none can be drawn."""
         rng = random.Random(f"train/{self._seed}/{index}")
-        return self._problem(f"train-{index}", *self._draw(rng, held_out=False))
+        return self._problem(f"train-{index}", *self._draw(rng, self._trained))
 
     def eval_problems(self, count: int) -> list[Problem]:
         """`count` different held-out problems; ValueError if the difficulty has fewer."""
@@ -66,17 +74,17 @@ class Countdown:
         return [self._problem(f"eval-{i}", *drawn[i]) for i in range(count)]
 
     def demonstration(self, index: int) -> list[Message] | None:
-        """A training problem solved, always joining the largest numbers that can be joined: what
-        is left to learn is the choice of the operator."""
+        """A problem solved, always joining the largest numbers that can be joined: what is left to
+        learn is the choice of the operator. With `disjoint` it is no training problem."""
         if index >= self._config.demonstrations:
             return None
         rng = random.Random(f"demonstration/{self._seed}/{index}")
-        numbers, target = self._draw(rng, held_out=False)
+        numbers, target = self._draw(rng, self._demonstrated)
         messages: list[Message] = [*_prompt(numbers, target)]
         left = numbers
         for a, op, b in self._solution(numbers, target):
             left = self._rules.step(left, a, op, b)
-            messages += _call(f"combine({a}, '{op}', {b})", describe(list(left)))
+            messages += code_interpreter.called(f"combine({a}, '{op}', {b})", describe(list(left)))
         messages.append({"role": "assistant", "content": f"answer: {target}"})
         return messages
 
@@ -138,15 +146,15 @@ class Countdown:
             extra={"numbers": list(numbers)},
         )
 
-    def _draw(self, rng: random.Random, *, held_out: bool) -> tuple[Left, int]:
-        """A solvable problem from the wanted side of the split."""
+    def _draw(self, rng: random.Random, parts: range) -> tuple[Left, int]:
+        """A solvable problem from these parts of all problems."""
         config = self._config
         for _ in range(MAX_DRAWS):
             numbers = tuple(
                 sorted(rng.randint(config.low, config.high) for _ in range(config.numbers))
             )
             target = self._play(rng, numbers)
-            if target is not None and _is_held_out(numbers, target) == held_out:
+            if target is not None and _part_of(numbers, target) in parts:
                 return numbers, target
         raise ValueError(
             f"task.countdown={config}: no solvable problem found; widen low..high, raise "
@@ -167,7 +175,7 @@ class Countdown:
         seen: set[tuple[Left, int]] = set()
         repeats = 0
         for index in count():
-            drawn = self._draw(random.Random(f"eval/{EVAL_SEED}/{index}"), held_out=True)
+            drawn = self._draw(random.Random(f"eval/{EVAL_SEED}/{index}"), HELD_OUT)
             if drawn not in seen:
                 seen.add(drawn)
                 repeats = 0
@@ -195,23 +203,11 @@ def parse_combine(code: str | None) -> Move | None:
     return (int(call["a"]), call["op"], int(call["b"])) if call else None
 
 
-def _is_held_out(numbers: Left, target: int) -> bool:
-    """A stable split of all problems, whatever the seed."""
-    return zlib.crc32(f"{numbers}={target}".encode()) % HELD_OUT_PARTS == 0
+def _part_of(numbers: Left, target: int) -> int:
+    """The part of all problems that one belongs to, whatever the seed."""
+    return zlib.crc32(f"{numbers}={target}".encode()) % PARTS
 
 
 def _prompt(numbers: Left, target: int) -> tuple[Message, ...]:
     question = f"target: {target}\n{describe(list(numbers))}"
     return ({"role": "system", "content": SYSTEM}, {"role": "user", "content": question})
-
-
-def _call(code: str, response: str) -> list[Message]:
-    function = {"name": code_interpreter.NAME, "arguments": {"code": code}}
-    return [
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"type": "function", "function": function}],
-        },
-        {"role": "tool", "content": response},
-    ]

@@ -24,6 +24,7 @@ from elpo_ray.interfaces import Tools
 from elpo_ray.tasks.grading.verifiers import Verifiers, maker
 from elpo_ray.tasks.own_reward import EnvironmentReward, OwnReward
 from elpo_ray.tasks.rewards import answer_turn
+from elpo_ray.tools.code_interpreter import called
 from elpo_ray.tools.ready_made import needs
 from elpo_ray.types import UNGRADED, Message, Problem, RewardValue, Score, Step
 
@@ -114,15 +115,21 @@ class ReasoningGym:
         return None
 
     def demonstration(self, index: int) -> list[Message] | None:
-        """A training problem with its answer, which teaches the form; None for a kind that knows
-        no answer beforehand."""
+        """A training problem with its answer, which teaches the form; before it the lines of a
+        program, for the kinds that have one (`gym_programs`), if the policy may run code. None for
+        a kind that knows no answer beforehand."""
         if index >= DEMONSTRATIONS:
             return None
         problem = self.train_problem(-1 - index)
         if not isinstance(problem.ground_truth, str):
             return None
+        messages = list(problem.messages)
+        program = self._entry(problem.extra["number"])["program"]
+        if program is not None and self._config.interpreter:
+            for code, shown in program:
+                messages += called(code, shown)
         text = f"<answer>{problem.ground_truth}</answer>"
-        return [*problem.messages, {"role": "assistant", "content": text}]
+        return [*messages, {"role": "assistant", "content": text}]
 
     @cached_property
     def _held_out_questions(self) -> set[str]:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from elpo_ray.config.task import CODE_INTERPRETER
-from elpo_ray.types import ToolCall
+from elpo_ray.types import Message, ToolCall
 
 NAME = CODE_INTERPRETER
 
@@ -41,6 +41,16 @@ def code_of(call: ToolCall | None) -> str | None:
         return None
     code = call.arguments.get("code")
     return code if isinstance(code, str) else None
+
+
+def called(code: str, response: str) -> list[Message]:
+    """A turn that runs `code`, and the tool's response, as messages of a demonstration."""
+    function = {"name": NAME, "arguments": {"code": code}}
+    calls = [{"type": "function", "function": function}]
+    return [
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": response},
+    ]
 
 
 _FENCED = re.compile(r"```python(.*?)```", re.DOTALL)

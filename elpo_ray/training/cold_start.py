@@ -165,7 +165,7 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
     for _ in range(settings.epochs):
         rng.shuffle(encoded)
         batches += demonstrations(encoded, settings.batch_size).minibatches
-    return batches
+    return batches[: settings.steps]
 
 
 def rehearse(config: Config) -> None:

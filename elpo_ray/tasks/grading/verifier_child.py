@@ -34,6 +34,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints is no reply
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     # Before the limits: imports need address space, and may write caches.
+    from elpo_ray.tasks.gym_programs import PROGRAMS
     from elpo_ray.tasks.reasoning_gym import dataset_of
 
     dataset = dataset_of(name, options, 0)
@@ -54,7 +55,10 @@ def main() -> None:
         dataset = dataset_of(name, options, request["number"])
         entry = dataset[0]
         if "answer" not in request:
-            say(json.dumps({"question": entry["question"], "answer": entry["answer"]}))
+            made = {name: entry[name] for name in ("question", "answer")}
+            program = PROGRAMS.get(name)
+            made["program"] = program(entry["metadata"]) if program else None
+            say(json.dumps(made))
             continue
         signal.setitimer(signal.ITIMER_PROF, cpu_s)
         value = _value(dataset, entry, request["answer"])

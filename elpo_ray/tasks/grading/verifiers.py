@@ -47,7 +47,8 @@ class Maker:
         self._turn = threading.Lock()
 
     def entry(self, number: int) -> dict[str, Any]:
-        """`question` and `answer` of a number. RuntimeError if the process fails."""
+        """`question` and `answer` of a number, and the `program` that solves it (`gym_programs`),
+        null where there is none. RuntimeError if the process fails."""
         with self._turn:
             return self._asked(number)
 

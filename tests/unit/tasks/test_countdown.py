@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+from collections.abc import Sequence
 from itertools import permutations
 
 import pytest
@@ -14,7 +15,17 @@ from elpo_ray.config.task import CountdownConfig, TaskConfig
 from elpo_ray.tasks import make_task
 from elpo_ray.tasks.arithmetic import Rules, reachable, session_code
 from elpo_ray.tasks.countdown import Countdown, parse_combine
-from elpo_ray.types import FinishReason, Problem, Score, Step, ToolCall, ToolKind, ToolResult, Turn
+from elpo_ray.types import (
+    FinishReason,
+    Message,
+    Problem,
+    Score,
+    Step,
+    ToolCall,
+    ToolKind,
+    ToolResult,
+    Turn,
+)
 
 RULES = Rules("+-*", 99)
 
@@ -201,6 +212,40 @@ def test_streams_are_deterministic_solvable_and_disjoint() -> None:
         assert len(p.extra["numbers"]) == 5
         assert p.ground_truth in reachable(tuple(p.extra["numbers"]), RULES)
         assert 0 <= p.ground_truth <= 99
+
+
+def asked(messages: Sequence[Message]) -> str:
+    return str(messages[1]["content"])
+
+
+def demonstrated(task: Countdown, count: int) -> set[str]:
+    shown = [task.demonstration(i) for i in range(count)]
+    return {asked(messages) for messages in shown if messages is not None}
+
+
+@pytest.mark.parametrize("difficulty", [{}, {"numbers": 4, "operators": "+-", "max_value": 30}])
+@pytest.mark.parametrize("seed", [0, 5])
+def test_no_problem_is_in_two_of_demonstrations_training_and_evaluation(
+    seed: int, difficulty: dict[str, object]
+) -> None:
+    task = make(seed=seed, high=9, **difficulty)
+    shown = demonstrated(task, 2000)
+    trained = {asked(task.train_problem(i).messages) for i in range(1000)}
+    held_out = {asked(problem.messages) for problem in task.eval_problems(150)}
+    assert len(shown) > 500 and len(trained) > 300
+    assert not shown & trained and not shown & held_out and not trained & held_out
+
+
+def test_a_cold_start_on_training_problems_can_be_asked_for() -> None:
+    """Held-out problems are the same ones either way, and stay apart."""
+    easy = {"operators": "+-", "max_value": 50}
+    apart, together = make(**easy), make(disjoint=False, **easy)
+    shown = demonstrated(together, 4200)
+    trained = [asked(together.train_problem(i).messages) for i in range(320)]
+    assert sum(question in shown for question in trained) > 100
+    assert together.eval_problems(200) == apart.eval_problems(200)
+    held_out = {asked(problem.messages) for problem in apart.eval_problems(200)}
+    assert not held_out & (shown | set(trained))
 
 
 def test_demonstrations_end_where_configured() -> None:
