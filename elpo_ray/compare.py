@@ -23,8 +23,9 @@ from rich.table import Table
 from elpo_ray.config.arguments import Parser
 from elpo_ray.config.values import flattened
 from elpo_ray.runs.atomic import write_whole
+from elpo_ray.runs.log import Notice, read_columns
 from elpo_ray.view.book import compact, deflate, grouped
-from elpo_ray.view.folder import Notice, check_run, read_metrics, read_settings, read_summary
+from elpo_ray.view.folder import check_run, read_settings, read_summary
 from elpo_ray.view.page import assemble
 
 SCRIPTS = ("dom.js", "theme.js", "data.js", "charts.js", "compare.js")
@@ -72,7 +73,7 @@ class Run:
         """Raises ValueError if `path` is no run folder."""
         check_run(path)
         settings, summary = read_settings(path), read_summary(path)
-        metrics, notices = read_metrics(path)
+        metrics, notices = read_columns(path)
         run = cls(
             name=path.resolve().name,
             path=path,
