@@ -121,7 +121,9 @@ def held_out(columns: Mapping[str, Sequence[float | None]]) -> dict[str, list[He
             names = ("step", key, f"{key}_low", f"{key}_high")
             rows = zip_longest(*(columns.get(name, []) for name in names))
             curves[found["benchmark"] or ""] = [
-                HeldOut(int(step), mean, mean if low is None else low, mean if high is None else high)
+                HeldOut(
+                    int(step), mean, mean if low is None else low, mean if high is None else high
+                )
                 for step, mean, low, high in rows
                 if step is not None and mean is not None
             ]

@@ -113,7 +113,8 @@ def check_trackers(config: LoggingConfig) -> None:
         )
         factory = load_object(key, name) if is_path(name) else BUILT_IN[name]
         where = f"{key}={name!r}"
-        check_call(where, factory, ("folder", "config"), options)
+        given = ("folder", "config") if is_path(name) else ("folder", "config", "kept")
+        check_call(where, factory, given, options)
         if isinstance(factory, type):
             _check_methods(where, factory)
 
@@ -121,7 +122,9 @@ def check_trackers(config: LoggingConfig) -> None:
 def trackers(folder: Path, config: Config) -> list[Guarded]:
     """The trackers that `config.logging` asks for. Raises UnusableTracker for an object of the
     user's that is none."""
-    return [_guarded(name, folder, config, options) for name, options in config.logging.wanted.items()]
+    return [
+        _guarded(name, folder, config, options) for name, options in config.logging.wanted.items()
+    ]
 
 
 def _guarded(name: str, folder: Path, config: Config, options: dict[str, Any]) -> Guarded:
@@ -130,7 +133,8 @@ def _guarded(name: str, folder: Path, config: Config, options: dict[str, Any]) -
         return Guarded(where, partial(OwnTracker, where, name, folder, config, options))
     value = getattr(config.logging, name)
     where = f"logging.{name}={getattr(value, 'value', value)!r}"
-    return Guarded(where, partial(BUILT_IN[name], folder, config, **options))
+    kept = Kept(folder, config, name)
+    return Guarded(where, partial(BUILT_IN[name], folder, config, kept, **options))
 
 
 def _check_methods(where: str, kind: type) -> None:
@@ -159,18 +163,19 @@ class OwnTracker:
 
 
 class Kept:
-    """What a run's trackers call the run, in `trackers.json`, so that a resumed run goes on in the
-    same ones."""
+    """What a tracker calls the run, in `trackers.json`, so that a resumed run goes on in the same
+    one, and a start that failed half-way too."""
 
     def __init__(self, folder: Path, config: Config, tracker: str) -> None:
         self._path, self._tracker = folder / TRACKERS, tracker
-        self._resumed = config.trainer.resume is not None
+        self._known = config.trainer.resume is not None
 
     def read(self) -> dict[str, str]:
         """Empty where the run is new, or new to the tracker."""
-        return dict(self._all().get(self._tracker, {})) if self._resumed else {}
+        return dict(self._all().get(self._tracker, {})) if self._known else {}
 
     def write(self, **names: str) -> None:
+        self._known = True
         write_whole(self._path, json.dumps(self._all() | {self._tracker: names}, indent=2) + "\n")
 
     def _all(self) -> dict[str, dict[str, str]]:
@@ -183,10 +188,10 @@ class WandbSink:
     """Weights & Biases, offline by default; its files lie in the run folder. A server that cannot
     be reached at the start makes the run an offline one, which can be uploaded later."""
 
-    def __init__(self, folder: Path, config: Config, mode: str = "offline") -> None:
+    def __init__(self, folder: Path, config: Config, kept: Kept, mode: str = "offline") -> None:
         import wandb
 
-        self._wandb, kept = wandb, Kept(folder, config, TrackerName.wandb)
+        self._wandb = wandb
         run_id = kept.read().get("id") or uuid.uuid4().hex[:8]
         kept.write(id=run_id)
         begin = partial(self._begin, folder, config, run_id)
@@ -234,7 +239,7 @@ class TensorboardSink:
     """TensorBoard event files: `tensorboard --logdir runs`. A resumed run goes on in its folder;
     steps that it makes again take the place of the old ones."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, kept: Kept) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         events = folder / "tensorboard"
@@ -258,7 +263,7 @@ class TensorboardSink:
 class MlflowSink:
     """An MLflow run under `config.logging.project`, on a server or in a folder."""
 
-    def __init__(self, folder: Path, config: Config, uri: str) -> None:
+    def __init__(self, folder: Path, config: Config, kept: Kept, uri: str) -> None:
         if "://" not in uri or uri.startswith("file:"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow prefers databases
         # A server that does not answer must not hold up the run for minutes, as by default.
@@ -268,7 +273,6 @@ class MlflowSink:
         from mlflow.entities import Metric, Param
 
         self._client, self._metric = MlflowClient(uri), Metric
-        kept = Kept(folder, config, TrackerName.mlflow)
         known = kept.read()
         run = self._known(known["run_id"]) if known.get("uri") == uri else None
         if run is None:

@@ -225,7 +225,7 @@ class Trainer(RunLoop):
         return mean_success(drawn)
 
     def evaluate_if_due(self) -> None:
-        """Evaluate between two steps, unless a part of this run that was interrupted has done it."""
+        """Evaluate between two steps, unless it was done before an interruption."""
         every, step = self.config.trainer.eval_every, self.state.step
         if step and every and step % every == 0 and PASS_AT_1 not in self.metrics.last():
             self.evaluate(self.config.trainer.eval_part)
