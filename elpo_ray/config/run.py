@@ -29,6 +29,9 @@ class TrainerConfig(Section, key="trainer"):
     its share of the state in host memory meanwhile, and the next update waits for the end."""
     eval_every: NonNegativeInt = 0
     """Steps between held-out evaluations; 0 = only before and after."""
+    eval_part: PositiveInt | None = None
+    """Held-out problems of the evaluations in between, the first ones of each benchmark; null = all
+    of task.eval_problems, as before and after."""
     run_dir: str = "runs"
     """Folder in which each run makes its own."""
     run_name: str | None = None

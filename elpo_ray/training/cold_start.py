@@ -238,7 +238,9 @@ class SupervisedTrainer(RunLoop):
         self.finish_checkpoint()
         forest = TrainForest(minibatches=self.batches[step:end])
         values: dict[str, Any] = dict(self.learner.update(forest, supervised=True))
-        values["tokens_per_second"] = values["forward_tokens"] / max(values["seconds"], 1e-9)
+        values["tokens_per_second"] = values["forward_tokens"] / max(
+            values["learner_seconds"], 1e-9
+        )
         self.state.step = self.state.cursor = end
         self.metrics.log(end, values)
         self.checkpoint_if_due()

@@ -26,6 +26,7 @@ from elpo_ray.cluster.waits import LearnerLost
 from elpo_ray.config import Config
 from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.credit import assign
+from elpo_ray.evaluation.held_out import described, held_out_values, part_of
 from elpo_ray.evaluation.oracle import localization_accuracy
 from elpo_ray.evaluation.summary import mean_success
 from elpo_ray.forest.trees import TrainForest, pack
@@ -33,6 +34,7 @@ from elpo_ray.interfaces import Task
 from elpo_ray.learner.saved import starting_folder
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.folder import RunFolder, read_state
+from elpo_ray.runs.log import PASS_AT_1
 from elpo_ray.runs.metrics import (
     Metrics,
     Stopwatch,
@@ -139,9 +141,9 @@ class Trainer(RunLoop):
         if self.state.pass_at_1_before is None:
             announce(self.console, "evaluating")
             self.state.pass_at_1_before = self.evaluate()
-            self.show_pass_at_1(self.state.pass_at_1_before)
         while self.state.step < self.steps:
             try:
+                self.evaluate_if_due()
                 self.step()
             except LearnerLost as lost:
                 self.start_over(lost)
@@ -169,7 +171,6 @@ class Trainer(RunLoop):
             with self.watch.phase("report"):
                 self.report(batch, stats, seconds)
             self.checkpoint_if_due()
-        self.evaluate_if_due()
 
     def next_batch(self) -> StepBatch:
         """This step's batch, grown now or ahead (`pipeline`)."""
@@ -207,23 +208,27 @@ class Trainer(RunLoop):
             )
         return batch
 
-    def evaluate(self) -> float:
-        """pass@1 on the held-out problems, `task.eval_samples` of each, at temperature 1."""
-        problems = self.task.eval_problems(self.config.task.eval_problems)
-        samples = self.config.task.eval_samples
+    def evaluate(self, part: int | None = None) -> float:
+        """pass@1 on the held-out problems, or a part of them: `task.eval_samples` of each, at
+        temperature 1, with seeds of their own. It is logged under the step's number."""
+        problems = part_of(self.task.eval_problems(self.config.task.eval_problems), part)
+        step, samples = self.state.step, self.config.task.eval_samples
         total = len(problems) * samples
         with self.watch.phase("evaluate"), self.bar("evaluating", total) as advance:
             drawn = self.rollouts.evaluate(problems, samples, advance)
+        values = held_out_values(problems, drawn)
+        if values:
+            self.metrics.log(step, values | comparison_axes(self.state.totals))
+            self.gauges.set(values)
+            text = f"step {step}: held-out pass@1 {described(values)}"
+            self.console.print(text, highlight=False, soft_wrap=True)
         return mean_success(drawn)
 
     def evaluate_if_due(self) -> None:
+        """Evaluate between two steps, unless it was done before an interruption."""
         every, step = self.config.trainer.eval_every, self.state.step
-        if every and step % every == 0 and step < self.steps:
-            self.show_pass_at_1(self.evaluate())
-
-    def show_pass_at_1(self, passed: float) -> None:
-        text = f"step {self.state.step}: held-out pass@1 {passed:.1%}"
-        self.console.print(text, highlight=False)
+        if step and every and step % every == 0 and PASS_AT_1 not in self.metrics.last():
+            self.evaluate(self.config.trainer.eval_part)
 
     def report(self, batch: StepBatch, stats: Values, seconds: Values) -> None:
         """Dump the trees, log one object of numbers, add to the run's totals. What this takes is in
