@@ -23,8 +23,8 @@ ifeq ($(TARGET),cpu)
 endif
 	@touch $@
 
-quickstart: install   ## train on two CPU cores, from nothing, and show the result
-	$(BIN)/python -m elpo_ray.main +experiment=quickstart
+quickstart: install   ## train on two CPU cores, from nothing, and show the result; with TARGET=gpu on one GPU
+	$(BIN)/python -m elpo_ray.main +experiment=quickstart$(if $(filter gpu,$(TARGET)), cluster=gpu1)
 
 test: install         ## unit tests, hostile code, real Ray + vLLM + DeepSpeed + sandbox on CPU
 	$(BIN)/python -m pytest tests

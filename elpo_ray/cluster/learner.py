@@ -119,7 +119,8 @@ class LearnerActor:
         workers = [self.config.engine.tensor_parallel_size] * engines
         if transfer is Transfer.ipc:
             everywhere = BucketSource(partial(buckets, everywhere=True), BUCKET_BYTES)
-            return GpuPublisher.ipc(rank, self._receivers, everywhere, workers)
+            lent = max(BUCKET_BYTES, self.rank.largest_weight)
+            return GpuPublisher.ipc(rank, self._receivers, everywhere, workers, lent)
         source = BucketSource(buckets, BUCKET_BYTES)
         return GpuPublisher.nccl(rank, self._receivers, source, workers, self.rendezvous())
 

@@ -18,7 +18,6 @@ from rich.console import Console
 
 from elpo_ray.config import Config
 from elpo_ray.config.compose import Command, composed
-from elpo_ray.config.rollout import EngineConfig
 from elpo_ray.doctor.catalog import engine_checks, node_checks, shared_checks
 from elpo_ray.doctor.finding import Check, Status, examine, print_finding
 
@@ -41,14 +40,23 @@ SMALLEST = (
 
 
 def smallest(config: Config) -> Config:
-    """The tiny run on the devices, the sandbox and the Ray cluster that `config` names."""
-    small = composed(SMALLEST)
+    """The tiny run on the devices, the sandbox and the Ray cluster that `config` names: one GPU
+    where engine and learner share one, else one for each. On GPUs it has the precision of the run,
+    on which the choice of kernels depends."""
+    small, asked = composed(SMALLEST), config.cluster
+    shared = asked.gpus and asked.colocated
     cluster = dataclasses.replace(
-        small.cluster, address=config.cluster.address, gpus=config.cluster.gpus
+        small.cluster, address=asked.address, gpus=asked.gpus, colocated=shared
     )
-    engine = EngineConfig(max_num_seqs=small.engine.max_num_seqs, enforce_eager=True)
-    sandbox = dataclasses.replace(config.sandbox, preload=small.sandbox.preload)
-    return dataclasses.replace(small, cluster=cluster, engine=engine, sandbox=sandbox)
+    precision = config.model.precision if asked.gpus else small.model.precision
+    stage = 2 if shared else small.learner.zero_stage
+    return dataclasses.replace(
+        small,
+        model=dataclasses.replace(small.model, precision=precision),
+        learner=dataclasses.replace(small.learner, zero_stage=stage),
+        cluster=cluster,
+        sandbox=dataclasses.replace(config.sandbox, preload=small.sandbox.preload),
+    )
 
 
 def checks(config: Config, *, quick: bool) -> Iterable[Check]:

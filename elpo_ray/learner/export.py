@@ -68,8 +68,7 @@ def _split(weights: dict[str, list[Tensor]], max_bytes: int) -> Iterator[dict[st
     bucket: dict[str, list[Tensor]] = {}
     size = 0
     for name, sources in weights.items():
-        tensor = sources[0]
-        nbytes = getattr(tensor, "ds_numel", tensor.numel()) * tensor.element_size()
+        nbytes = _whole_bytes(sources[0])
         if bucket and size + nbytes > max_bytes:
             yield bucket
             bucket, size = {}, 0
@@ -77,6 +76,17 @@ def _split(weights: dict[str, list[Tensor]], max_bytes: int) -> Iterator[dict[st
         size += nbytes
     if bucket:
         yield bucket
+
+
+def _whole_bytes(tensor: Tensor) -> int:
+    """Under ZeRO-3 those of the whole parameter, not of this rank's shard."""
+    count: int = getattr(tensor, "ds_numel", tensor.numel())
+    return count * tensor.element_size()
+
+
+def largest_weight(model: PreTrainedModel) -> int:
+    """Bytes of the largest tensor of `weight_buckets`; nothing is gathered."""
+    return max(_whole_bytes(s[0]) for s in _sources(named_weights(model)).values())
 
 
 def export(

@@ -239,6 +239,11 @@ class LearnerRank:
             self.model, max_bytes, lora.scale(self._lora), materialize=materialize
         )
 
+    @property
+    def largest_weight(self) -> int:
+        """Bytes of the largest tensor that `weight_buckets` gives."""
+        return export.largest_weight(self.model)
+
     def offload(self) -> None:
         """Move all states to host memory and leave the device to others; nothing but `onload` may
         follow. The reference policy is dropped, and built again when it is needed."""

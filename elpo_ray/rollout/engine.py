@@ -153,12 +153,13 @@ class Engine:
             "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             "PYTHONWARNINGS": "ignore",
+            # vLLM's own default is fork, until it finds that CUDA is in use or Ray around it.
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         }
         if not self._gpus:
             variables |= {
                 # The worker in the engine's process instead of a third one: 1.7 times as fast.
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # of workers, if tensors are parallel
                 # Threads neither pinned nor spinning: spinning ones run 5 times slower as soon
                 # as other actors share the cores.
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -349,8 +350,8 @@ def _fork_server(variables: dict[str, str]) -> ForkServer:
     """A process that imports vLLM and does nothing else, to fork vLLM's process from: it has the
     environment of this moment, and neither the threads nor the connections of this process, a Ray
     actor, of which no fork is safe. It is not the server that Python shares within a process, which
-    others may have started with another environment. CUDA survives no fork: on GPUs vLLM spawns.
-    """
+    others may have started with another environment. CUDA survives no fork: on GPUs vLLM spawns, so
+    that a script which starts an engine there needs `if __name__ == "__main__":`."""
     server = _SERVERS.setdefault(str(sorted(variables.items())), ForkServer())
     server.set_forkserver_preload(["elpo_ray.rollout.vllm_core"])
     server.ensure_running()

@@ -6,7 +6,7 @@ Three additions, in processes started by `engine.Engine` (others see an untouche
   the sampler returns the full-vocabulary entropy in its place, under the token id `ENTROPY_ID`.
   Both samplers are covered: `v1.sample.sampler` (V1 model runner, every CPU run) and
   `v1.worker.gpu.sample` (V2 model runner, the default where Triton drives a GPU).
-* The weight-transfer backend `host`: full tensors in a safetensors file, for engines on CPU.
+* The weight-transfer backend `host`: full tensors in a safetensors file, for engines anywhere.
 * An engine process ends when the process that owns it has died.
 
 They reach into vLLM's internals, hence the check of its version.
@@ -32,6 +32,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.platforms import current_platform
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.sampler import Sampler
 
@@ -57,7 +58,7 @@ def register() -> None:
     WeightTransferEngineFactory.register_engine(HOST_BACKEND, HostWeightTransferEngine)
     patched = staticmethod(with_entropy_v1(Sampler.gather_logprobs))
     Sampler.gather_logprobs = patched  # type: ignore[method-assign]
-    if torch.cuda.is_available():
+    if current_platform.is_cuda_alike():  # torch's own question would start CUDA here
         from vllm.v1.worker.gpu.sample import sampler as sampler_v2
 
         patched_v2 = with_entropy_v2(sampler_v2.compute_topk_scores)  # type: ignore[attr-defined]
@@ -135,7 +136,7 @@ def _columns(
     )
 
 
-# --- weights on CPU -------------------------------------------------------------------------------
+# --- weights through host memory ----------------------------------------------------------------
 
 
 @dataclass
@@ -181,6 +182,8 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
+        if self.device.type != "cpu":
+            return
         for module in self.model.modules():
             weight = getattr(module, "weight", None)
             if hasattr(module, "cpu_linear") and weight is not None and weight.numel():

@@ -41,12 +41,6 @@ def check(config: Config) -> None:
     if config.model.path is not None:
         check_model_path(config.model.path)
     require(
-        not (config.model.path is None and config.cluster.gpus),
-        "cluster.gpus",
-        config.cluster.gpus,
-        "the tiny model trains on CPU; use cluster=local or name a model with model.path",
-    )
-    require(
         config.engine.endpoint is None,
         "engine.endpoint",
         config.engine.endpoint,

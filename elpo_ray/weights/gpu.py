@@ -5,7 +5,7 @@
 * IPC, where engine and rank share a GPU: every rank gathers a bucket and lends it to the engine on
   its GPU, which maps the memory; rank 0 collects the handles and sends them to the engines.
 
-Written against vLLM 0.32; it has not run yet, for want of GPUs.
+Written against vLLM 0.32; it has not run yet, for want of GPUs (docs/gpu.md).
 """
 
 from __future__ import annotations
@@ -71,10 +71,13 @@ class GpuPublisher:
 
     @classmethod
     def ipc(
-        cls, rank: int, engines: EngineHandles, source: WeightSource, workers: Sequence[int]
-    ) -> GpuPublisher:
-        """`source` must give every rank the tensors, not rank 0 alone; `workers` as in `nccl`."""
-        info = IPCTrainerInitInfo(rank=rank, packed=True)
+        cls, rank: int, engines: EngineHandles, source: WeightSource, workers: Sequence[int],
+        buffer_bytes: int,
+    ) -> GpuPublisher:  # fmt: skip
+        """`source` must give every rank the tensors, not rank 0 alone; `workers` as in `nccl`.
+        `buffer_bytes` of the GPU are lent to the engines, tensors packed into them; the largest
+        tensor must fit."""
+        info = IPCTrainerInitInfo(rank=rank, packed=True, packed_buffer_size_bytes=buffer_bytes)
         return cls(info, source, HandlesClient(engines, workers))
 
     def publish(self, version: int) -> None:

@@ -8,6 +8,9 @@ in fp32 and in a fixed order, where plain indexing would add them in bf16 by ato
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -69,10 +72,18 @@ class PathPlan:
             self.longest_key,
             scale=scale,
             window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
+            **_sharing_of_heads(varlen_attn, query.shape[1] != key.shape[1]),
         )
         assert isinstance(out, Tensor)
         return out
+
+
+@cache
+def _sharing_of_heads(function: Callable[..., Any], wanted: bool) -> dict[str, Any]:
+    """The argument that lets several query heads share a key head. torch 2.11 has none: there the
+    kernel groups heads by itself."""
+    known = "enable_gqa" in inspect.signature(function).parameters
+    return {"enable_gqa": wanted} if known else {}
 
 
 def _rounds(keys: IntArray) -> list[tuple[Tensor, Tensor]]:

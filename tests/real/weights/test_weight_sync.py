@@ -216,3 +216,38 @@ def test_nccl_ranks_are_given_out_engine_by_engine() -> None:
     client.version = 7
     client.finish_weight_update()
     assert engines.seen == ["finish_update 7"]
+
+
+def test_handles_of_lent_memory_cross_as_a_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's worker reads from what the learner sends the handles that it was given."""
+    from dataclasses import asdict
+
+    from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferUpdateInfo
+
+    from elpo_ray.weights.gpu import HandlesClient
+
+    class Taking(Recording):
+        def receive(self, part: Part) -> Callable[[], None]:
+            self.part = part
+            return lambda: None
+
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    rebuilt = (torch.Tensor, (4,), (1,), 0, torch.storage.TypedStorage, torch.uint8, 0, b"handle")
+    sent = IPCWeightTransferUpdateInfo(
+        names=["w"],
+        dtype_names=["bfloat16"],
+        shapes=[[2]],
+        ipc_handles={"GPU-1": rebuilt},
+        tensor_sizes=[4],
+    )
+    engines = Taking()
+    HandlesClient(engines, [1]).update_weights(asdict(sent))
+    assert isinstance(engines.part, dict) and engines.part["ipc_handles"] is None
+    assert IPCWeightTransferUpdateInfo(**engines.part) == sent
+
+
+def test_the_lent_memory_holds_the_largest_tensor(qwen2: tuple[Path, Qwen2ForCausalLM]) -> None:
+    from elpo_ray.learner.export import largest_weight
+
+    sizes = [parameter.nbytes for parameter in qwen2[1].parameters()]
+    assert largest_weight(qwen2[1]) == max(sizes) == qwen2[1].model.embed_tokens.weight.nbytes

@@ -249,6 +249,13 @@ def test_aime_is_checked_on_a_machine_without_gpus() -> None:
     assert "= 8 a step" in done.stdout
 
 
+def test_the_quickstart_on_a_gpu_lacks_nothing_but_the_gpu() -> None:
+    done = run("+experiment=quickstart", "cluster=gpu1", "check_only=true")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "cluster.gpus=True: 1 GPUs asked for" in done.stderr
+    assert "of an engine (with 10% of the memory) and a learner rank in turns" in done.stdout
+
+
 def test_help_names_the_groups() -> None:
     done = run("--help")
     assert done.returncode == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.compose import composed
 from elpo_ray.config.model import TinyModelConfig
 from elpo_ray.doctor import __main__ as doctor
@@ -32,6 +33,24 @@ def found(check: str, *overrides: str) -> list[Finding]:
     chosen = [p for p in doctor.checks(config, quick=True) if p.name == check]
     assert chosen, f"the doctor has no check {check}"
     return list(examine(chosen))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "gpus", "precision"),
+    [("quickstart", 0, "fp32"), ("aime_1gpu", 1, "bf16"), ("aime_2gpu", 2, "bf16")],
+)
+def test_the_engines_are_tried_on_the_devices_of_the_run(
+    experiment: str, gpus: int, precision: str
+) -> None:
+    config = composed([f"+experiment={experiment}", "cluster.address=127.0.0.1:6379"])
+    small = doctor.smallest(config)
+    assert gpus_asked(small) == gpus and small.cluster.colocated == (gpus == 1)
+    assert small.transfer is config.transfer and small.model.precision.value == precision
+    assert small.model.path is None and small.cluster.address == "127.0.0.1:6379"
+
+
+def test_the_quickstart_asks_for_one_gpu_where_it_is_told_to() -> None:
+    assert gpus_asked(doctor.smallest(composed([QUICKSTART, "cluster=gpu1"]))) == 1
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from elpo_ray.config.model import Precision
 from elpo_ray.forest.layout import PackedForest, lay_out
 from elpo_ray.forest.planning import plan
 from elpo_ray.learner.attention import IMPLEMENTATION, choose_backend
+from elpo_ray.learner.attention import paths as paths_module
 from elpo_ray.learner.attention.blocks import BlockPlan
 from elpo_ray.learner.attention.flex import FlexPlan, block_mask
 from elpo_ray.learner.attention.paths import PathPlan
@@ -102,13 +104,49 @@ def test_a_window_bounds_the_keys_that_are_gathered() -> None:
     assert sum(len(group.keys) for group in windowed.groups) < 10 * len(packed.ids)
 
 
+def flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: None = None,
+    scale: float = 1.0,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """What `varlen_attn` of torch 2.11 computes, with its arguments, one segment at a time: causal,
+    aligned to the last key, and with a window within so many keys of the query's own."""
+    assert window_size[1] == 0
+    parts = []
+    for (q0, k0), (q1, k1) in pairwise(zip(cu_seq_q.tolist(), cu_seq_k.tolist(), strict=True)):
+        part = [t.transpose(0, 1) for t in (query[q0:q1], key[k0:k1], value[k0:k1])]
+        part[1:] = [t.repeat_interleave(len(query[0]) // len(key[0]), 0) for t in part[1:]]
+        seen = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(k1 - k0 - (q1 - q0))
+        if window_size[0] >= 0:
+            seen = seen.triu(k1 - k0 - (q1 - q0) - window_size[0])
+        scores = (part[0] @ part[1].transpose(1, 2) * scale).masked_fill(~seen, float("-inf"))
+        parts.append((scores.softmax(-1) @ part[2]).transpose(0, 1))
+        assert q1 - q0 <= max_q and k1 - k0 <= max_k
+    return torch.cat(parts)
+
+
+def flash_of_2_13(*qkv_and_lengths: Any, enable_gqa: bool = False, **options: Any) -> torch.Tensor:
+    """The same of torch 2.13, which asks whether heads are shared."""
+    query, key = qkv_and_lengths[:2]
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    return flash(*qkv_and_lengths, **options)
+
+
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kernel", [flash, flash_of_2_13])
 def test_gathered_paths_under_a_causal_mask_are_tree_attention(
-    shared: bool, window: int | None
+    kernel: Any, shared: bool, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What flash attention computes of the path plan, one segment at a time: causal, aligned to the
-    last key, and with a window within so many keys of the query's own."""
+    monkeypatch.setattr(paths_module, "varlen_attn", kernel)
     packed = forest()
     if not shared:
         ((items,),) = plan([build_chain()], RULES).ranks
@@ -116,20 +154,7 @@ def test_gathered_paths_under_a_causal_mask_are_tree_attention(
     paths = PathPlan.of(packed, CPU)
     assert (paths.keys is None) != shared
     qkv = tensors(packed)
-    query, key, value = qkv[0], paths.gather(qkv[1]), paths.gather(qkv[2])
-    parts = []
-    spans = zip(paths.query_starts.tolist(), paths.key_starts.tolist(), strict=True)
-    for (q0, k0), (q1, k1) in pairwise(spans):
-        part = [t.transpose(0, 1) for t in (query[q0:q1], key[k0:k1], value[k0:k1])]
-        part[1:] = [t.repeat_interleave(2, 0) for t in part[1:]]
-        causal = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril(k1 - k0 - (q1 - q0))
-        if window is not None:
-            causal = causal.triu(k1 - k0 - (q1 - q0) - window + 1)
-        scores = (part[0] @ part[1].transpose(1, 2) * 0.3).masked_fill(~causal, float("-inf"))
-        parts.append((scores.softmax(-1) @ part[2]).transpose(0, 1))
-        assert q1 - q0 <= paths.longest_query
-        assert k1 - k0 <= paths.longest_key
-    out, want = torch.cat(parts), reference(packed, qkv, 0.3, window)
+    out, want = paths.attend(*qkv, 0.3, window), reference(packed, qkv, 0.3, window)
     torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
     above = torch.randn_like(out)
     found = torch.autograd.grad(out, qkv, above)
