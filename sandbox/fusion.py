@@ -27,6 +27,7 @@ from sandbox.results import (
     Keep,
     Kind,
     ReplayDiverged,
+    ReplayReason,
     SandboxFailure,
     SessionState,
     refusal,
@@ -160,8 +161,8 @@ class FusionSandbox:
         async with self._running:
             queue_s = time.monotonic() - asked
             run = await asyncio.to_thread(self._post, program, 1 + len(state.effective))
-        self.metrics.replays += bool(state.effective)
-        self.metrics.replayed_calls += len(state.effective)
+        if state.effective:
+            self.metrics.count_replay(ReplayReason.UNSUPPORTED, len(state.effective))
         return replace(self._read(run, mark, state), queue_s=queue_s)
 
     def _post(self, program: str, cells: int) -> _Run:

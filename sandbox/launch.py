@@ -33,6 +33,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
 }
 """All that code in a session finds in its environment, besides HOME and TMPDIR."""
 _MAX_MESSAGE_BYTES = 1 << 16

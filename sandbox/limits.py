@@ -11,6 +11,9 @@ OUTPUT_KILL_BYTES = 1 << 20
 MAX_CODE_BYTES = 8 << 20
 """Longer cells are refused."""
 
+MAX_FIGURES, MAX_FIGURES_BYTES = 8, 2 << 20
+"""What one call may show, and the size of all its images together."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

@@ -27,10 +27,12 @@ import traceback
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 from sandbox import branch
+from sandbox.figures import Gallery
 from sandbox.results import Kind
 from sandbox.wire import (
     CELL_HEADER_BYTES,
@@ -168,6 +170,7 @@ class Runner:
             sys.modules["numpy"].random.seed(0)
         stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         vars(sys).update(stdin=stdin, __stdin__=stdin)
+        self._gallery = Gallery()
         self._streams: dict[str, io.TextIOWrapper] = {}
         for name in ("stdout", "stderr"):
             setattr(sys, name, None)  # the spawner's
@@ -211,7 +214,7 @@ class Runner:
 
     def run(self, code: str, index: int) -> Reply:
         """Run one cell to its end, whatever it raises."""
-        name = f"<cell {index}>"
+        name, value = f"<cell {index}>", cast(Any, None)
         try:
             self._open_streams()
             code = _unfenced(code)
@@ -231,8 +234,19 @@ class Runner:
             self._take_ballast()
         except BaseException as error:
             reply = self._reply(Kind.ERROR, error=error)
+        reply = self._with_figures(reply, value)
         self._finish()
         return reply
+
+    def _with_figures(self, reply: Reply, value: object) -> Reply:
+        """The reply with the figures of the cell, `value` among them if it is one."""
+        try:
+            figures, notes = self._gallery.take(value)
+            self._streams["stderr"].writelines(f"{note}\n" for note in notes)
+        except BaseException:  # code of the cell's, drawing
+            return reply
+        cut = (*reply.truncated, *(["figures"] if notes else []))
+        return replace(reply, figures=tuple(figures), truncated=cut)
 
     def _reply(
         self, kind: Kind, *, value: str | None = None, error: BaseException | None = None
