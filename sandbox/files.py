@@ -27,14 +27,22 @@ _HOST_SHORT = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENO
 """Errors of the host; all others come from the name, or from what the code left in its place."""
 
 
-def checked(name: str, data: bytes, limits: Limits) -> Put:
-    """What to put under `name`. Raises FileRefused, TypeError."""
+def checked(name: str, data: bytes, limits: Limits, *, kept: bool) -> Put:
+    """What to put under `name` in a session; `kept`: whether that keeps anything.
+
+    Raises FileRefused, TypeError.
+    """
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise TypeError(f"put({name!r}, …): use bytes, not {type(data).__name__}")
+        raise TypeError(f"put({name!r:.100}, …): use bytes, not {type(data).__name__}")
     most = limits.file_mib << 20
     length = memoryview(data).nbytes
     if length > most:
-        raise FileRefused(f"put({name!r}, …): {length:,} bytes; a session may have {most:,}")
+        raise FileRefused(f"put({name!r:.100}, …): {length:,} bytes; a session may have {most:,}")
+    if not kept:
+        raise FileRefused(
+            f"put({name!r:.100}, …): the session keeps nothing, so no call would find the file; "
+            "put it into a session that is opened with another `keep`"
+        )
     return Put("/".join(parts_of(name)), bytes(data))
 
 

@@ -130,6 +130,12 @@ class SpawnerClient:
         except BaseException:
             await client.close()
             raise
+        if "unimportable" in said:
+            await client.close()
+            raise SandboxUnavailable(
+                f"preload: sessions cannot import {said['unimportable']}; install it where this "
+                "Python has its packages, or leave it out"
+            )
         client.isolation, client.layers = said["isolation"], tuple(said["layers"])
         if not said["ready"]:
             await client.close()

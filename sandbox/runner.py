@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import errno
-import importlib
 import inspect
 import io
 import linecache
@@ -33,6 +31,7 @@ from typing import Any, cast
 
 from sandbox import branch
 from sandbox.figures import Gallery
+from sandbox.programs import refuse_programs
 from sandbox.results import Kind
 from sandbox.wire import (
     CELL_HEADER_BYTES,
@@ -52,8 +51,6 @@ _NAME_CHARS = 200
 _MAX_GIVEN = 4
 _AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _FENCE = "```"
-_STARTERS = {"fork_exec", "_fork_exec", "posix_spawn", "posix_spawnp", "_posix_spawn", "system"}
-"""Functions that start a program."""
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
 
@@ -93,21 +90,6 @@ def _evaluated(code: CodeType, names: dict[str, Any]) -> Any:
 
         return asyncio.run(result)
     return result
-
-
-def _refuse_programs() -> None:
-    """Say plainly that no program can be started: the kernel's answer (no more processes, or no
-    such permission) depends on how it was tried."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EPERM, "not allowed here: the sandbox starts no programs")
-
-    for name in ("_posixsubprocess", "subprocess", "posix", "os"):
-        if name == "_posixsubprocess":
-            importlib.import_module(name)
-        module = vars(sys.modules[name]) if name in sys.modules else {}
-        for starts in _STARTERS & set(module):
-            module[starts] = refuse
 
 
 def _disarm() -> None:
@@ -163,7 +145,7 @@ class Runner:
         sys.modules["__main__"] = module
         self._names: dict[str, Any] = module.__dict__
         vars(builtins).update(exit=sys.exit, quit=sys.exit)
-        _refuse_programs()
+        refuse_programs()
         # fork() reseeded it from the system; the same beginning everywhere makes replay exact
         random.seed(0)
         if "numpy" in sys.modules:

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sandbox.confine import TIERS
+from sandbox.files import checked, parts_of
 from sandbox.launch import SpawnerClient
-from sandbox.limits import Limits
+from sandbox.limits import Limits, check_number
 from sandbox.metrics import Metrics
 from sandbox.process import SessionProcess
-from sandbox.files import checked, parts_of
 from sandbox.results import (
     CallResult,
     FileRefused,
@@ -111,12 +111,8 @@ class Session:
 
         Raises FileRefused, SandboxFailure, ValueError when the session is closed.
         """
-        file = checked(name, data, self._sandbox.limits)
-        if self._keep is Keep.NOTHING:
-            raise FileRefused(
-                f"put({name!r}, …): the session keeps nothing, so no call would find the file; "
-                "put it into a session that is opened with another `keep`"
-            )
+        kept = self._keep is not Keep.NOTHING
+        file = checked(name, data, self._sandbox.limits, kept=kept)
         async with self._one_at_a_time:
             self._check_open()
             try:
@@ -226,8 +222,11 @@ class Sandbox:
             ("snapshots", snapshots),
             ("snapshot_mib", snapshot_mib),
         ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value!r}: use 1 or more")
+            if value is not None:
+                check_number(name, value, whole=True, least=1)
+        check_number("replay_below_s", replay_below_s, whole=False, least=0)
+        if isinstance(preload, str):
+            raise ValueError(f"preload={preload!r}: use a list of names")
         if isolation not in TIERS[:2]:
             raise ValueError(
                 f'isolation={isolation!r}: use "strong" or "standard"; for less, allow_degraded'
