@@ -1,7 +1,8 @@
 """`python -m sandbox [MODULE ...]`: an isolated REPL, with the named modules imported beforehand.
 
-Reads one cell (a statement with its block, as Python's own prompt does), prints the result. Ctrl-C
-ends the cell that runs, and the session goes on in the state before it.
+Reads one cell (a statement with its block, as Python's own prompt does), prints the result. Figures
+are saved in a folder for temporary files, and their paths are printed. Ctrl-C ends the cell that
+runs, and the session goes on in the state before it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import codeop
 import importlib.util
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
+from sandbox.png import size_of
 from sandbox.results import CallResult, Kind, SandboxFailure, SandboxUnavailable
 from sandbox.supervisor import Sandbox, Session
 
@@ -36,13 +40,37 @@ def _read_cell() -> str | None:
             return cell
 
 
-def _show(result: CallResult) -> None:
-    print(result.stdout, end="")
-    print(result.stderr, end="", file=sys.stderr)
-    if result.value is not None:
-        print(result.value)
-    if result.kind is not Kind.OK:
-        print(f"[{result.kind.value}] {result.traceback.rstrip()}", file=sys.stderr)
+class Printer:
+    """What becomes of results."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        """Where figures are saved, once there is one."""
+        self._figures = 0
+
+    def show(self, result: CallResult) -> None:
+        """Print a result, and save its figures."""
+        print(result.stdout, end="")
+        print(result.stderr, end="", file=sys.stderr)
+        if result.value is not None:
+            print(result.value)
+        for image in result.figures:
+            width, height = size_of(image)
+            print(f"[figure {self._figures + 1}: {width} x {height}, {self._saved(image)}]")
+        if result.kind is not Kind.OK:
+            print(f"[{result.kind.value}] {result.traceback.rstrip()}", file=sys.stderr)
+
+    def _saved(self, image: bytes) -> str:
+        """Save a figure; its path, or why there is none."""
+        self._figures += 1
+        try:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="figures-"))
+            path = self._folder / f"{self._figures}.png"
+            path.write_bytes(image)
+        except OSError as error:
+            return f"not saved: {error}"
+        return str(path)
 
 
 async def _repl(preload: list[str]) -> None:
@@ -51,8 +79,9 @@ async def _repl(preload: list[str]) -> None:
         layers = ", ".join(sandbox.layers)
         print(f"tier {sandbox.isolation} ({layers}); end of file ends it", file=sys.stderr)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, _interrupt, session)
+        printer = Printer()
         while (cell := await asyncio.to_thread(_read_cell)) is not None:
-            _show(await session.call(cell))
+            printer.show(await session.call(cell))
 
 
 def _interrupt(session: Session) -> None:
@@ -74,7 +103,8 @@ def main() -> int:
     modules = parser.parse_args().modules
     for name in modules:
         if _missing(name):
-            parser.error(f"no module named {name!r}: install it, or leave it out")
+            print(f"no module named {name!r}: install it, or leave it out", file=sys.stderr)
+            return 2
     try:
         asyncio.run(_repl(modules))
     except (SandboxUnavailable, SandboxFailure) as failure:

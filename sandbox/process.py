@@ -20,12 +20,14 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
+from sandbox import png
 from sandbox.inspection import Sight, identity, nameless_bytes
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
 from sandbox.streams import HeadTail
 from sandbox.wire import (
     LISTENER_MARK,
+    MAX_REPLY_OVERHEAD,
     NONCE_BYTES,
     OUT_OF_MEMORY_STATUS,
     START_NONCE,
@@ -36,7 +38,7 @@ from sandbox.wire import (
     pack_uncover,
     unpack_reply,
 )
-from sandbox.workdir import usage
+from sandbox.workdir import Contents, contents, usage
 
 _TICK_S = 0.25
 """Between looks at CPU time and files while a call runs."""
@@ -158,6 +160,9 @@ class SessionProcess:
         self._max_reply = OUTPUT_KILL_BYTES
         self._streams = [HeadTail(0), HeadTail(0)]
         self._folder_was = 0
+        self._files_were: Contents | None = None
+        self._files: Contents | None = None
+        """What was in its folder when it was last looked at."""
         self._own_end = False
         self._hung_up = False
         """Whether its control channel is at its end."""
@@ -213,6 +218,7 @@ class SessionProcess:
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._streams = [HeadTail(limits.output_kib << 10) for _ in self.ends.pipes]
         self._folder_was = self._folder_changed()
+        self._files_were = contents(self.folder, limits)
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         async with self.undisturbed():
             self.resume()
@@ -383,7 +389,7 @@ class SessionProcess:
             self._loop.call_later(_GRACE_S, self._settle, gone)
             return False
         self._said += data
-        if len(self._said) > self._max_reply:
+        if len(self._said) > self._max_reply + MAX_REPLY_OVERHEAD:
             self._loop.remove_reader(self.ends.control)
         try:
             reply = unpack_reply(self._said, self._nonce, self._max_reply)
@@ -480,10 +486,11 @@ class SessionProcess:
 
     def _over_quota(self, limits: Limits, *, mapped: bool) -> bool:
         """Whether it has too much in files, those included that it removed and still holds."""
-        named = usage(self.folder, limits)
-        if named is None:
+        self._files = contents(self.folder, limits)
+        if self._files is None:
             return True
-        return named + nameless_bytes(self.pid, mapped=mapped) > limits.file_mib << 20
+        nameless = nameless_bytes(self.pid, mapped=mapped)
+        return self._files.total + nameless > limits.file_mib << 20
 
     def hoards(self, limits: Limits) -> bool:
         """Whether, as it was last seen, it keeps too much in files that have no name any more."""
@@ -492,6 +499,8 @@ class SessionProcess:
 
     def _honest(self, reply: Reply, duration: float, cpu_s: float) -> CallResult:
         out, err = self._streams
+        figures = tuple(filter(None, map(png.cleaned, reply.figures)))
+        less = len(figures) < len(reply.figures) and "figures" not in reply.truncated
         return CallResult(
             kind=reply.kind,
             stdout=out.text(),
@@ -499,7 +508,9 @@ class SessionProcess:
             value=reply.value,
             error_type=reply.error_type,
             traceback=reply.traceback,
-            truncated=(*self._cut(), *reply.truncated),
+            figures=figures,
+            files=self._files.changed_from(self._files_were) if self._files else (),
+            truncated=(*self._cut(), *reply.truncated, *(["figures"] if less else [])),
             duration_s=duration,
             cpu_s=cpu_s,
         )

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import errno
-import importlib
 import inspect
 import io
 import linecache
@@ -27,10 +25,13 @@ import traceback
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 from sandbox import branch
+from sandbox.figures import Gallery
+from sandbox.programs import refuse_programs
 from sandbox.results import Kind
 from sandbox.wire import (
     CELL_HEADER_BYTES,
@@ -50,8 +51,6 @@ _NAME_CHARS = 200
 _MAX_GIVEN = 4
 _AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _FENCE = "```"
-_STARTERS = {"fork_exec", "_fork_exec", "posix_spawn", "posix_spawnp", "_posix_spawn", "system"}
-"""Functions that start a program."""
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
 
@@ -91,21 +90,6 @@ def _evaluated(code: CodeType, names: dict[str, Any]) -> Any:
 
         return asyncio.run(result)
     return result
-
-
-def _refuse_programs() -> None:
-    """Say plainly that no program can be started: the kernel's answer (no more processes, or no
-    such permission) depends on how it was tried."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EPERM, "not allowed here: the sandbox starts no programs")
-
-    for name in ("_posixsubprocess", "subprocess", "posix", "os"):
-        if name == "_posixsubprocess":
-            importlib.import_module(name)
-        module = vars(sys.modules[name]) if name in sys.modules else {}
-        for starts in _STARTERS & set(module):
-            module[starts] = refuse
 
 
 def _disarm() -> None:
@@ -161,13 +145,14 @@ class Runner:
         sys.modules["__main__"] = module
         self._names: dict[str, Any] = module.__dict__
         vars(builtins).update(exit=sys.exit, quit=sys.exit)
-        _refuse_programs()
+        refuse_programs()
         # fork() reseeded it from the system; the same beginning everywhere makes replay exact
         random.seed(0)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(0)
         stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         vars(sys).update(stdin=stdin, __stdin__=stdin)
+        self._gallery = Gallery()
         self._streams: dict[str, io.TextIOWrapper] = {}
         for name in ("stdout", "stderr"):
             setattr(sys, name, None)  # the spawner's
@@ -211,7 +196,7 @@ class Runner:
 
     def run(self, code: str, index: int) -> Reply:
         """Run one cell to its end, whatever it raises."""
-        name = f"<cell {index}>"
+        name, value = f"<cell {index}>", cast(Any, None)
         try:
             self._open_streams()
             code = _unfenced(code)
@@ -231,8 +216,19 @@ class Runner:
             self._take_ballast()
         except BaseException as error:
             reply = self._reply(Kind.ERROR, error=error)
+        reply = self._with_figures(reply, value)
         self._finish()
         return reply
+
+    def _with_figures(self, reply: Reply, value: object) -> Reply:
+        """The reply with the figures of the cell, `value` among them if it is one."""
+        try:
+            figures, notes = self._gallery.take(value)
+            self._streams["stderr"].writelines(f"{note}\n" for note in notes)
+        except BaseException:  # code of the cell's, drawing
+            return reply
+        cut = (*reply.truncated, *(["figures"] if notes else []))
+        return replace(reply, figures=tuple(figures), truncated=cut)
 
     def _reply(
         self, kind: Kind, *, value: str | None = None, error: BaseException | None = None

@@ -233,11 +233,18 @@ def _hand_over(listener: int) -> None:
         socket.send_fds(control, [LISTENER_MARK], [listener])
 
 
+class Unimportable(Exception):
+    """A module that sessions are to find imported cannot be."""
+
+
 def _import(names: list[str]) -> None:
-    """Once here, so that no session has to."""
+    """Once here, so that no session has to. Raises Unimportable."""
     for name in names:
-        importlib.import_module(name)
-        exec(_WARM_UP.get(name, ""), {})
+        try:
+            importlib.import_module(name)
+            exec(_WARM_UP.get(name, ""), {})
+        except BaseException as error:  # code of the module
+            raise Unimportable(f"{name!r}: {type(error).__name__}: {error}") from error
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # lazy, and seeded at the start of each session
 
@@ -265,7 +272,11 @@ def main() -> None:
         die_with_parent(job["supervisor"], signal.SIGTERM)
         unwalled = wall_off(job["packages"], job["root"])
     sys.path[:] = [*(path for path in sys.path if path != job["source"]), *job["packages"], ""]
-    _import([*_COMMON_IMPORTS.split(), *job["preload"]])
+    try:
+        _import([*_COMMON_IMPORTS.split(), *job["preload"]])
+    except Unimportable as unimportable:
+        supervisor.send(json.dumps({"ready": False, "unimportable": str(unimportable)}).encode())
+        return
     confinement, problems = probe(
         Limits(**job["limits"]),
         job["packages"],
