@@ -11,11 +11,13 @@ import asyncio
 import itertools
 import os
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from sandbox.limits import Limits
+from sandbox.shortage import is_shortage
 
 _BLOCK = 512
 
@@ -29,7 +31,7 @@ def usage(path: str, limits: Limits) -> int | None:
     """Bytes of files in a state's folder; None if that is too much, or too many files.
 
     Looks at a bounded number of entries. A folder that cannot be listed counts as too much: only
-    hostile code makes one.
+    hostile code makes one. Raises OSError if this supervisor is short of something.
     """
     count, total, pending = 0, 0, [path]
     while pending:
@@ -44,7 +46,9 @@ def usage(path: str, limits: Limits) -> int | None:
                         pending.append(entry.path)
         except FileNotFoundError:  # removed in between
             continue
-        except OSError:
+        except OSError as error:
+            if is_shortage(error):
+                raise
             return None
     return total
 
@@ -93,11 +97,19 @@ def make_folders(tree: str, count: int, user: int | None) -> list[str]:
 
 
 async def aside(work: Callable[..., Any], *arguments: object) -> None:
-    """Call what may take long in a thread; here, if the system lets no thread be started."""
+    """Call what may take long, once, in a thread; here, if the system lets no thread be started:
+    what was handed to the threads then is still with them, and another one may come to it."""
+    to_do, turn = [work], threading.Lock()
+
+    def once() -> None:
+        with turn:
+            while to_do:
+                to_do.pop()(*arguments)
+
     try:
-        await asyncio.to_thread(work, *arguments)
+        await asyncio.to_thread(once)
     except RuntimeError:
-        work(*arguments)
+        once()
 
 
 class TreeFolder:
