@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sandbox.seccomp import number_of
+from sandbox.shortage import is_shortage
 from sandbox.wire import WORK_FD
 from sandbox.workdir import size
 
@@ -55,11 +56,13 @@ class Sight:
     @classmethod
     def of(cls, pid: int, root: str, *, count: bool = False, weigh: bool = False) -> Sight:
         """`root`: the folder that holds all work folders. `count`: ask for `nameless` as well;
-        `weigh`: for `weight`. Raises Unseen."""
+        `weigh`: for `weight`. Raises Unseen, and OSError for want of something here."""
         try:
             with _as_owner(pid):
                 return cls._of(pid, root, count, weigh)
         except OSError as error:
+            if is_shortage(error):
+                raise
             raise Unseen(f"/proc/{pid}: {error.strerror}") from None
 
     @classmethod
@@ -128,7 +131,9 @@ def nameless_bytes(pid: int, *, mapped: bool) -> int:
                         low, _, high = line.split(" ", 1)[0].partition("-")
                         device, inode = line.split()[3:5]
                         found.setdefault(_identity(device, inode), int(high, 16) - int(low, 16))
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return 0
     return sum(found.values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from sandbox.inspection import Sight, Unseen
 from sandbox.limits import Limits
 from sandbox.process import FORK_PATIENCE_S, End, Ends, SessionProcess, Tampered
 from sandbox.results import SandboxFailure, SandboxUnavailable
+from sandbox.shortage import explained, full
 from sandbox.workdir import TreeFolder, aside, remove
 
 _SOURCE = str(Path(__file__).resolve().parent.parent)
@@ -44,6 +46,8 @@ _ANSWER_S = 30.0
 _IN_MEMORY, _ROOM_BYTES = "/dev/shm", 1 << 30
 _MAX_ASKED = 8
 """Requests under way at once; the spawner serves them one by one anyway."""
+_NO_ROOM = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+_NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 _EARLY_S, _MAX_EARLY = 60.0, 256
 """How long, and how many, ends of processes are remembered that nobody knows yet."""
 
@@ -94,19 +98,30 @@ class SpawnerClient:
         bubblewrap: bool,
     ) -> SpawnerClient:
         """Start a spawner and let it probe. Raises SandboxUnavailable or SandboxFailure."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            return await cls._start(limits, preload, isolation, allow_degraded, bubblewrap)
+        except OSError as error:
+            raise SandboxFailure(f"no spawner: {explained(error)}") from error
+
+    @classmethod
+    async def _start(
+        cls,
+        limits: Limits,
+        preload: tuple[str, ...],
+        isolation: str,
+        allow_degraded: bool,
+        bubblewrap: bool,
+    ) -> SpawnerClient:
         root = tempfile.mkdtemp(prefix="sandbox-", dir=_quick_folder())
         os.chmod(root, 0o711)  # sessions of other users pass through, without listing
         paths = sysconfig.get_paths()
         packages = sorted({paths["purelib"], paths["platlib"]})
         try:
             outside = _bubblewrap(packages, root) if bubblewrap else []
-            process = _execute(outside, theirs)
+            process, ours = _execute(outside)
         except BaseException:
-            ours.close()
             remove(root)
             raise
-        ours.setblocking(False)
         client = cls(process, ours, root, limits.threads)
         job = {
             "supervisor": os.getpid(),
@@ -157,7 +172,7 @@ class SpawnerClient:
         try:
             ends = Ends()
         except OSError as error:
-            raise SandboxFailure(f"no session: {error}") from error
+            raise SandboxFailure(f"no session: {explained(error)}") from error
         process = SessionProcess(ends, tree)
         try:
             async with self._turn:
@@ -165,12 +180,15 @@ class SpawnerClient:
             process.identify(_ids(pidfd)[0], inner, pidfd)
             process.folder = os.path.join(tree, names[0])
             self._follow(process)
-        except BaseException:
-            process.kill()
+            await process.started()
+            process.pause()
+            return process, TreeFolder(tree, names)
+        except BaseException as error:
+            await process.close()
+            await aside(remove, tree)
+            if isinstance(error, OSError):  # its folder may be gone with its spawner
+                raise SandboxFailure(f"no session: {explained(error)}") from error
             raise
-        await process.started()
-        process.pause()
-        return process, TreeFolder(tree, names)
 
     async def adopt(self, branch: SessionProcess, first: SessionProcess) -> None:
         """Identify the branch that a process of `first`'s tree forked, by its greeting.
@@ -182,18 +200,34 @@ class SpawnerClient:
             pass
         try:
             pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            raise SandboxFailure(f"a branch died at once: {error}") from error
-        here, inner = _ids(pidfd)
-        if here != pid or os.getsid(pid) != first.pid or inner in self._live:
-            os.close(pidfd)
-            raise Tampered("somebody else greeted for a branch")
+            try:
+                here, inner = _ids(pidfd)
+                if here != pid:
+                    raise ProcessLookupError(here)
+                if os.getsid(pid) != first.pid or inner in self._live:
+                    raise Tampered("somebody else greeted for a branch")
+            except BaseException:
+                os.close(pidfd)
+                raise
+        except ProcessLookupError:
+            raise self._died_at_once() from None
         branch.identify(pid, inner, pidfd)
         self._follow(branch)
         try:
             await branch.started(FORK_PATIENCE_S)
         except SandboxFailure as failure:
+            if full(self.root):
+                raise SandboxFailure(f"no branch: {explained(_NO_ROOM)}") from None
             raise Tampered(str(failure)) from None
+
+    def _died_at_once(self) -> SandboxFailure:
+        """What is said of a branch that was gone before anybody knew which process it was: one of
+        the ends that were just heard of is its, and code cannot end itself by SIGKILL."""
+        lately = time.monotonic() - FORK_PATIENCE_S
+        for heard, end in self._early.values():
+            if heard > lately and not end.killed:
+                return Tampered("a branch ended at once")
+        return SandboxFailure("a branch was killed from outside at once")
 
     def sight(self, pid: int, *, count: bool = False, weigh: bool = False) -> Sight:
         """Look at a process of a session, see `Sight.of`. Raises Unseen."""
@@ -228,8 +262,10 @@ class SpawnerClient:
             socket.send_fds(self._channel, [request], ends.given)
             async with asyncio.timeout(_ANSWER_S):
                 return await answer
-        except (OSError, TimeoutError) as error:
-            raise SandboxFailure(f"no session from the spawner: {error!r}") from error
+        except TimeoutError:
+            raise SandboxFailure("no session: the spawner did not answer in time") from None
+        except OSError as error:
+            raise SandboxFailure(f"no session: {explained(error)}") from error
         finally:
             ends.sent()
             del self._asked[session]
@@ -286,16 +322,25 @@ class SpawnerClient:
             return False
         message = json.loads(data)
         if "ready" in message:
-            self._ready.set_result(message)
+            if not self._ready.done():
+                self._ready.set_result(message)
         elif "ended" in message:
             self._on_ended(message["ended"], End(message["status"], message["cpu_s"]))
         elif "refused" in message:
-            waiting = self._asked.get(message["refused"])
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(SandboxFailure(f"no session: {message['why']}"))
+            self._refuse(message["refused"], message["why"])
+        elif "failed" in message:
+            self._lose(f"no spawner: {message['failed']}")
+            return False
+        elif not pidfds:  # it ends by itself, since its control channel is going to be closed
+            self._refuse(message["opened"], explained(_NO_DESCRIPTOR))
         else:
             self._on_opened(message["opened"], (message["pid"], message["folders"], pidfds[0]))
         return True
+
+    def _refuse(self, session: int, why: str) -> None:
+        waiting = self._asked.get(session)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(SandboxFailure(f"no session: {why}"))
 
     def _on_opened(self, session: int, opened: Opened) -> None:
         waiting = self._asked.get(session)
@@ -331,17 +376,24 @@ def _bubblewrap(packages: list[str], root: str) -> list[str]:
     return bubblewrap.command([*readable(packages), source], DEVICES, root)
 
 
-def _execute(outside: list[str], channel: socket.socket) -> subprocess.Popen[bytes]:
+def _execute(outside: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Exec the spawner, by the command `outside` if there is one, with a clean environment and
-    `channel`."""
-    with channel:
+    a channel, of which our end is returned. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
         command = [*outside, sys.executable, "-S", "-s", "-P", "-B", "-c", _START, _SOURCE]
-        command.append(str(channel.fileno()))
-        return subprocess.Popen(
-            command,
-            env=_ENVIRONMENT,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            pass_fds=[channel.fileno()],
-            start_new_session=True,
-        )
+        command.append(str(theirs.fileno()))
+        try:
+            process = subprocess.Popen(
+                command,
+                env=_ENVIRONMENT,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+    ours.setblocking(False)
+    return process, ours

@@ -24,6 +24,7 @@ from sandbox.launch import SpawnerClient
 from sandbox.process import Ends, Refused, SessionProcess, Tampered
 from sandbox.results import SandboxFailure
 from sandbox.seccomp import STEP_FORK, number_of
+from sandbox.shortage import explained
 from sandbox.workdir import TreeFolder, aside
 
 _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
@@ -104,17 +105,24 @@ class Lineage:
             await self._verify(parent, branch)
             branch.folder = self._folder.rename(branch.folder)
         except BaseException as error:
+            by_others = isinstance(error, Tampered) and await self._lost(parent, branch)
             if self._members.get(branch.pid) is not branch:
                 self._clean_up(self._reclaim(branch))
             branch.kill()
+            if by_others:
+                raise SandboxFailure("a process was killed from outside while it forked") from error
             if isinstance(error, Tampered):
                 self.give_up(parent)
             if isinstance(error, OSError):
-                raise SandboxFailure(f"no branch: {error}") from error
+                raise SandboxFailure(f"no branch: {explained(error)}") from error
             raise
         finally:
             parent.pause()
         return branch
+
+    async def _lost(self, *processes: SessionProcess) -> bool:
+        """Whether one of them was killed from outside, the first of the family included."""
+        return any([await each.killed_from_outside() for each in (*processes, self.first)])
 
     def _unborn(self) -> SessionProcess:
         """What a branch will need. Raises SandboxFailure."""
@@ -125,7 +133,7 @@ class Lineage:
             return SessionProcess(Ends(), folder)
         except OSError as error:
             self._folder.give_back(folder)
-            raise SandboxFailure(f"no branch: {error}") from error
+            raise SandboxFailure(f"no branch: {explained(error)}") from error
 
     async def _reclaim(self, branch: SessionProcess) -> None:
         """Give back the folder of a branch that came to nothing, once nobody can work in it."""
@@ -278,8 +286,10 @@ class Lineage:
         """It will only be forked: give up what printing needs, and hide its folder from the code
         of its branches, which may have noted where it was."""
         if process.retire():
-            with suppress(FileNotFoundError):  # it died meanwhile
+            try:
                 process.folder = self._folder.rename(process.folder)
+            except OSError:  # it died meanwhile; or its folder cannot be hidden
+                self.give_up(process)
 
     def _kill_strays(self) -> None:
         """Kill every process of the family that is none of its members."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import os
 import secrets
 import signal
@@ -24,6 +25,7 @@ from sandbox import png
 from sandbox.inspection import Sight, identity, nameless_bytes
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
+from sandbox.shortage import explained, full, is_shortage
 from sandbox.streams import HeadTail
 from sandbox.wire import (
     LISTENER_MARK,
@@ -46,6 +48,10 @@ _GRACE_S = 0.25
 """Seconds that a process which closed its control channel has to end by itself."""
 _PATIENCE_S = 30.0
 """Seconds that the spawner and the kernel may take; beyond them they are broken."""
+_REPORT_S = 0.5
+"""Seconds that the report of a process's end may take, once it has ended."""
+_SPARE = 16
+"""Descriptors that must be left for looking at processes once one has its channels."""
 FORK_PATIENCE_S = 5.0
 """Seconds that a process, possibly hostile, may take to fork."""
 _STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] * 25)
@@ -67,6 +73,11 @@ class End:
     """The status from wait(2); None if the spawner died first."""
     cpu_s: float = 0.0
     """CPU time of its whole life."""
+
+    @property
+    def killed(self) -> bool:
+        """Whether a SIGKILL ended it, which no code can send, or the death of its spawner."""
+        return self.status is None or os.waitstatus_to_exitcode(self.status) == -signal.SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +101,8 @@ class Ends:
     which is at its end, stdout, stderr and control. No two processes are given the same."""
 
     def __init__(self) -> None:
-        """Raises OSError."""
+        """Raises OSError, also when so few descriptors are left that nobody could look after the
+        process."""
         self._given: list[int] = []
         self.pipes: list[int] = []
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -102,6 +114,7 @@ class Ends:
                 reading, writing = os.pipe()
                 self.pipes.append(reading)
                 self._given.append(writing)
+            _require_spare(theirs.fileno())
         except OSError:
             theirs.close()
             self.close()
@@ -163,7 +176,7 @@ class SessionProcess:
         self._files_were: Contents | None = None
         self._files: Contents | None = None
         """What was in its folder when it was last looked at."""
-        self._own_end = False
+        self._own_end = self._killed = False
         self._hung_up = False
         """Whether its control channel is at its end."""
         self._closing: asyncio.Task[None] | None = None
@@ -289,11 +302,21 @@ class SessionProcess:
 
     async def ended_itself_after_all(self) -> bool:
         """`ended_itself`, once there was time to hear of it if it seems to have ended."""
-        while self._closing is None and self._on_control():
-            pass
-        if self._hung_up or _state_of(self.pid) not in _THERE:
-            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
+        await self._heard_of()
         return self.ended_itself
+
+    async def killed_from_outside(self) -> bool:
+        """Whether neither it nor this supervisor brought about its end, likewise: its spawner
+        died, or somebody sent it a SIGKILL, which it cannot have done itself."""
+        await self._heard_of()
+        return self._killed
+
+    async def _heard_of(self) -> None:
+        """Wait for the report if it seems to have ended."""
+        while self._on_control():
+            pass
+        if self.pid > 0 and (self._hung_up or _state_of(self.pid) not in _THERE):
+            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
 
     @property
     def alive(self) -> bool:
@@ -360,7 +383,10 @@ class SessionProcess:
         if self._greeter.done():
             return control.recv(_CHUNK)
         room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4)
-        data, ancillary, _, _ = control.recvmsg(_CHUNK, room)
+        data, ancillary, flags, _ = control.recvmsg(_CHUNK, room)
+        if flags & socket.MSG_CTRUNC:  # sessions send no descriptors: the listener found no room
+            short = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            self._settle(_Stop(Kind.SANDBOX_FAILURE, explained(short)))
         for _, kind, content in ancillary:
             if kind == socket.SCM_RIGHTS:
                 self.listener = int.from_bytes(content[:4], "little", signed=True)
@@ -373,6 +399,8 @@ class SessionProcess:
 
     def _on_control(self) -> bool:
         """Read what is there; whether there may be more."""
+        if self._hung_up or self._closing is not None:
+            return False
         try:
             data = self._receive()
         except BlockingIOError:
@@ -403,6 +431,8 @@ class SessionProcess:
         return True
 
     def _on_writable(self) -> None:
+        if self._closing is not None:  # its end was settled too
+            return
         try:
             sent = self.ends.control.send(self._unsent)
         except BlockingIOError:
@@ -432,8 +462,8 @@ class SessionProcess:
     def _on_end(self) -> None:
         if self._closing is not None:
             return
-        status = self.end.result().status
-        self._own_end = status is not None and os.waitstatus_to_exitcode(status) != -signal.SIGKILL
+        self._killed = self.end.result().killed
+        self._own_end = not self._killed
         while self._on_control():  # its last words, if they were complete, come first
             pass
         self._settle(_Stop(Kind.KILLED, "the process ended"))
@@ -444,8 +474,11 @@ class SessionProcess:
             await asyncio.sleep(min(left, _TICK_S))
             if self.cpu_s() - cpu_before > limits.cpu_s:
                 self._settle(self._out_of_time(f"used {limits.cpu_s:g} s of CPU", limits))
-            if self._over_quota(limits, mapped=True):
-                self._settle(_over_quota(limits))
+            try:
+                if self._over_quota(limits, mapped=True):
+                    self._settle(_over_quota(limits))
+            except OSError as error:
+                self._settle(_short_of(error))
         self._settle(self._out_of_time(f"ran for {limits.wall_s:g} s", limits))
 
     def _out_of_time(self, why: str, limits: Limits) -> _Stop:
@@ -473,8 +506,14 @@ class SessionProcess:
         this call: the state that it left is broken."""
         if self._flooded():
             return _Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
-        if self._over_quota(limits, mapped=self._folder_changed() != self._folder_was):
-            return _over_quota(limits)
+        try:
+            if self._over_quota(limits, mapped=self._folder_changed() != self._folder_was):
+                return _over_quota(limits)
+        except OSError as error:
+            return _short_of(error)
+        no_room = os.strerror(errno.ENOSPC)
+        if reply.kind is Kind.ERROR and no_room in reply.traceback and full(self.folder):
+            return _short_of(OSError(errno.ENOSPC, no_room))
         return reply
 
     def _folder_changed(self) -> int:
@@ -485,7 +524,9 @@ class SessionProcess:
             return 0
 
     def _over_quota(self, limits: Limits, *, mapped: bool) -> bool:
-        """Whether it has too much in files, those included that it removed and still holds."""
+        """Whether it has too much in files, those included that it removed and still holds.
+
+        Raises OSError if that cannot be found out for want of something."""
         self._files = contents(self.folder, limits)
         if self._files is None:
             return True
@@ -524,6 +565,8 @@ class SessionProcess:
     ) -> CallResult:
         """Close the process and say, by its end, who caused it."""
         kind, why = stop.kind, stop.why
+        if kind is Kind.KILLED and _state_of(self.pid) not in _THERE:
+            await asyncio.wait({self.end}, timeout=_REPORT_S)
         if self.end.done():
             end = self.end.result()
             kind, why = _verdict_of(end)
@@ -555,11 +598,14 @@ class SessionProcess:
 
 
 def _state_of(pid: int) -> str:
-    """The kernel's letter for what a process does; "" if there is none."""
+    """The kernel's letter for what a process does; "" if there is none. Raises OSError for want of
+    something."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rsplit(")", 1)[1].split()[0]
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return ""
 
 
@@ -570,6 +616,21 @@ def beyond_quota(limits: Limits) -> str:
 
 def _over_quota(limits: Limits) -> _Stop:
     return _Stop(Kind.OUTPUT, beyond_quota(limits))
+
+
+def _short_of(error: OSError) -> _Stop:
+    return _Stop(Kind.SANDBOX_FAILURE, explained(error))
+
+
+def _require_spare(descriptor: int) -> None:
+    """Raises OSError if few more descriptors can be had."""
+    spare = list[int]()
+    try:
+        for _ in range(_SPARE):
+            spare.append(os.dup(descriptor))
+    finally:
+        for each in spare:
+            os.close(each)
 
 
 def _verdict_of(end: End) -> tuple[Kind, str]:

@@ -33,6 +33,7 @@ from sandbox import branch
 from sandbox.figures import Gallery
 from sandbox.programs import refuse_programs
 from sandbox.results import Kind
+from sandbox.shortage import explained
 from sandbox.wire import (
     CELL_HEADER_BYTES,
     CONTROL_FD,
@@ -287,7 +288,7 @@ def _moved(place: branch.Place, folder: str) -> str | None:
     try:
         place.move(folder)
     except OSError as error:
-        return f"the work folder could not be copied: {error}"
+        return f"the work folder could not be copied: {explained(error)}"
     return None
 
 

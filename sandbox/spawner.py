@@ -32,6 +32,7 @@ from sandbox.confine import (
 )
 from sandbox.limits import Limits
 from sandbox.probe import OPTIONAL_WHEN_DEGRADED, look_around, probe, wall_off
+from sandbox.shortage import explained
 from sandbox.wire import CONTROL_FD, LISTENER_MARK, WORK_FD
 from sandbox.workdir import make_folders
 
@@ -116,8 +117,10 @@ class Spawner:
         session = message["open"]
         try:
             pid, pidfd, folders = self._open(session, message["folders"], descriptors)
-        except (OSError, LayerError) as error:
-            self.say(refused=session, why=str(error))
+        except OSError as error:
+            self.say(refused=session, why=explained(error))
+        except LayerError as failed:
+            self.say(refused=session, why=f"{failed.layer}: {explained(failed.error)}")
         else:
             self.say(pidfd, opened=session, pid=pid, folders=folders)
             os.close(pidfd)
@@ -136,7 +139,11 @@ class Spawner:
         """
         uid = self._confinement.uid(session)
         tree = os.path.join(self._root, str(session))
-        names = make_folders(tree, num_folders, None if uid == os.getuid() else uid)
+        try:
+            names = make_folders(tree, num_folders, None if uid == os.getuid() else uid)
+        except OSError:
+            workdir.remove(tree)
+            raise
         paths = [os.path.join(tree, name) for name in names]
         working = os.open(paths[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         ruleset = self._confinement.ruleset(paths)
@@ -258,8 +265,15 @@ def main() -> None:
     os.dup2(0, WORK_FD, inheritable=False)  # keeps the number from being given to anything else
     sys.argv[:] = [""]
     supervisor = socket.socket(fileno=SUPERVISOR_FD)
-    job = json.loads(supervisor.recv(MAX_MESSAGE_BYTES))
+    try:
+        _serve(supervisor, json.loads(supervisor.recv(MAX_MESSAGE_BYTES)))
+    except OSError as error:
+        with suppress(OSError):
+            supervisor.send(json.dumps({"failed": explained(error)}).encode())
+        raise
 
+
+def _serve(supervisor: socket.socket, job: dict[str, Any]) -> None:
     def hang_up(*_: object) -> None:
         with suppress(OSError):
             supervisor.shutdown(socket.SHUT_RDWR)  # `serve` then ends as if the other side had

@@ -157,12 +157,16 @@ class Tree:
                         return BROKEN, reason
                     index = len(state.entries) + 1
                     began(process)
-                    result = await self._run(process, work, index, self._means.limits)
-                    if result.state_kept and keep is Keep.NOTHING:
+                    try:
+                        result = await self._run(process, work, index, self._means.limits)
+                        if result.state_kept and keep is Keep.NOTHING:
+                            process.kill()
+                            result = replace(result, snapshot=keep.value)
+                        elif result.state_kept:
+                            result = await self._kept(held, process, result, keep)
+                    except OSError:  # the supervisor is short of something
                         process.kill()
-                        result = replace(result, snapshot=keep.value)
-                    elif result.state_kept:
-                        result = await self._kept(held, process, result, keep)
+                        raise
                     return replace(result, queue_s=queue_s), reason
             finally:
                 self._release(held)

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import os
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import TypeVar
 
 from sandbox.limits import Limits
 from sandbox.results import WorkFile
+from sandbox.shortage import is_shortage
 
 _BLOCK = 512
 _LISTED, _LISTED_CHARS = 64, 1 << 13
@@ -58,7 +60,7 @@ def contents(path: str, limits: Limits) -> Contents | None:
     """What is in a state's folder; None if that is too much, or too many files.
 
     Looks at a bounded number of entries. A folder that cannot be listed counts as too much: only
-    hostile code makes one.
+    hostile code makes one. Raises OSError if this supervisor is short of something.
     """
     found, pending = Contents(), [path]
     while pending:
@@ -77,7 +79,9 @@ def contents(path: str, limits: Limits) -> Contents | None:
                     found.files[entry.path[len(path) + 1 :]] = seen
         except FileNotFoundError:  # removed in between
             continue
-        except OSError:
+        except OSError as error:
+            if is_shortage(error):
+                raise
             return None
     return found
 
@@ -132,11 +136,20 @@ def make_folders(tree: str, count: int, user: int | None) -> list[str]:
 
 
 async def aside(work: Callable[..., _Result], *arguments: object) -> _Result:
-    """Call what may take long in a thread; here, if the system lets no thread be started."""
+    """Call what may take long, once, in a thread; here, if the system lets no thread be started:
+    what was handed to the threads then is still with them, and another one may come to it."""
+    done, turn = list[_Result](), threading.Lock()
+
+    def once() -> _Result:
+        with turn:
+            if not done:
+                done.append(work(*arguments))
+            return done[0]
+
     try:
-        return await asyncio.to_thread(work, *arguments)
+        return await asyncio.to_thread(once)
     except RuntimeError:
-        return work(*arguments)
+        return once()
 
 
 class TreeFolder:
