@@ -54,7 +54,7 @@ def made_small(line: str) -> str | None:
         case ["source", _] | ["elpo", "new"]:
             return None
         case ["elpo", "train"] if "--help" in words:
-            return f"{line} | head -400"
+            return f"{line} > help.txt"
         case ["elpo", "train" | "sft"] if "agent.yaml" in words:
             return None
         case ["elpo", "train" | "sft"]:
