@@ -174,7 +174,7 @@ class RolloutTree:
         return [step for i in self.path(node_id) if (step := self.nodes[i].step) is not None]
 
     def leaves_below(self) -> list[list[int]]:
-        """Return the leaf ids at or below every node. Shape: [num_nodes][...]."""
+        """Return the leaf ids at or below every node: one list for each node."""
         below: list[list[int]] = [[] for _ in self.nodes]
         for leaf in self.leaves():
             for i in (0, *self.path(leaf.id)):

@@ -99,45 +99,45 @@ templates are those that `trl` 1.16 carries, with tokenizers that have their spe
 
 ## Call formats
 
-The format is told by the template. `model.tool_parser` names another: `hermes`, `harmony`, or one
-of vLLM's tool parsers. Hermes and harmony are read without vLLM; the others are read by vLLM's
-parsers, whose import takes some ten seconds in each process.
+The chat template shows which format a model uses. `model.tool_parser` names another one: `hermes`,
+`harmony`, or one of vLLM's tool parsers. Hermes and harmony are read without vLLM. The others are
+read by vLLM's parsers, whose import takes some ten seconds in each process.
 
-`model.template_options` are variables of the template. Thinking is switched off by
-`'model.template_options={enable_thinking: false}'` where the template knows that variable.
+`model.template_options` sets variables of the template. If the template knows the variable
+`enable_thinking`, `'model.template_options={enable_thinking: false}'` switches thinking off.
 """
 
 CALLS = """
 ## What is a call
 
-* **Thinking** stays in the context as it was sampled. It is no place for calls: a draft inside a
-  thought is no call, and a turn that never ends its thought calls nothing.
-* **A tag in prose is no call.** The opening tag of a call counts if what belongs to a call follows
-  it, or if it begins a line and its closing tag ends the line or turn. Any other tag is a word of
-  an answer, and so is a tag directly behind a backtick. Llama's format has no tags: there a call
-  begins a line with `{"name": "`, followed by the name of a tool or by parameters.
-* **A tag that counts without a call that can be read** is a malformed call. The policy is told what
-  is wrong, as the tool's response.
+* **Thinking** stays in the context as it was sampled, and calls are not looked for in it. A draft
+  inside a thought is no call. A turn that never ends its thought has no call.
+* **A tag in prose is no call.** The opening tag of a call counts in two cases: the parts of a call
+  follow it, or it begins a line and its closing tag ends the line or the turn. Any other tag is a
+  word of an answer, also one directly behind a backtick. Llama's format has no tags. There a call
+  is a line that begins with `{"name": "`, followed by the name of a tool or by parameters.
+* **A malformed call** has a tag that counts, but cannot be read. The policy gets a response of the
+  tool that says what is wrong.
 * **Arguments may contain the tags**, also the closing one.
-* **Several calls in one turn** are answered by an error: one call a turn.
-* **Arguments are checked** against the tool's JSON schema. An argument that comes as text where the
-  schema admits none (`"3"` for an integer) is read as JSON first.
+* **Two or more calls in one turn** get an error as response: one call is allowed.
+* **Arguments are checked** against the tool's JSON schema. If an argument is text but the schema
+  does not allow text (`"3"` for an integer), it is read as JSON first.
 
-Mistral's format is read too, where a template shows the model its tools. `trl` carries no such
-template, so only one that was written for the test has been tried.
+Mistral's format is read too, if the template shows the model its tools. `trl` has no such template,
+so only one that was written for the test has been tried.
 
-gpt-oss is read by our own reader of harmony, since vLLM's takes the token ids of one vocabulary
-only, which it downloads. The text of its turns, as rewards and dumps see it, has thoughts between
-`<think>` tags and no headers.
+gpt-oss is read by our own reader of harmony, because vLLM's reader works with one vocabulary only,
+which it downloads. Rewards and dumps see the text of its turns without headers, with thoughts
+between `<think>` tags.
 """
 
 TRAINING = """
 ## Templates that are changed for training
 
-A rollout appends to what was sampled. Some templates render a turn in another way once a tool has
-answered, or write calls that cannot be read. Where such a template is known, by the hash of its
-text, it is used with a change. The model's folder keeps its own template, so a program that serves
-the trained model with it renders those turns in the old way.
+A rollout only appends to what was sampled. Some templates render a turn in another way once a tool
+has answered, or write calls that cannot be read. If such a template is known, by the hash of its
+text, it is changed for training. The model's folder keeps the template as it was, so a program that
+serves the trained model renders those turns in the old way.
 """
 
 

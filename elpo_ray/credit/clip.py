@@ -20,7 +20,7 @@ OWN = (ElcScope.searched_only, ElcScope.posterior)
 
 def clip_low(tree: RolloutTree, config: ClipConfig) -> list[float] | list[list[float]]:
     """1 - ε_low^t, the lower clip bound of a node's agent tokens. Shape: [num_nodes]; with a scope
-    in `OWN` [num_leaves][num_nodes], leaves in the order of `tree.leaves()`."""
+    in `OWN` [num_leaves, num_nodes], leaves in the order of `tree.leaves()`."""
 
     def bounds(loose: list[float]) -> list[float]:
         return [1 - (config.eps_low + config.eps_elc * extent) for extent in loose]
@@ -52,7 +52,7 @@ def elc_region(tree: RolloutTree, scope: ElcScope) -> list[bool]:
 
 def own_extents(tree: RolloutTree, scope: ElcScope) -> list[list[float]]:
     """What share of ε_elc each leaf's own terms get on each node, from 0 to 1; 0 off its path.
-    Shape: [num_leaves][num_nodes]."""
+    Shape: [num_leaves, num_nodes]."""
     rows = {leaf.id: [0.0] * len(tree.nodes) for leaf in tree.leaves()}
     for found in tree.localizations:
         path = tree.path(found.leaf)

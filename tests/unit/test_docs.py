@@ -43,7 +43,7 @@ def block(name: str) -> dict[str, Any]:
 
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path)],  # -q finds none
         cwd=ROOT,
         capture_output=True,
         text=True,
