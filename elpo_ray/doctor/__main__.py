@@ -78,7 +78,7 @@ def run(config: Config, *, quick: bool) -> int:
 def main() -> None:
     quick = QUICK in sys.argv[1:]
     sys.argv = ["doctor.py", *(word for word in sys.argv[1:] if word != QUICK)]
-    Command(Config, "config", partial(run, quick=quick))()
+    Command(Config, "doctor", partial(run, quick=quick))()
 
 
 if __name__ == "__main__":
