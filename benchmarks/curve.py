@@ -126,7 +126,9 @@ def main() -> None:
     }
     pairs = list(zip(curves["tree"], curves["flat"], strict=True))
     report: dict[str, Any] = {
-        name: {key: [step[key] for step in curve] for key in ("loss", "grad_norm", "seconds")}
+        name: {
+            key: [step[key] for step in curve] for key in ("loss", "grad_norm", "learner_seconds")
+        }
         for name, curve in curves.items()
     }
     report |= {

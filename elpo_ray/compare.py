@@ -1,5 +1,6 @@
 """`python -m elpo_ray.compare RUN RUN...`: what differs between runs, what each of them reached,
-and their curves over steps, rollouts, tokens or seconds, as tables and as one page.
+and their curves over steps, rollouts, tokens or seconds, as tables and as one page. Folders of
+`elpo evaluate` are compared by `evaluation.comparison`.
 
 Runs seldom spend the same. Every axis has a common budget, the largest value that all runs reached;
 figures are given at the end of each run and, apart, up to that budget. A step's metrics are noisy,
@@ -22,9 +23,11 @@ from rich.table import Table
 
 from elpo_ray.config.arguments import Parser
 from elpo_ray.config.values import flattened
+from elpo_ray.evaluation.comparison import compare_evaluations, is_evaluation
 from elpo_ray.runs.atomic import write_whole
+from elpo_ray.runs.log import Notice, held_out, read_columns
 from elpo_ray.view.book import compact, deflate, grouped
-from elpo_ray.view.folder import Notice, check_run, read_metrics, read_settings, read_summary
+from elpo_ray.view.folder import check_run, read_settings, read_summary
 from elpo_ray.view.page import assemble
 
 SCRIPTS = ("dom.js", "theme.js", "data.js", "charts.js", "compare.js")
@@ -72,7 +75,7 @@ class Run:
         """Raises ValueError if `path` is no run folder."""
         check_run(path)
         settings, summary = read_settings(path), read_summary(path)
-        metrics, notices = read_metrics(path)
+        metrics, notices = read_columns(path)
         run = cls(
             name=path.resolve().name,
             path=path,
@@ -174,6 +177,7 @@ def compared(runs: Sequence[Run]) -> dict[str, Any]:
         ],
         "differences": {k: [str(v) for v in row] for k, row in differences(runs).items()},
         "summary": summary,
+        "held_out": curve_ends(runs),
         "errors": {key: [standard_error(run, key) for run in runs] for key in summary},
         "figures": [key for key in FIGURES if any(key in run.metrics for run in runs)],
         "common": common_budgets(runs),
@@ -196,6 +200,11 @@ def show(console: Console, runs: Sequence[Run]) -> None:
             cells = [cell(v, standard_error(run, key)) for v, run in zip(values, runs, strict=True)]
             ends.add_row(key, *cells)
     console.print(ends)
+    curves = Table("held-out pass@1", *names, title="with its 95 % interval over problems")
+    for name, row in curve_ends(runs).items():
+        curves.add_row(name, *row)
+    if curves.row_count:
+        console.print(curves)
     budget = common_budgets(runs)["rollouts"]
     title = f"training, mean of the last {WINDOW} steps"
     if budget is not None:
@@ -223,10 +232,33 @@ def cell(value: Any, error: float | None = None) -> str:
     return text if error is None else f"{text} ± {error:.2g}"
 
 
+def curve_ends(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Held-out pass@1 of each run's first and last evaluation while it trained, with the step and
+    the 95 % interval: of all problems and, where there are several, of each benchmark."""
+    curves = [held_out(run.metrics) for run in runs]
+    rows = {}
+    for name in dict.fromkeys(name for found in curves for name in found):
+        for place, end in ((0, "first"), (-1, "last")):
+            points = [found[name][place] if found.get(name) else None for found in curves]
+            rows[f"{name or 'all problems'}, {end}"] = [
+                "-"
+                if p is None
+                else f"{p.pass_at_1:.1%} ({100 * p.low:.1f} to {100 * p.high:.1f}), step {p.step}"
+                for p in points
+            ]
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser("compare", "Runs beside each other: settings, figures, curves.")
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders, 2 to 6")
+    parser = Parser("compare", "Runs, or evaluations, beside each other: figures and curves.")
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        type=Path,
+        nargs="+",
+        help=f"2 to {MOST_RUNS} run folders, or folders of elpo evaluate",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path(PAGE), metavar="FILE", help=f"page ({PAGE})"
     )
@@ -239,6 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(paths: Sequence[Path], out: Path) -> None:
     """Write the page, print the tables. Raises ValueError if a path is no run folder or
     `out` cannot be written."""
+    if any(map(is_evaluation, paths)):
+        return compare_evaluations(paths, out, Console())
     runs = [Run.read(path) for path in paths]
     if len({run.name for run in runs}) < len(runs):
         for run in runs:

@@ -181,6 +181,10 @@ class Step:
         return len(self.turn.token_ids) + len(self.observation_ids)
 
 
+BENCHMARK = "benchmark"
+"""The key of `Problem.extra` that names the set of held-out problems to which one belongs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One input: what is asked, and what its answer is checked against."""

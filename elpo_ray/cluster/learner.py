@@ -98,7 +98,7 @@ class LearnerActor:
                 reported = time.monotonic()
                 yield report
         if self.number == 0:
-            self.gauges.set({"update_seconds": stats["seconds"], "loss": stats["loss"]})
+            self.gauges.set({"update_seconds": stats["learner_seconds"], "loss": stats["loss"]})
         yield stats
 
     def connect(self, workers: list[ActorHandle[Any]]) -> None:

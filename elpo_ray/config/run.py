@@ -25,11 +25,24 @@ class TrainerConfig(Section, key="trainer"):
     its share of the state in host memory meanwhile, and the next update waits for the end."""
     eval_every: NonNegativeInt = 0
     """Steps between held-out evaluations; 0 = only before and after."""
+    eval_part: PositiveInt | None = None
+    """Held-out problems of the evaluations in between, the first ones of each benchmark; null = all
+    of task.eval_problems, as before and after."""
     run_dir: str = "runs"
     run_name: str | None = None
     """Folder under run_dir; null = experiment, algorithm and time."""
     resume: str | None = None
-    """Run folder to continue from its newest checkpoint."""
+    """Run folder to continue from its newest checkpoint, with the same settings but for those that
+    say where it runs and what it writes (docs/training.md)."""
+    fork: str | None = None
+    """New name under run_dir: the run goes on from the checkpoint of `resume` as one of its own,
+    and may have other settings; the old run stays as it is."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.fork is not None and self.resume is None:
+            yield "fork", "name the run to go on from with trainer.resume=runs/NAME"
+        if self.fork is not None and self.run_name is not None:
+            yield "run_name", "trainer.fork names the run already; leave run_name out"
 
 
 @dataclass(kw_only=True)

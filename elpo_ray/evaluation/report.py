@@ -93,9 +93,19 @@ def write_page(
     lines: Sequence[str],
     image: bytes,
 ) -> None:
-    """`report.png`, and `report.html` with tables (headings, rows), image and lines of text, which
-    needs no other file."""
+    """`report.png`, and `report.html` with tables (headings, rows), image and lines of text."""
     (folder / "report.png").write_bytes(image)
+    write_whole(folder / "report.html", page_text(title, tables, lines, image))
+
+
+def page_text(
+    title: str,
+    tables: Mapping[str, tuple[list[str], list[list[str]]]],
+    lines: Sequence[str],
+    image: bytes,
+) -> str:
+    """An HTML page with tables (headings, rows), image and lines of text, which needs no other
+    file."""
     body = [f"<h1>{html.escape(title)}</h1>"]
     for name, (heads, rows) in tables.items():
         body += [f"<h2>{html.escape(name)}</h2>" if name else "", "<table>", _row("th", heads)]
@@ -104,11 +114,10 @@ def write_page(
     encoded = base64.b64encode(image).decode()
     body.append(f'<img alt="plots" src="data:image/png;base64,{encoded}">')
     body += [f"<p>{html.escape(line)}</p>" for line in lines]
-    page = (
+    return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style>{''.join(body)}</html>\n"
     )
-    write_whole(folder / "report.html", page)
 
 
 def png(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:

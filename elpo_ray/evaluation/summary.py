@@ -28,8 +28,14 @@ def by_problem(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 def mean_success(samples: Iterable[Sample]) -> float:
     """avg@n: the mean over problems of the share of successes among their graded samples; 0 where
     nothing was graded."""
-    outcomes = _outcomes(by_problem(samples))
+    outcomes = outcomes_of(samples)
     return average(outcomes).mean if outcomes else 0.0
+
+
+def outcomes_of(samples: Iterable[Sample]) -> list[list[bool]]:
+    """Whether each graded sample succeeded, by problem; problems without one are left out."""
+    graded = ([s.success for s in g if s.graded] for g in by_problem(samples).values())
+    return [outcomes for outcomes in graded if outcomes]
 
 
 def summarize(samples: Sequence[Sample], ks: Sequence[int]) -> dict[str, Any]:
@@ -39,7 +45,7 @@ def summarize(samples: Sequence[Sample], ks: Sequence[int]) -> dict[str, Any]:
     """
     groups, votes = by_problem(samples), _votes(samples)
     graded = {problem: [s for s in group if s.graded] for problem, group in groups.items()}
-    outcomes = _outcomes(groups)
+    outcomes = outcomes_of(samples)
     return {
         "problems": len(groups),
         "samples": len(samples),
@@ -99,11 +105,6 @@ def _votes(samples: Iterable[Sample]) -> bool:
 
 def _outcome_counts(samples: Iterable[Sample], votes: bool) -> dict[str, int]:
     return dict(Counter(sample_outcome(sample, votes) for sample in samples).most_common())
-
-
-def _outcomes(groups: Mapping[str, Sequence[Sample]]) -> list[list[bool]]:
-    graded = ([s.success for s in group if s.graded] for group in groups.values())
-    return [outcomes for outcomes in graded if outcomes]
 
 
 def _pass(group: Sequence[Sample], k: int) -> float:

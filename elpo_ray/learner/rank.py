@@ -139,7 +139,7 @@ class LearnerRank:
         skipped = epochs * (len(plans) - len(active))
         seconds = time.monotonic() - started
         if not steps:
-            yield UpdateStats(skipped_steps=skipped, seconds=seconds)
+            yield UpdateStats(skipped_steps=skipped, learner_seconds=seconds)
             return
         yield summarize(
             steps,

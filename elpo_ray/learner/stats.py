@@ -40,9 +40,10 @@ class UpdateStats:
     padded_tokens: int = 0
     """Tokens through the model with gradient, padding and dummies included."""
     packs: int = 0
-    seconds: float = 0.0
+    learner_seconds: float = 0.0
+    """Seconds of the update on the learner, without the way there and back."""
     learner_tokens_per_s: float = 0.0
-    """`forward_tokens` over `seconds`."""
+    """`forward_tokens` over `learner_seconds`."""
     mfu: float = 0.0
     """Share of the GPUs' peak FLOP/s, recomputation not counted; 0 on CPU."""
     r_tok: float = 1.0
@@ -118,7 +119,7 @@ def summarize(
         forward_tokens=forward_tokens,
         padded_tokens=int(counts[0]),
         packs=int(counts[1]),
-        seconds=seconds,
+        learner_seconds=seconds,
         learner_tokens_per_s=forward_tokens / seconds,
         **shares,
     )

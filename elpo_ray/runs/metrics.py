@@ -5,7 +5,6 @@ Sinks: `metrics.jsonl` (everything), the console (one readable row), the tracker
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.growth import fair_roots
 from elpo_ray.growth.bel import segment_entropy
 from elpo_ray.growth.budget import SpendKind, Totals
+from elpo_ray.runs.log import LOG, JsonlSink
 from elpo_ray.runs.trackers import Sink, sample_trees, trackers
 from elpo_ray.scheduling.dynamic_sampling import StepBatch, has_contrast
 from elpo_ray.tree import RolloutTree
@@ -213,20 +213,6 @@ class Stopwatch:
         return seconds | {"seconds/other": whole - sum(seconds.values())}
 
 
-class JsonlSink:
-    """One JSON object a line, `step` first, flushed at once."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, step: int, values: Values) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
 COLUMNS: dict[str, tuple[str, str]] = {
     "reward": ("reward", "{:7.2f}"),
     "pass@1": ("pass_at_1", "{:6.1%}"),
@@ -249,7 +235,7 @@ SUPERVISED_COLUMNS: dict[str, tuple[str, str]] = {
     "lr": ("lr", "{:8.2e}"),
     "tokens": ("trained_tokens", "{:9.0f}"),
     "tok/s": ("tokens_per_second", "{:6.0f}"),
-    "s": ("seconds", "{:6.1f}"),
+    "s": ("learner_seconds", "{:6.1f}"),
 }
 """The console columns of supervised training."""
 
@@ -263,6 +249,8 @@ class ConsoleSink:
         self._rows = 0
 
     def write(self, step: int, values: Values) -> None:
+        if not any(key in values for key, _ in self._columns.values()):
+            return  # a held-out evaluation, which has a line of its own
         cells = [form.format(values.get(key, 0.0)) for key, form in self._columns.values()]
         widths = [
             max(len(head), len(cell)) for head, cell in zip(self._columns, cells, strict=True)
@@ -290,14 +278,18 @@ class Metrics:
         console: Console,
         columns: dict[str, tuple[str, str]] = COLUMNS,
     ) -> None:
-        log = JsonlSink(folder / "metrics.jsonl")
+        self._log = JsonlSink(folder / LOG)
         self._trackers = trackers(folder, config)
-        self._sinks: list[Sink] = [log, ConsoleSink(console, columns), *self._trackers]
+        self._sinks: list[Sink] = [self._log, ConsoleSink(console, columns), *self._trackers]
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         numbers = {key: float(value) for key, value in values.items()}
         for sink in self._sinks:
             sink.write(step, numbers)
+
+    def last(self) -> dict[str, Any]:
+        """The last row of the log; empty if there is none."""
+        return self._log.last()
 
     def show(self, step: int, trees: Sequence[RolloutTree]) -> None:
         """A few of the step's trees, where people look at a run."""

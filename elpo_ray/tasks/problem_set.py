@@ -17,7 +17,7 @@ from elpo_ray.tasks.demonstrations import read_demonstration
 from elpo_ray.tasks.rewards import KIND, MATH, Reward
 from elpo_ray.tasks.sources import Row, Source, Table, check_apart, load
 from elpo_ray.tools.catalog import judged
-from elpo_ray.types import Message, Problem, RewardValue, Score, Step
+from elpo_ray.types import BENCHMARK, Message, Problem, RewardValue, Score, Step
 
 Reader = Callable[[Row, str, int, bool], Problem]
 """(row, id, seed, code) -> its problem; `code`: the policy may run code, which the prompt advises.
@@ -112,7 +112,11 @@ class ProblemSet:
     def _held_out(self) -> list[Problem]:
         config = self._config
         if config.eval_sets:
-            return [p for name in config.eval_sets for p in self._set(name, None)]
+            return [
+                replace(problem, extra=problem.extra | {BENCHMARK: name})
+                for name in config.eval_sets
+                for problem in self._set(name, None)
+            ]
         return self._set(config.name, config.eval_file)
 
     def _set(self, name: str, file: str | None) -> list[Problem]:

@@ -26,6 +26,7 @@ from elpo_ray.cluster.waits import LearnerLost
 from elpo_ray.config import Config
 from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.credit import assign
+from elpo_ray.evaluation.held_out import described, held_out_values, part_of
 from elpo_ray.evaluation.oracle import localization_accuracy
 from elpo_ray.evaluation.summary import mean_success
 from elpo_ray.forest.trees import TrainForest, pack
@@ -33,6 +34,7 @@ from elpo_ray.interfaces import Task
 from elpo_ray.learner.saved import starting_folder
 from elpo_ray.models.folder import local_folder
 from elpo_ray.runs.folder import RunFolder, read_state
+from elpo_ray.runs.log import PASS_AT_1
 from elpo_ray.runs.metrics import (
     Metrics,
     Stopwatch,
@@ -49,7 +51,7 @@ from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
 from elpo_ray.training.checks import check_model, check_prompts
 from elpo_ray.training.cold_start import check_demonstrations, starting_model
-from elpo_ray.training.loop import Outcome, RunLoop
+from elpo_ray.training.loop import Outcome, RunLoop, begin, nothing_left
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault, Values
 
@@ -61,16 +63,18 @@ def train(config: Config) -> Outcome:
     """A whole run, from the starting model to the summary."""
     console, watch = Console(), Stopwatch()
     run = RunFolder.of(config)
+    if nothing_left(run, config, config.trainer.steps, console):
+        return Outcome(run.path, interrupted=False)
     task = make_task(config.task, config.trainer.seed)
     with watch.phase("start"), waiting(console, "starting Ray"), ThreadPoolExecutor(1) as beside:
         # Its imports take as long as Ray; if it fails, Ray goes again.
         checked = beside.submit(checked_base, config, task)
         cluster = Cluster(config)
-    with cluster:
+    with cluster, closing(run):
         base, notice = checked.result()
         if notice is not None:
             console.print(notice, highlight=False, soft_wrap=True)
-        run.begin(config)
+        begin(run, config, console)
         with watch.phase("cold_start"):
             start = starting_model(config, task, base, cluster, console)
         with watch.phase("start"):
@@ -139,9 +143,9 @@ class Trainer(RunLoop):
         if self.state.pass_at_1_before is None:
             announce(self.console, "evaluating")
             self.state.pass_at_1_before = self.evaluate()
-            self.show_pass_at_1(self.state.pass_at_1_before)
         while self.state.step < self.steps:
             try:
+                self.evaluate_if_due()
                 self.step()
             except LearnerLost as lost:
                 self.start_over(lost)
@@ -169,7 +173,6 @@ class Trainer(RunLoop):
             with self.watch.phase("report"):
                 self.report(batch, stats, seconds)
             self.checkpoint_if_due()
-        self.evaluate_if_due()
 
     def next_batch(self) -> StepBatch:
         """This step's batch, grown now or ahead (`pipeline`)."""
@@ -207,23 +210,27 @@ class Trainer(RunLoop):
             )
         return batch
 
-    def evaluate(self) -> float:
-        """pass@1 on the held-out problems, `task.eval_samples` of each, at temperature 1."""
-        problems = self.task.eval_problems(self.config.task.eval_problems)
-        samples = self.config.task.eval_samples
+    def evaluate(self, part: int | None = None) -> float:
+        """pass@1 on the held-out problems, or a part of them: `task.eval_samples` of each, at
+        temperature 1, with seeds of their own. It is logged under the step's number."""
+        problems = part_of(self.task.eval_problems(self.config.task.eval_problems), part)
+        step, samples = self.state.step, self.config.task.eval_samples
         total = len(problems) * samples
         with self.watch.phase("evaluate"), self.bar("evaluating", total) as advance:
             drawn = self.rollouts.evaluate(problems, samples, advance)
+        values = held_out_values(problems, drawn)
+        if values:
+            self.metrics.log(step, values | comparison_axes(self.state.totals))
+            self.gauges.set(values)
+            text = f"step {step}: held-out pass@1 {described(values)}"
+            self.console.print(text, highlight=False, soft_wrap=True)
         return mean_success(drawn)
 
     def evaluate_if_due(self) -> None:
+        """Evaluate between two steps, unless it was done before an interruption."""
         every, step = self.config.trainer.eval_every, self.state.step
-        if every and step % every == 0 and step < self.steps:
-            self.show_pass_at_1(self.evaluate())
-
-    def show_pass_at_1(self, passed: float) -> None:
-        text = f"step {self.state.step}: held-out pass@1 {passed:.1%}"
-        self.console.print(text, highlight=False)
+        if step and every and step % every == 0 and PASS_AT_1 not in self.metrics.last():
+            self.evaluate(self.config.trainer.eval_part)
 
     def report(self, batch: StepBatch, stats: Values, seconds: Values) -> None:
         """Dump the trees, log one object of numbers, add to the run's totals. What this takes is in

@@ -16,14 +16,13 @@ from typing import Any
 
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.credit import Credit, assign
+from elpo_ray.runs.log import LOG, Notice, read_columns
 from elpo_ray.view.folder import (
     Dump,
-    Notice,
     Settings,
     check_run,
     last_change,
     read_dump,
-    read_metrics,
     read_settings,
     read_summary,
     stamp,
@@ -64,7 +63,7 @@ class Book:
     def refresh(self) -> bool:
         """Read what has changed on disk; whether anything had."""
         files = tree_files(self.run)
-        fixed = [self.run / name for name in ("config.yaml", "metrics.jsonl", "summary.json")]
+        fixed = [self.run / name for name in ("config.yaml", LOG, "summary.json")]
         stamps = {path: stamp(path) for path in (*fixed, *(path for _, path in files))}
         before, self._stamps = self._stamps, stamps
         if stamps == before:
@@ -87,7 +86,7 @@ class Book:
     def overview(self, absent: Iterable[str] = (), notices: Iterable[Notice] = ()) -> bytes:
         """The run page's data, deflated. `absent`: chunks that the page does not hold, whose trees
         are only listed; `notices` are added to the book's own."""
-        metrics, faults = read_metrics(self.run)
+        metrics, faults = read_columns(self.run)
         rows = [row for part in self._parts.values() for row in part.rows]
         missing = set(absent)
         keys = list(rows[0]) if rows else []

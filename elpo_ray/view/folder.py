@@ -7,9 +7,7 @@ shown. Only a folder that holds no run at all is an error.
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,11 @@ from yaml import YAMLError
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.values import typed
 from elpo_ray.dump import MalformedTreeError, read_tree
+from elpo_ray.runs.log import LOG, Notice, lines, parsed
 from elpo_ray.tree import RolloutTree
 
-SIGNS = ("config.yaml", "metrics.jsonl", "trees")
+SIGNS = ("config.yaml", LOG, "trees")
 """Any of these makes a folder a run."""
-
-
-@dataclass(frozen=True)
-class Notice:
-    """One thing that the page cannot show as it should."""
-
-    text: str
-    where: str
-    """It names file and line, within the run folder."""
 
 
 @dataclass(frozen=True)
@@ -105,28 +95,6 @@ def read_summary(run: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) else None
 
 
-def read_metrics(run: Path) -> tuple[dict[str, list[float | None]], list[Notice]]:
-    """Return the columns of `metrics.jsonl`, sorted by `step`; the last line of a step counts.
-    A value that is missing or no finite number is None."""
-    rows: dict[float, dict[str, Any]] = {}
-    notices = []
-    path = run / "metrics.jsonl"
-    for number, line in _lines(path):
-        where = f"{path.name}:{number}"
-        row, problem = _object(line)
-        step = _finite(row.get("step"))
-        if problem:
-            notices.append(Notice(problem, where))
-        elif step is None:
-            notices.append(Notice("no step in this line", where))
-        else:
-            rows[step] = row
-    ordered = [rows[step] for step in sorted(rows)]
-    keys = list(dict.fromkeys(key for row in ordered for key in row))
-    columns = {key: [_finite(row.get(key)) for row in ordered] for key in keys}
-    return {key: values for key, values in columns.items() if any(values) or 0 in values}, notices
-
-
 def tree_files(run: Path) -> list[tuple[int, Path]]:
     """Return the dumps and their steps, ascending."""
     found = []
@@ -140,9 +108,9 @@ def tree_files(run: Path) -> list[tuple[int, Path]]:
 def read_dump(step: int, path: Path) -> Dump:
     """Return every readable tree of one step."""
     dump = Dump(step, [], [])
-    for number, line in _lines(path):
+    for number, line in lines(path):
         where = f"trees/{path.name}:{number}"
-        record, problem = _object(line)
+        record, problem = parsed(line)
         if not problem:
             try:
                 dump.trees.append((number, read_tree(record)))
@@ -164,37 +132,5 @@ def stamp(path: Path) -> tuple[int, int]:
 
 def last_change(run: Path) -> float:
     """Return when a run last wrote a file of its steps, in seconds since the epoch."""
-    paths = [run / "metrics.jsonl", run / "config.yaml", *(p for _, p in tree_files(run)[-1:])]
+    paths = [run / LOG, run / "config.yaml", *(p for _, p in tree_files(run)[-1:])]
     return max((os.path.getmtime(path) for path in paths if path.exists()), default=0.0)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the numbered lines that are not blank; none of a file that is not there."""
-    try:
-        file = path.open(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.isspace():
-                yield number, line
-
-
-def _object(line: str) -> tuple[dict[str, Any], str]:
-    """Return the object on a line, or what is wrong with it."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        if not line.endswith("\n"):
-            cut = "the last line is cut off: it is still being written, or the writer was killed"
-            return {}, cut
-        return {}, "not JSON"
-    return (record, "") if isinstance(record, dict) else ({}, "not a JSON object")
-
-
-def _finite(value: Any) -> float | None:
-    """Return the value if it is a number that a browser knows too."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    fits = math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 53
-    return float(value) if fits else None

@@ -12,8 +12,8 @@ import hashlib
 import html
 from importlib.resources import files
 
+from elpo_ray.runs.log import Notice
 from elpo_ray.view.book import Book
-from elpo_ray.view.folder import Notice
 
 SCRIPTS = (
     "dom.js",

@@ -26,8 +26,11 @@ class Panel:
     """Grafana's name of the unit: percentunit, s, bytes, …"""
 
 
+_SESSION = 'SessionName=~"$session"'
+
+
 def _gauge(name: str) -> str:
-    return f'ray_elpo_{name}{{SessionName=~"$session"}}'
+    return f"ray_elpo_{name}{{{_SESSION}}}"
 
 
 def _rate(name: str) -> str:
@@ -36,6 +39,20 @@ def _rate(name: str) -> str:
 
 ROWS: dict[str, list[Panel]] = {
     "Learning": [
+        Panel(
+            "Held-out pass@1",
+            {
+                "all problems": _gauge("eval_pass_at_1"),
+                "lower end, 95 %": _gauge("eval_pass_at_1_low"),
+                "upper end, 95 %": _gauge("eval_pass_at_1_high"),
+            },
+            "percentunit",
+        ),
+        Panel(
+            "Held-out pass@1 of each benchmark",
+            {"{{__name__}}": f'{{__name__=~"ray_elpo_eval_.+_pass_at_1",{_SESSION}}}'},
+            "percentunit",
+        ),
         Panel("Reward", {"mean": _gauge("reward")}),
         Panel("pass@1 of the step's inputs", {"pass@1": _gauge("pass_at_1")}, "percentunit"),
         Panel("Weight version", {"{{actor}}": _gauge("worker_weight_version")}),

@@ -112,7 +112,7 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 def timeless(stats: dict[str, Any]) -> dict[str, Any]:
-    clocks = ("seconds", "learner_tokens_per_s", "speedup_measured")
+    clocks = ("learner_seconds", "learner_tokens_per_s", "speedup_measured")
     return {key: value for key, value in stats.items() if key not in clocks}
 
 

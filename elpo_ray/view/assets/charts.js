@@ -1,6 +1,6 @@
 // Small line charts that share one cursor.
 
-const CHART = { width: 320, height: 118, left: 40, right: 8, top: 8, bottom: 18 };
+const CHART = { width: 320, wide: 720, height: 118, left: 40, right: 8, top: 8, bottom: 18 };
 
 function niceTicks(low, high) {
   const span = high - low || Math.abs(high) || 1;
@@ -40,13 +40,15 @@ class Cursor {
   }
 }
 
-// One chart. `series`: {name, x, y, style}, style counting from 0; `percent` formats values, `pick` is
-// told of a click, without `keys` the series are named elsewhere.
-function lineChart({ title, series, cursor, axis, percent: asPercent, pick, keys = true }) {
-  const { width, height, left, right, top, bottom } = CHART;
+// One chart. `series`: {name, x, y, style}, style counting from 0, with `low` and `high` where a band lies
+// around the line; `percent` formats values, `pick` is told of a click, without `keys` the series are named
+// elsewhere, `wide` takes the whole width.
+function lineChart({ title, series, cursor, axis, percent: asPercent, pick, keys = true, wide = false }) {
+  const { height, left, right, top, bottom } = CHART;
+  const width = wide ? CHART.wide : CHART.width;
   const format = asPercent ? percent : brief;
   const [x0, x1] = extent(series.map((one) => one.x));
-  let [y0, y1] = extent(series.map((one) => one.y));
+  let [y0, y1] = extent(series.flatMap((one) => [one.y, one.low ?? [], one.high ?? []]));
   if (y0 > 0 && y0 < 0.5 * y1) y0 = 0;
   if (y1 - y0 < 1e-12 * Math.max(1, Math.abs(y1))) [y0, y1] = [y0 - 0.5, y1 + 0.5];
   const px = (x) => left + ((x - x0) / (x1 - x0 || 1)) * (width - left - right);
@@ -69,6 +71,7 @@ function lineChart({ title, series, cursor, axis, percent: asPercent, pick, keys
       `${axis} ${brief(x1)}`),
   );
   for (const one of series) {
+    if (one.low) svg.append(s("path", { class: `band band-${one.style}`, d: bandOf(one, px, py) }));
     svg.append(s("path", { class: `line line-${one.style}`, d: pathOf(one, px, py) }));
     const points = one.x.length;
     if (points <= 30) {
@@ -105,7 +108,7 @@ function lineChart({ title, series, cursor, axis, percent: asPercent, pick, keys
   cursor.charts.push(show);
   show(null);
   const names = keys && (series.length > 1 || series[0].name !== title);
-  return h("figure", { class: `chart${pick ? " pickable" : ""}` },
+  return h("figure", { class: `chart${pick ? " pickable" : ""}${wide ? " wide" : ""}` },
     h("figcaption", {}, h("b", {}, title), readout),
     svg,
     names && h("div", { class: "keys" }, series.map((one) =>
@@ -130,6 +133,14 @@ function pathOf({ x, y }, px, py) {
   return d;
 }
 
+// Along the upper ends and back along the lower ones.
+function bandOf({ x, low, high }, px, py) {
+  const inside = x.map((_, i) => i).filter((i) => known(low[i]) && known(high[i]));
+  const corner = (ends) => (i) => `${px(x[i]).toFixed(1)} ${py(ends[i]).toFixed(1)}`;
+  const corners = [...inside.map(corner(high)), ...inside.reverse().map(corner(low))];
+  return corners.length ? `M${corners.join("L")}Z` : "";
+}
+
 function closest(list, x) {
   let best = null;
   for (const one of list) if (best === null || Math.abs(one - x) < Math.abs(best - x)) best = one;
@@ -141,7 +152,8 @@ function readings(series, x, format, axis) {
   const cells = series.map((one) => {
     const at = x === null ? lastKnown(one.y) : one.x.indexOf(closest(one.x, x));
     const value = at < 0 ? null : one.y[at];
-    return h("span", { class: `ink-${one.style}` }, format(value));
+    const ends = at >= 0 && known(one.low?.[at]) ? ` (${format(one.low[at])} to ${format(one.high[at])})` : "";
+    return h("span", { class: `ink-${one.style}` }, format(value) + ends);
   });
   return x === null ? cells : [h("span", { class: "muted" }, `${axis} ${brief(x)}`), ...cells];
 }

@@ -52,18 +52,30 @@ function figureTable({ runs, figures, common, window }) {
   return tableOf(runs, "Training", rows, note);
 }
 
+const isHeldOut = (key) => /^eval\/(.+\/)?pass_at_1$/.test(key);
+const heldOutTitle = (key) => key.replace("eval/pass_at_1", "held-out pass@1").replace(/^eval\/(.+)\/pass_at_1$/, "held-out pass@1, $1");
+
 function seriesOf(data, key) {
   const budget = view.common ? data.common[view.axis] : null;
   return data.runs.map((run, i) => {
     const x = run.axes[view.axis];
-    const kept = x.map((at, k) => k).filter((k) => known(x[k]) && (!known(budget) || x[k] <= budget));
-    return { name: run.name, x: kept.map((k) => x[k]), y: kept.map((k) => run.metrics[key]?.[k] ?? null), style: i };
+    const of = (name, k) => run.metrics[name]?.[k] ?? null;
+    const kept = x.map((at, k) => k).filter((k) => known(x[k]) && (!known(budget) || x[k] <= budget)
+      && (!isHeldOut(key) || known(of(key, k))));
+    const line = { name: run.name, x: kept.map((k) => x[k]), y: kept.map((k) => of(key, k)), style: i };
+    if (isHeldOut(key)) {
+      line.low = kept.map((k) => of(`${key}_low`, k));
+      line.high = kept.map((k) => of(`${key}_high`, k));
+    }
+    return line;
   }).filter((one) => one.y.some(known));
 }
 
 function curvesOf(data) {
   const cursor = new Cursor();
-  const shown = SHOWN.filter(({ key }) => data.runs.some((run) => run.metrics[key]?.some(known)));
+  const evaluated = [...new Set(data.runs.flatMap((run) => Object.keys(run.metrics)))].filter(isHeldOut).sort();
+  const first = evaluated.map((key) => ({ title: heldOutTitle(key), key, percent: true }));
+  const shown = [...first, ...SHOWN].filter(({ key }) => data.runs.some((run) => run.metrics[key]?.some(known)));
   if (view.all) {
     const keys = new Set(data.runs.flatMap((run) => Object.keys(run.metrics)));
     for (const { key } of shown) keys.delete(key);
@@ -78,7 +90,7 @@ function curvesOf(data) {
 }
 
 function pageOf(data, redraw) {
-  const { runs, differences, summary, errors, notices, common } = data;
+  const { runs, differences, summary, errors, notices, common, held_out: heldOut } = data;
   const axes = Object.keys(AXIS_NAMES).filter((axis) => runs.every((run) => run.axes[axis].some(known)));
   if (!axes.includes(view.axis)) view.axis = axes[0] ?? "steps";
   const press = (name, value, label) => button(label, () => {
@@ -103,6 +115,8 @@ function pageOf(data, redraw) {
         press("common", false, "whole runs"), press("common", true, `up to ${brief(common[view.axis])}, the common budget`)),
       h("div", { class: "segments" }, press("all", false, "main metrics"), press("all", true, "all"))),
     axes.length ? curvesOf(data) : h("p", { class: "note" }, "No axis on which every run has logged a step."),
+    Object.keys(heldOut).length > 0 && tableOf(runs, "Held-out pass@1", Object.entries(heldOut),
+      "Evaluations while the run trained, with the 95 % interval over problems."),
     Object.keys(summary).length > 0 && tableOf(runs, "At the end",
       Object.entries(summary).map(([key, row]) => [key, row.map((value, i) => summaryCell(key, value, errors[key][i]))]),
       "Held-out pass@1 with its standard error over problems, at most."),

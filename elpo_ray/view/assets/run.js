@@ -16,14 +16,33 @@ const CHARTS = [
   { title: "seconds", keys: { growth: "seconds/grow", update: "seconds/update", evaluation: "seconds/evaluate" } },
 ];
 const SHOWN = 8;
+const HELD_OUT = /^eval\/(?:(.+)\/)?pass_at_1$/;
+
+// The learning curve: held-out pass@1 of the steps that were evaluated, each benchmark a line.
+function heldOutChart(metrics, cursor, pick) {
+  const keys = Object.keys(metrics).filter((key) => HELD_OUT.test(key)).sort();
+  const series = keys.map((key, style) => heldOutLine(metrics, key, style));
+  if (!series.length) return null;
+  const title = "held-out pass@1";
+  if (series.length === 1) series[0].name = title;
+  return h("div", { class: "leading" },
+    lineChart({ title, series, cursor, axis: "step", percent: true, pick, wide: true }),
+    h("p", { class: "note small" }, "The band is the 95 % interval over problems; step 0 is the model before training."));
+}
+
+function heldOutLine(metrics, key, style) {
+  const at = metrics.step.map((_, i) => i).filter((i) => known(metrics[key][i]));
+  const of = (name) => at.map((i) => metrics[name]?.[i] ?? null);
+  return { name: HELD_OUT.exec(key)[1] ?? "all problems", x: of("step"), y: of(key),
+    low: of(`${key}_low`), high: of(`${key}_high`), style };
+}
 
 const lineOfMetric = (metrics, key, name, style) =>
   ({ name, x: metrics.step, y: metrics[key], style });
 
-function chartsOf(metrics, pick) {
-  const cursor = new Cursor();
+function chartsOf(metrics, cursor, pick) {
   const has = (key) => metrics[key]?.some(known);
-  const used = new Set(["step"]);
+  const used = new Set(["step", ...Object.keys(metrics).filter((key) => key.startsWith("eval/") && /pass_at_1/.test(key))]);
   const figures = [];
   for (const { title, percent: asPercent, keys } of CHARTS) {
     const series = Object.entries(keys).filter(([, key]) => has(key))
@@ -46,7 +65,9 @@ function curves(metrics, pick) {
   if (!metrics.step?.length) {
     return h("p", { class: "note" }, "No step has been logged yet: metrics.jsonl has no line.");
   }
-  const figures = chartsOf(metrics, pick);
+  const cursor = new Cursor();
+  const leading = heldOutChart(metrics, cursor, pick);
+  const figures = chartsOf(metrics, cursor, pick);
   const named = Math.min(SHOWN, figures.filter((one) => !one.later).length);
   const grid = h("div", { class: "charts" }, figures.slice(0, named));
   const rest = figures.slice(named);
@@ -54,7 +75,7 @@ function curves(metrics, pick) {
     more.remove();
     grid.append(...rest.map((one) => one.later?.() ?? one));
   }, { class: "quiet" });
-  return h("section", { "aria-label": "curves by step" }, grid, more);
+  return h("section", { "aria-label": "curves by step" }, leading, grid, more);
 }
 
 const sum = (values) => (values ?? []).reduce((total, x) => total + (x ?? 0), 0);
@@ -70,7 +91,7 @@ function tiles({ summary, metrics, table }) {
     made.push(tile("held-out pass@1", percent(summary.pass_at_1_after),
       `from ${percent(summary.pass_at_1_before)}, ${signed(gain, 1)} points`));
   } else if (metrics.pass_at_1) {
-    made.push(tile("pass@1 on training inputs", percent(metrics.pass_at_1.at(-1)), "last step"));
+    made.push(tile("pass@1 on training inputs", percent(metrics.pass_at_1[lastKnown(metrics.pass_at_1)]), "last step"));
   }
   const searches = sum(metrics.searches);
   if (searches) {

@@ -82,7 +82,7 @@ class Recorder:
         self.seen += forest.minibatches
         if self._stop_after is not None and len(self.seen) >= self._stop_after:
             raise KeyboardInterrupt
-        return {"loss": 1.0, "forward_tokens": 10.0, "seconds": 2.0}
+        return {"loss": 1.0, "forward_tokens": 10.0, "learner_seconds": 2.0}
 
     def save(self, path: Path, *, background: bool) -> None:
         assert not background
