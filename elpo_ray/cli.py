@@ -6,14 +6,22 @@ module also completes the line in a shell: by Hydra where Hydra configures the c
 
 from __future__ import annotations
 
+import difflib
 import os
 import runpy
 import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
-from elpo_ray.config.arguments import EXIT_CONFIGURATION, EXIT_INTERRUPTED
+from elpo_ray.config.arguments import (
+    EXIT_CONFIGURATION,
+    EXIT_INTERRUPTED,
+    VERSION,
+    into_a_pipe,
+    version,
+)
 from elpo_ray.config.files import is_file
+from elpo_ray.config.modules import use_working_folder
 
 _SHELL = "-sc"
 """Hydra's option for completion: `-sc install=bash`, `-sc query=bash`, …"""
@@ -45,22 +53,34 @@ COMMANDS: dict[str, Entry] = {
     "simulate": Entry("elpo_ray.simulate", "what N_total, X and K a search needs"),
 }
 
+MEANT = {
+    "run": "train", "rl": "train", "grpo": "train", "finetune": "sft", "eval": "evaluate",
+    "test": "evaluate", "init": "new", "create": "new", "merge": "export", "convert": "export",
+    "visualize": "view", "show": "view", "serve": "view", "diff": "compare", "env": "doctor",
+    "check": "doctor", "submit": "launch", "slurm": "launch slurm", "kuberay": "launch kuberay",
+}  # fmt: skip
+"""Commands of other programs, and ours that does the same."""
+
 
 def main() -> None:
     """The console script. Ends the process with the command's exit code, 2 if there is none."""
     given = sys.argv[1:]
-    if not given or given[0] in ("-h", "--help", "help"):
-        print(_help())
-    elif given[0] == _SHELL:
-        _complete(given[1:])
-    elif given[0] in COMMANDS:
-        _run(given[0], given[1:])
-    else:
-        _refuse(given[0])
+    with into_a_pipe():
+        if not given or given[0] in ("-h", "--help", "help"):
+            print(_help())
+        elif given[0] in (VERSION, "version"):
+            print(version())
+        elif given[0] == _SHELL:
+            _complete(given[1:])
+        elif given[0] in COMMANDS:
+            _run(given[0], given[1:])
+        else:
+            _refuse(given[0])
 
 
 def _run(name: str, arguments: list[str]) -> None:
     sys.argv = [f"elpo {name}", *arguments]
+    use_working_folder()
     try:
         runpy.run_module(COMMANDS[name].module, run_name="__main__")
     except KeyboardInterrupt:
@@ -100,7 +120,16 @@ def _help() -> str:
 
 
 def _refuse(name: str) -> NoReturn:
-    print(f"elpo: no command {name!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
+    near = difflib.get_close_matches(name, COMMANDS, n=1) or [
+        command for command in [MEANT.get(name.lstrip("-"))] if command
+    ]
+    if near:
+        remedy = f"did you mean elpo {near[0]}?"
+    elif "=" in name or is_file(name):
+        remedy = f"a command comes first, as in elpo train {name}"
+    else:
+        remedy = f"use one of {', '.join(COMMANDS)}"
+    print(f"elpo: no command {name!r}; {remedy}", file=sys.stderr)
     sys.exit(EXIT_CONFIGURATION)
 
 

@@ -10,16 +10,14 @@ with its `verdict` (`equal`, `different` or `undecided`) and `why`, and keeps it
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from elpo_ray.config.arguments import EXIT_CONFIGURATION
+from elpo_ray.config.arguments import VERSION, Parser
 from elpo_ray.config.task import RewardConfig
 from elpo_ray.tasks.grading.answers import boxed_answer
 from elpo_ray.tasks.grading.pool import Judgement, MathGrader
@@ -28,22 +26,27 @@ AT_ONCE = 256
 """So many lines of a file are compared together."""
 
 
-def main() -> None:
-    """The command. Exit code 2 for a command line or a file that cannot be used."""
-    parser = _parser()
-    given = parser.parse_args(_arguments(sys.argv[1:]))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = Parser("grade", __doc__ or "")
+    parser.add_argument("gold", nargs="?", metavar="GOLD")
+    parser.add_argument("answer", nargs="?", metavar="ANSWER")
+    parser.add_argument("--file", metavar="FILE.jsonl")
+    given = parser.parse_args(_arguments(sys.argv[1:] if argv is None else argv))
     if (given.file is None) == (given.answer is None) or (given.file and given.gold):
         parser.error("give GOLD and ANSWER, or --file FILE.jsonl")
+    return parser.run(lambda: _grade(given.gold, given.answer, given.file))
+
+
+def _grade(gold: str, answer: str, file: str | None) -> None:
+    """Print the verdict on `answer`, or on each line of `file`. Raises ValueError as `_rows`."""
     config = RewardConfig()
     grader = MathGrader(config.graders, config.grader_cpu_s)
-    if given.file is None:
-        [judgement] = asyncio.run(_judge(grader, [(given.gold, given.answer)]))
+    if file is None:
+        [judgement] = asyncio.run(_judge(grader, [(gold, answer)]))
         print(f"{judgement.verdict}: {judgement.why}")
         return
-    try:
-        rows = list(_rows(Path(given.file)))
-    except ValueError as fault:
-        _refuse(str(fault))
+    rows = list(_rows(Path(file)))
     for start in range(0, len(rows), AT_ONCE):
         some = rows[start : start + AT_ONCE]
         judged = asyncio.run(_judge(grader, [(row["gold"], row["answer"]) for row in some]))
@@ -52,21 +55,11 @@ def main() -> None:
             print(json.dumps(found), flush=True)
 
 
-def _arguments(words: list[str]) -> list[str]:
+def _arguments(words: Sequence[str]) -> list[str]:
     """The command line; an answer may begin with a minus sign."""
-    options = any(word in ("-h", "--help", "--") or word.startswith("--file") for word in words)
-    return words if options else ["--", *words]
-
-
-def _parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        prog="elpo grade", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("gold", nargs="?", metavar="GOLD")
-    parser.add_argument("answer", nargs="?", metavar="ANSWER")
-    parser.add_argument("--file", metavar="FILE.jsonl")
-    return parser
+    known = ("-h", "--help", VERSION, "--")
+    options = any(word in known or word.startswith("--file") for word in words)
+    return list(words) if options else ["--", *words]
 
 
 async def _judge(grader: MathGrader, pairs: Sequence[tuple[str, str]]) -> list[Judgement]:
@@ -85,7 +78,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as fault:
-        raise ValueError(f"--file={str(path)!r}: cannot be read ({fault})") from None
+        raise ValueError(
+            f"--file={str(path)!r}: cannot be read ({fault}); name a file of JSON lines"
+        ) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -103,11 +98,5 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _refuse(fault: str) -> NoReturn:
-    print(fault, file=sys.stderr)
-    sys.exit(EXIT_CONFIGURATION)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` is no error
-    main()
+    sys.exit(main())

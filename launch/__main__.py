@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 sbatch refused; 2 a mistake, one line on stderr.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from elpo_ray.config.compose import Command
 from elpo_ray.config.files import is_file
+from elpo_ray.config.rules import require
+from elpo_ray.runs.atomic import check_writable
 from launch.config import KubeRayConfig, SlurmConfig
 from launch.monitoring.dashboard import write
 from launch.render import kuberay_manifest, slurm_script
@@ -24,11 +27,19 @@ SUBMIT = "--submit"
 
 def slurm(config: SlurmConfig, *, overrides: list[str], submit: bool) -> int:
     """Print the script, or keep and submit it."""
+    require(
+        not submit or shutil.which("sbatch") is not None,
+        SUBMIT,
+        "slurm",
+        "there is no sbatch on this machine's PATH; run it where jobs are submitted, or leave "
+        f"{SUBMIT} out to print the script",
+    )
     script = slurm_script(config, overrides)
     if not submit:
         print(script, end="")
         return 0
     logs = Path(config.checkout or ".") / config.logs
+    check_writable(logs, "logs", config.logs)
     logs.mkdir(parents=True, exist_ok=True)  # sbatch writes no log where there is no folder
     kept = logs / f"{config.name}.sbatch"
     kept.write_text(script, encoding="utf-8")

@@ -14,6 +14,8 @@ NAME = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 """Also a file's, a Slurm job's and a Kubernetes object's name."""
 
 LONGEST_SCRATCH = 24
+LONGEST_NAME = 40
+"""Characters of a RayJob's name: KubeRay adds to it, and names may have 63."""
 PRINTED = ("memory", "partition", "account", "qos", "constraint", "sbatch", "checkout", "logs")
 """Keys whose values stand in lines that sbatch reads."""
 DIFFERENT = "use different values of 0 or more"
@@ -61,10 +63,12 @@ class SlurmConfig(Section, key=""):
     """Nodes of the job."""
     gpus_per_node: NonNegativeInt = 8
     """0 for a run without GPUs."""
-    cpus_per_node: PositiveInt | None = None
-    """null = what the partition gives."""
+    cpus_per_node: NonNegativeInt | None = None
+    """`--cpus-per-task`; null = as many as the actors of the run need (`launch/resources.py`); 0 =
+    what the partition gives."""
     memory: str | None = None
-    """Memory in the form of `--mem`; "0" = all of a node; null = what the partition gives."""
+    """`--mem`; "0" = all of a node; null = what the actors need, on several nodes all of each; "" =
+    what the partition gives."""
     time: str = "24:00:00"
     """Length of one stay on the cluster, as HH:MM:SS or D-HH:MM:SS: a longer run is requeued."""
     partition: str | None = None
@@ -143,8 +147,10 @@ class SlurmConfig(Section, key=""):
 class KubeRayConfig(Section, key=""):
     """One RayJob: a head with the driver, and workers."""
 
-    name: str = "elpo-ray"
-    """Name of the RayJob."""
+    name: str | None = None
+    """Name of the job and of its run folder, /shared/runs/<name>; null = one that no other run has,
+    made of the experiment, the algorithm, the time and a random number. To go on with a run that
+    was deleted from the cluster, give its name."""
     namespace: str | None = None
     """Namespace of the objects; null = kubectl's current one."""
     image: str = "elpo-ray:0.1.0-gpu"
@@ -171,8 +177,9 @@ class KubeRayConfig(Section, key=""):
     def conflicts(self) -> Iterator[tuple[str, str]]:
         for key in ("name", "claim"):
             value = getattr(self, key)
-            if not re.fullmatch(NAME, value) or len(value) > 40:
-                yield key, "use up to 40 lower-case letters, digits and dashes"
+            named = value is not None
+            if named and (not re.fullmatch(NAME, value) or len(value) > LONGEST_NAME):
+                yield key, f"use up to {LONGEST_NAME} lower-case letters, digits and dashes"
         for key in ("memory", "shared_memory"):
             if not re.fullmatch(r"[1-9]\d*[MG]i", getattr(self, key)):
                 yield key, "write as 128Gi"

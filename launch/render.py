@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shlex
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ from elpo_ray.config.rules import require
 from elpo_ray.config.values import hydra_value
 from elpo_ray.doctor.software import pinned
 from elpo_ray.training.checks import check
-from launch.config import KubeRayConfig, Runtime, SlurmConfig
+from launch.config import LONGEST_NAME, KubeRayConfig, Runtime, SlurmConfig
+from launch.resources import memory_gib, processors
 
 TEMPLATES = Path(__file__).parent / "templates"
 VENV = ".venv/bin/python"
@@ -61,8 +65,9 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
     python = config.python or VENV
     if config.container.runtime is Runtime.none:
         python = str(checkout / python)
-        if (config.python, config.checkout) == (None, None) and not Path(python).exists():
-            python = sys.executable
+        if config.python is None and checkout.is_dir() and not Path(python).exists():
+            python = sys.executable  # of a pip installation
+    config = _sized(config, run)
     run_dir, logs = checkout / run.trainer.run_dir, checkout / config.logs
     paths = (checkout, run_dir, logs, config.scratch, *run.task.modules)
     own = dict.fromkeys(str(path) for path in paths)
@@ -81,6 +86,17 @@ def slurm_script(config: SlurmConfig, overrides: Sequence[str]) -> str:
     )
 
 
+def _sized(config: SlurmConfig, run: Config) -> SlurmConfig:
+    """The configuration with the processors and the memory that the run needs, where it names
+    none."""
+    cpus, memory = config.cpus_per_node, config.memory
+    if cpus is None:
+        cpus = processors(run, config.nodes)
+    if memory is None:  # several nodes are taken whole
+        memory = "0" if config.nodes > 1 else f"{memory_gib(run)}G"
+    return replace(config, cpus_per_node=cpus, memory=memory)
+
+
 def _from_anywhere(overrides: Sequence[str]) -> list[str]:
     """The run's words with its file as an absolute path: the job starts in another folder."""
     return [os.path.abspath(word) if is_file(word) else word for word in overrides]
@@ -95,7 +111,8 @@ def kuberay_manifest(config: KubeRayConfig, overrides: Sequence[str]) -> str:
         file,
         f"pods see nothing of this folder; put it, with its modules and data, under {SHARED}",
     )
-    _checked(overrides, config.workers * config.gpus_per_worker, "workers x gpus_per_worker")
+    run = _checked(overrides, config.workers * config.gpus_per_worker, "workers x gpus_per_worker")
+    config = replace(config, name=config.name or _unique_name(run))
     start = ["python", "-m", "launch.start", "--run", f"{SHARED}/runs/{config.name}"]
     cache = f"cold_start.cache={SHARED}/cache"  # actors on all nodes load what is made there
     return _render(
@@ -104,6 +121,13 @@ def kuberay_manifest(config: KubeRayConfig, overrides: Sequence[str]) -> str:
         ray_version=pinned("cpu")["ray"],
         entrypoint=shlex.join([*start, "--address", "auto", "--", cache, *overrides]),
     )
+
+
+def _unique_name(run: Config) -> str:
+    """A name for a Kubernetes object that no other run has."""
+    ending = f"-{time.strftime('%y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    words = re.sub(r"[^a-z0-9]+", "-", f"{run.experiment}-{run.algorithm.name}".lower())
+    return words.strip("-")[: LONGEST_NAME - len(ending)].strip("-") + ending
 
 
 def _checked(overrides: Sequence[str], gpus: int, key: str) -> Config:

@@ -24,19 +24,11 @@ def overrides(run: Path, given: Sequence[str], address: str | None) -> list[str]
         place = [f"trainer.resume={hydra_value(str(run))}"]
     else:
         if (run / "config.yaml").exists():
-            run.rename(_aside(run))
+            folder.aside()
         folder_of_runs = hydra_value(str(run.parent))
         place = [f"trainer.run_dir={folder_of_runs}", f"trainer.run_name={run.name}"]
     joined = [] if address is None else [f"cluster.address={address}"]
     return [*given, *joined, *place]
-
-
-def _aside(run: Path) -> Path:
-    """A free name beside `run`."""
-    number = 1
-    while (other := run.with_name(f"{run.name}.attempt{number}")).exists():
-        number += 1
-    return other
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -22,6 +23,7 @@ from elpo_ray.config.growth import BelConfig, GrowthConfig
 from elpo_ray.config.rollout import SandboxConfig
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.interfaces import Tools
+from elpo_ray.rollout.sample import Sample
 from elpo_ray.rollout.settings import RolloutSettings
 from elpo_ray.rollout.worker import RolloutWorker
 from elpo_ray.tools import code_interpreter
@@ -291,6 +293,16 @@ def make_worker(
     policy = ScriptedPolicy(plan, Faults(policy_faults), first)
     settings = RolloutSettings.of(config or make_config())
     return RolloutWorker(policy, tools or FakeTools(), FakeChat(), FakeTask(), settings)
+
+
+def sample_of(problem: str = "p", index: int = 0, **changes: Any) -> Sample:
+    """A failed sample of a problem, with these fields."""
+    plain = Sample(
+        problem=problem, index=index, success=False, reward=-1.0, graded=True, answer="7",
+        end="answer", turns=3, tool_calls=2, tokens=30, observation_tokens=9, tool_seconds=0.5,
+        tool_kinds={"ok": 1, "error": 1}, weight_version=0, transcript=[],
+    )  # fmt: skip
+    return replace(plain, **changes)
 
 
 def tool_call(code: str = "1", id: str = "c1", arguments: str | None = None) -> dict[str, Any]:

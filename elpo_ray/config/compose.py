@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, NoReturn, TypeVar
@@ -15,7 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from elpo_ray.config import CONF_DIR, Config
-from elpo_ray.config.arguments import EXIT_CONFIGURATION, EXIT_FAULT, EXIT_INTERRUPTED
+from elpo_ray.config.arguments import (
+    EXIT_CONFIGURATION,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    VERSION,
+    into_a_pipe,
+    version,
+)
 from elpo_ray.config.errors import explain
 from elpo_ray.config.files import RunFile, Values, file_word, is_file
 from elpo_ray.config.measure import MeasureConfig
@@ -23,18 +31,22 @@ from elpo_ray.config.modules import check_modules
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.config.values import expanded, hydra_override, typed
+from elpo_ray.config.words import check_words
 from elpo_ray.types import Fault
 
 T = TypeVar("T")
 
 FILE = "run_file"
 """The group under which Hydra finds a run's file."""
+MEASURE = "measure"
+"""The folder of the measuring commands' own roots: no group."""
+MULTIRUN = ("-m", "--multirun")
 
 
 class Command(Generic[T]):
     """`main()` of a module: composes `folder`/`config_name`.yaml, runs `run` on the checked result
     and ends the process with the exit code that it returns. The YAML's first default is the schema,
-    under the name `config_name`_schema."""
+    under the name `config_name`_schema, or `config`, which has that of a run."""
 
     def __init__(
         self,
@@ -48,15 +60,25 @@ class Command(Generic[T]):
         keys would clash with the other groups has a folder of its own."""
         self._schema, self._config_name, self._run = schema, config_name, run
         self._folder = folder
+        own = [path.name for path in folder.iterdir() if path.is_dir() and path.name != MEASURE]
+        self._groups = [*own, *groups]
         store = ConfigStore.instance()
-        store.store(name=f"{config_name}_schema", node=schema)
+        store.store(name=f"{'config' if schema is Config else config_name}_schema", node=schema)
         for group in groups:
             for file in (CONF_DIR / group).glob("*.yaml"):
                 store.store(group=group, name=file.stem, node=OmegaConf.load(file))
 
     def __call__(self) -> NoReturn:
+        with into_a_pipe():
+            if VERSION in sys.argv[1:]:
+                print(version())
+                sys.exit(0)
+            self._answer()
+
+    def _answer(self) -> NoReturn:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
         try:
+            check_words(sys.argv[1:], self._schema, self._groups)
             sys.argv[1:] = _with_file(sys.argv[1:], self._schema)
             composed = _compose(self._folder, self._config_name, self._schema)
             code = max((self._run(typed(self._schema, one)) for one in composed), default=0)
@@ -76,10 +98,13 @@ def _compose(folder: Path, config_name: str, schema: type) -> list[DictConfig]:
     """What Hydra makes of the command line: one configuration, several under --multirun, none
     after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
     composed: list[DictConfig] = []
-    sys.argv[1:] = [hydra_override(word, schema) for word in sys.argv[1:]]
-    hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
-        composed.append
-    )()
+    words = [hydra_override(word, schema) for word in sys.argv[1:]]
+    with tempfile.TemporaryDirectory() as scratch:  # for what Hydra writes of a --multirun
+        several = any(word in MULTIRUN for word in words)
+        sys.argv[1:] = [*words, f"hydra.sweep.dir={scratch}"] if several else words
+        hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
+            composed.append
+        )()
     return composed
 
 

@@ -6,14 +6,14 @@ Hydra and OmegaConf spread these three over several lines and exceptions; the sc
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_origin
 
 from elpo_ray.config import Config
+from elpo_ray.config.meant import kind_of, meant
 
 
 def explain(
@@ -26,7 +26,11 @@ def explain(
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     text = "\n".join(str(link) for link in chain)
-    override = re.search(r"(?:Error merging override|Error parsing override) '?\+*([^'\n]+)", text)
+    override = re.search(
+        r"(?:Error merging override|Error parsing override|To append to your config use) "
+        r"'?\+*([^'\n]+)",
+        text,
+    )
     key = _full_key(chain) or (override[1].partition("=")[0] if override else None)
     if match := re.search(
         r"Could not find '([^']+)'\s+Available options in '([^']+)':(.*)", text, re.S
@@ -39,7 +43,11 @@ def explain(
     if match := re.search(r"Could not override '(\w+)'\.\s*No match in the defaults list", text):
         return f"{match[1]}: this group is added, not overridden; write +{match[1]}=OPTION"
     if re.search(r"Key '[^']*' (?:is )?not in", text) and key is not None:
-        return unknown_key(key, root)
+        word, _, value = override[1].partition("=") if override else (key, "", "")
+        if word.startswith(f"{key}."):
+            key = word  # Hydra names the first part that is unknown
+        given = value if override else _value_at(key, values or {})
+        return unknown_key(key, root, given if isinstance(given, str | int | float) else None)
     unread = next((word for word in (getattr(e, "override", None) for e in chain) if word), None)
     if unread is not None:
         return _unreadable(unread, root)
@@ -51,6 +59,9 @@ def explain(
         return f"{match[1]}={match[2]}: for a list write {listed}, for a text {text_of_it}"
     if key is not None:
         value = override[1].partition("=")[2] if override else _value_at(key, values or {})
+        if get_origin(kind_of(key, root)) is list and override:
+            listed = shlex.quote(f"{key}=[{value}]")
+            return f"{key}={value}: give a list, as in {listed}; [] is an empty one"
         reason = next(line for link in reversed(chain) for line in str(link).split("\n") if line)
         return f"{key}={value}: {reason[0].lower()}{reason[1:]}; give {_expected(key, root)}"
     if type(error) is ValueError:
@@ -73,7 +84,7 @@ def _unreadable(word: str, root: type) -> str:
     if not equals or not re.fullmatch(r"[+~]*[\w./@-]+", key):
         return f"{shown}: not of the form key=value; write for example trainer.steps=20"
     if not key.isascii():
-        return unknown_key(key.lstrip("+~"), root)
+        return unknown_key(key.lstrip("+~"), root, value)
     if not value.isprintable():
         return f"{shown}: the value has a line break or another control character; leave it out"
     if value[:1] in tuple("[{\"'"):
@@ -93,20 +104,18 @@ def _quoted(key: str, value: str) -> str:
     return shlex.quote(f'{key}="{escaped}"')
 
 
-def unknown_key(key: str, root: type = Config) -> str:
-    """The line for a key that the schema does not have, with its nearest neighbours."""
-    parent, _, name = key.rpartition(".")
+def unknown_key(key: str, root: type = Config, value: Any = None) -> str:
+    """The line for a key that the schema does not have, with the keys that may be meant."""
+    shown = key if value in (None, "") else f"{key}={value}"
     if key in FORMER:
-        return f"{key}: unknown key; {FORMER[key]}"
-    owner = _type_at(parent, root)
-    names = [f.name for f in fields(owner)] if owner is not None else []
-    near = difflib.get_close_matches(name, names, n=3)
-    prefix = f"{parent}." if parent else ""
-    if near:
-        remedy = "did you mean " + " or ".join(prefix + n for n in near) + "?"
-    else:
-        remedy = f"keys of {parent or 'the configuration'}: {', '.join(names)}"
-    return f"{key}: unknown key; {remedy}"
+        return f"{shown}: unknown key; {FORMER[key]}"
+    if found := meant(key, root):
+        return f"{shown}: unknown key; did you mean {' or '.join(found)}?"
+    parent = key.rpartition(".")[0]
+    while not is_dataclass(owner := kind_of(parent, root) if parent else root):
+        parent = parent.rpartition(".")[0]
+    names = ", ".join(field.name for field in fields(owner))
+    return f"{shown}: unknown key; keys of {parent or 'the configuration'}: {names}"
 
 
 def _full_key(chain: list[BaseException]) -> str | None:
@@ -124,15 +133,6 @@ def _value_at(key: str, values: Mapping[str, Any]) -> Any:
     return found
 
 
-def _type_at(path: str, root: type) -> Any:
-    owner: Any = root
-    for part in filter(None, path.split(".")):
-        if not is_dataclass(owner):
-            return None
-        owner = get_type_hints(owner).get(part)
-    return owner if is_dataclass(owner) else None
-
-
 def mismatch(kind: Any, value: Any) -> str | None:
     """The form that a key of type `kind` wants, if that is a list or a mapping and `value` is
     neither that nor a reference; else None."""
@@ -145,9 +145,7 @@ def mismatch(kind: Any, value: Any) -> str | None:
 
 
 def _expected(key: str, root: type) -> str:
-    parent, _, name = key.rpartition(".")
-    owner = _type_at(parent, root)
-    kind = get_type_hints(owner).get(name) if owner is not None else None
+    kind = kind_of(key, root)
     if kind is None:
         return "a value of the type in elpo_ray/config/"
     if hasattr(kind, "__members__"):

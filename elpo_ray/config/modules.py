@@ -48,6 +48,25 @@ def use_modules(folders: Sequence[str]) -> None:
     importlib.invalidate_caches()
 
 
+def use_working_folder() -> None:
+    """Make the modules of the working folder importable in this process, as `python -m` does: in
+    front of all others, or behind them where one has the name of a module that a run needs. Nothing
+    is done in another checkout of this package, whose parts would mix with ours."""
+    try:
+        folder = Path.cwd()
+        names = set(_names(folder))
+    except OSError:  # removed, or not to be read
+        return
+    if str(folder) in sys.path or (names & OURS and folder.resolve() != _CHECKOUT):
+        return
+    try:
+        check_modules([str(folder)])
+    except ValueError:
+        sys.path.append(str(folder))
+    else:
+        sys.path.insert(0, str(folder))
+
+
 def _forget(folder: str) -> None:
     _used.remove(folder)
     if folder in sys.path:

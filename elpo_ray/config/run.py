@@ -37,7 +37,17 @@ class TrainerConfig(Section, key="trainer"):
     run_name: str | None = None
     """Folder under run_dir; null = experiment, algorithm and time."""
     resume: str | None = None
-    """Run folder to continue from its newest checkpoint."""
+    """Run folder to continue from its newest checkpoint, with the same settings but for those that
+    say where it runs and what it writes (docs/training.md)."""
+    fork: str | None = None
+    """New name under run_dir: the run goes on from the checkpoint of `resume` as one of its own,
+    and may have other settings; the old run stays as it is."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        if self.fork is not None and self.resume is None:
+            yield "fork", "name the run to go on from with trainer.resume=runs/NAME"
+        if self.fork is not None and self.run_name is not None:
+            yield "run_name", "trainer.fork names the run already; leave run_name out"
 
 
 @dataclass(kw_only=True)

@@ -1,13 +1,12 @@
-"""`python -m elpo_ray.credit TREES.jsonl [algorithm=elpo|grpo|...] [key=value ...]`
+"""`python -m elpo_ray.credit TREES.jsonl [--json] [algorithm=elpo|grpo|...] [key=value ...]`
 
-Prints one line of JSON per dumped tree; nothing at all if any line is malformed. Exit codes: 0
-done, 2 a mistake in the call or the file, one line on stderr.
+Prints a table for each dumped tree, or one line of JSON; nothing at all if any line is malformed.
+Exit codes: 0 done, 2 a mistake in the call or the file, one line on stderr.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,9 +24,10 @@ from elpo_ray.tree import RolloutTree
 EPILOG = """\
 Input: one tree a line, as in runs/NAME/trees/step_NNNNN.jsonl (docs/tree.schema.json); rules that
 compare across inputs take the file as one training batch.
-Output: one line a tree, {"task_id", "nodes": [{"id", "r", "a_branch", "a_traj", "advantage",
-"clip_low"}]}, in full precision; clip_low is the lower bound of the probability ratio, 1 - ε_low^t,
-the lowest one where leaves that share a node have different bounds.
+Output: a table for each tree, children below their parent. With --json one line a tree, {"task_id",
+"nodes": [{"id", "r", "a_branch", "a_traj", "advantage", "clip_low"}]}, in full precision. r is a
+step's reward, clip_low the lower bound of the probability ratio, 1 - ε_low^t, the lowest one where
+leaves that share a node have different bounds.
 
 Keys are those of the algorithm section in elpo_ray/config/, for example:
   credit.lam=0.3                        weight of the branch level (Eq. 10)
@@ -45,6 +45,9 @@ COLUMNS = {
     "clip_low": "loosest_clip_low",
 }
 """What is printed, and the field of `credit.Credit` that it is."""
+CELL = {"r": "{:8.3f}", "a_branch": "{:9.3f}", "a_traj": "{:8.3f}", "advantage": "{:10.3f}",
+        "clip_low": "{:9.2f}"}  # fmt: skip
+"""How a table shows each."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,11 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         help="algorithm=elpo|grpo|... (elpo), or a setting",
     )
+    parser.add_argument("--json", action="store_true", help="one line of JSON for each tree")
     arguments = parser.parse_args(argv)
 
     def command() -> None:
         config = compose(arguments.overrides)
-        lines = list(credit_lines(arguments.trees, config))
+        show = credit_lines if arguments.json else credit_tables
+        lines = list(show(arguments.trees, config))
         sys.stdout.writelines(f"{line}\n" for line in lines)
 
     return parser.run(command)
@@ -93,14 +98,57 @@ def compose(overrides: Sequence[str]) -> AlgorithmConfig:
 def credit_lines(path: Path, config: AlgorithmConfig) -> Iterator[str]:
     """Yield one line of JSON per tree in `path`, which are one batch. Raises ValueError, with the
     line number where a line is malformed."""
-    trees = read_trees(path)
-    for tree, credit in zip(trees, assign(trees, config), strict=True):
-        columns = {name: getattr(credit, field).tolist() for name, field in COLUMNS.items()}
+    for tree, columns in _credited(path, config):
         nodes = [
             {"id": node.label} | {name: column[node.id] for name, column in columns.items()}
             for node in tree.nodes
         ]
         yield json.dumps({"task_id": tree.task_id, "nodes": nodes})
+
+
+def credit_tables(path: Path, config: AlgorithmConfig) -> Iterator[str]:
+    """Yield the same as one table per tree, a row for each node below its parent. Raises
+    ValueError as `credit_lines`."""
+    for tree, columns in _credited(path, config):
+        leaves = tree.leaves()
+        succeeded = sum(leaf.score is not None and leaf.score.success for leaf in leaves)
+        found = (search.critical for search in tree.localizations)
+        critical = {number for number in found if number is not None}
+        named = ", ".join(str(tree.nodes[number].label) for number in sorted(critical))
+        searched = f"; critical: node {named}" if named else ""
+        rows = list(_rows(tree, 0, ""))
+        width = max(len("node"), *(len(text) for _, text in rows))
+        heads = "".join(name.rjust(len(form.format(0))) for name, form in CELL.items())
+        lines = [f"{tree.task_id}: {len(leaves)} leaves, {succeeded} succeeded{searched}"]
+        lines.append(f"{'node':{width}}{heads}")
+        for number, text in rows:
+            cells = "".join(form.format(columns[name][number]) for name, form in CELL.items())
+            end = "  critical" if number in critical else ""
+            lines.append(f"{text:{width}}{cells}{end}".rstrip())
+        yield "\n".join(lines) + "\n"
+
+
+def _rows(tree: RolloutTree, number: int, stem: str) -> Iterator[tuple[int, str]]:
+    """Each node below `number`, and how its row begins: lines to its parent, id, outcome."""
+    children = tree.nodes[number].children
+    for child in children:
+        node, last = tree.nodes[child], child == children[-1]
+        outcome = ""
+        if node.score is not None:
+            outcome = " ?" if not node.score.graded else " ✓" if node.score.success else " ✗"
+        yield child, f"{stem}{'└' if last else '├'} {node.label}{outcome}"
+        yield from _rows(tree, child, stem + ("  " if last else "│ "))
+
+
+def _credited(
+    path: Path, config: AlgorithmConfig
+) -> Iterator[tuple[RolloutTree, dict[str, list[float]]]]:
+    """Each tree of a dump with the columns of its credit, by node."""
+    trees = read_trees(path)
+    if not trees:
+        raise ValueError(f"{path}: no tree in it; name a file of dumped trees")
+    for tree, credit in zip(trees, assign(trees, config), strict=True):
+        yield tree, {name: getattr(credit, field).tolist() for name, field in COLUMNS.items()}
 
 
 def read_trees(path: Path) -> list[RolloutTree]:
@@ -122,5 +170,4 @@ def read_trees(path: Path) -> list[RolloutTree]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` is no error
     sys.exit(main())

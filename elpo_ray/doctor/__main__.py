@@ -87,7 +87,7 @@ def main() -> None:
     """Check this machine for a run and end the process with the exit code."""
     quick = QUICK in sys.argv[1:]
     sys.argv = ["doctor.py", *(word for word in sys.argv[1:] if word != QUICK)]
-    Command(Config, "config", partial(run, quick=quick))()
+    Command(Config, "doctor", partial(run, quick=quick))()
 
 
 if __name__ == "__main__":

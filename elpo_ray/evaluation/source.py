@@ -6,7 +6,6 @@ server that answers.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,17 @@ from typing import Any
 from elpo_ray.config.measure import MeasureConfig
 from elpo_ray.config.model import ModelConfig, Precision
 from elpo_ray.learner.saved import saved_config, saved_model
-from elpo_ray.models.folder import check_context, check_model_path, context_limit, local_folder
+from elpo_ray.models.folder import (
+    check_context,
+    check_model_path,
+    context_limit,
+    fingerprint,
+    local_folder,
+)
 from elpo_ray.runs.folder import run_of
 
 MAX_CONTEXT = 20480
 """The paper's tokens of context, for a model whose own limit is not known."""
-SLICE = 1 << 16
-"""Bytes read at each place of a weights file for the fingerprint."""
-SLICES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +47,11 @@ class ModelSource:
         return None if self.served_model else Path(self.path)
 
     def fingerprint(self) -> str:
-        """Changes with the weights, the tokenizer and the template. Large files are sampled at
-        `SLICES` places, which every optimizer step changes. A server's is its name of the model."""
+        """Changes with the weights, the tokenizer and the template (`models.folder.fingerprint`). A
+        server's is its name of the model."""
         if self.folder is None:
             return f"{self.path} {self.served_model}"
-        digest = hashlib.sha256()
-        for file in sorted(self.folder.iterdir()):
-            if not file.is_file() or file.name.startswith("."):
-                continue
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}\n".encode())
-            with file.open("rb") as stream:
-                for place in range(SLICES):
-                    stream.seek(place * max(0, size - SLICE) // (SLICES - 1))
-                    digest.update(stream.read(SLICE))
-        return digest.hexdigest()[:16]
+        return fingerprint(self.folder)
 
 
 def resolve(config: MeasureConfig) -> ModelSource:

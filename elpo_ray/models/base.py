@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from elpo_ray.config import Config
-from elpo_ray.config.dotted import is_path
 from elpo_ray.config.task import TaskName
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import new_folder
@@ -22,9 +22,11 @@ from elpo_ray.types import Message
 
 TOKENIZER_TEXTS = 2000
 """Demonstrations that the tiny tokenizer is trained on."""
-LAYOUT = 1
-"""It is raised when code changes what a demonstration or a tiny model is, so that folders of older
-code are not used."""
+PACKAGE = Path(__file__).resolve().parents[1]
+SOURCE = ("models", "chat", "tasks/countdown.py", "tasks/demonstrations.py")
+"""The code, in this package, that says what a demonstration and a tiny model are."""
+LIBRARIES = ("transformers", "tokenizers", "torch")
+"""Packages that have a say in it too."""
 
 
 def base_model(config: Config, task: Task) -> Path:
@@ -57,10 +59,22 @@ def digest(key: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def code_version(source: Sequence[str], root: Path = PACKAGE) -> dict[str, str]:
+    """A digest of the files and folders `source` below `root`, and the versions of `LIBRARIES`."""
+    content = hashlib.sha256()
+    for name in source:
+        place = root / name
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file() and file.suffix != ".pyc":
+                text = file.read_bytes()
+                content.update(f"{file.relative_to(root).as_posix()} {len(text)}\n".encode() + text)
+    return {"source": content.hexdigest()[:16]} | {name: version(name) for name in LIBRARIES}
+
+
 def base_key(config: Config, task: Task) -> dict[str, Any]:
     """Everything that determines the tiny model."""
     return {
-        "layout": LAYOUT,
+        "code": code_version(SOURCE),
         "tiny": asdict(config.model.tiny),
         "max_context": config.model.max_context,
         "demonstrations": demonstrations_key(config, task),
@@ -70,15 +84,13 @@ def base_key(config: Config, task: Task) -> dict[str, Any]:
 
 
 def demonstrations_key(config: Config, task: Task) -> Any:
-    """What determines the demonstrations: the settings of a task that makes or knows them, else
-    they themselves, whatever the file is called."""
+    """What determines the demonstrations: the settings of Countdown, which makes them, else they
+    themselves, wherever they lie."""
     settings = config.task
     if settings.name == TaskName.countdown:
         return asdict(settings.countdown)
     if settings.name == TaskName.reasoning_gym:
         return [settings.name, settings.dataset, settings.options]
-    if settings.demonstrations_file is None and not is_path(settings.name):
-        return [settings.name, settings.data_dir]
     return digest({"all": list(conversations(task, schemas(settings, config.sandbox)))})
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from elpo_ray.config.rules import require
-from elpo_ray.runs.folder import RunFolder, run_of
+from elpo_ray.runs.folder import WEIGHT_FILES, RunFolder, run_of
 
 
 def check_model_path(path: str) -> None:
@@ -125,3 +126,37 @@ def local_folder(path: str | Path, *, weights: bool = True) -> Path:
             f"model.path={str(path)!r}: not a folder here and not to be had from the hub "
             f"({reason}); download it first and give its folder"
         ) from None
+
+
+SLICE = 1 << 16
+"""Bytes read at each place of a large file for the fingerprint."""
+SLICES = 16
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest that changes with the weights, the tokenizer and the template of a model folder.
+    Large files are sampled at `SLICES` places, which every optimizer step changes."""
+    digest = hashlib.sha256()
+    for file in _files(folder):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as stream:
+            for place in range(SLICES):
+                stream.seek(place * max(0, size - SLICE) // (SLICES - 1))
+                digest.update(stream.read(SLICE))
+    return digest.hexdigest()[:16]
+
+
+def texts_fingerprint(folder: Path) -> str:
+    """A digest of every byte of a model folder that is not in a weight file: its shape, tokenizer
+    and chat template."""
+    digest = hashlib.sha256()
+    for file in _files(folder):
+        if not file.name.endswith(WEIGHT_FILES):
+            text = file.read_bytes()
+            digest.update(f"{file.name} {len(text)}\n".encode() + text)
+    return digest.hexdigest()[:16]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [f for f in sorted(folder.iterdir()) if f.is_file() and not f.name.startswith(".")]

@@ -1,7 +1,9 @@
 """The run folder: what a run leaves on disk, and how it is continued.
 
     runs/NAME/config.yaml            resolved configuration
+              configs/step_00001.yaml the configuration from that step on, for each that it had
               metrics.jsonl          one object a step
+              trackers.json          what the trackers call the run
               tokenizer.json         texts of the dumped token ids
               base/                  the starting model's files but for its weights
               trees/step_00001.jsonl one tree a line (docs/tree.schema.json)
@@ -28,15 +30,25 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from elpo_ray.config import Config
+from elpo_ray.config.continuing import Change, Difference, differences, settings_text
 from elpo_ray.dump import dump_tree
 from elpo_ray.growth.budget import Ledger
 from elpo_ray.growth.fitting import BetaFit
 from elpo_ray.rollout.journal import replay
 from elpo_ray.runs.atomic import new_folder, write_whole
+from elpo_ray.runs.lock import FolderLock
+from elpo_ray.runs.log import last_step
 from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import CheckpointError
 
+CONFIG = "config.yaml"
+CONFIGS = "configs"
+WRITTEN = (
+    CONFIG, CONFIGS, "metrics.jsonl", "trackers.json", "trees", "checkpoints", "set_aside", "base",
+    "tokenizer.json", "summary.json", "tensorboard", "wandb", "model",
+)  # fmt: skip
+"""What a run writes into its folder."""
 WEIGHT_FILES = (
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json",
 )  # fmt: skip
@@ -70,56 +82,156 @@ class RunFolder:
         self.trees = path / "trees"
         self.checkpoints = path / "checkpoints"
         self.base = path / "base"
+        self.changes: list[Difference] = []
+        """The settings that differ from those of the run that is continued."""
+        self._source: RunFolder | None = None
+        """The run that this one is forked from."""
+        self._lock = FolderLock(path)
 
     @classmethod
     def of(cls, config: Config) -> RunFolder:
         """Return the folder that `config` asks for: a new one (not made yet) or one to resume.
 
-        Raises ValueError if a new run's name is taken, or if there is nothing to resume from or it
-        was made with another model or learner.
+        Raises ValueError if a new run's name is taken, or if there is nothing to resume from or
+        its settings were others. The folder of a start that came to no step is not taken.
         """
-        if config.trainer.resume is not None:
-            run = cls(Path(config.trainer.resume))
-            run._check_resumable(config)
-            return run
-        name = config.trainer.run_name or (
-            f"{config.experiment}-{config.algorithm.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        )
-        path = Path(config.trainer.run_dir) / name
-        if (path / "config.yaml").exists():
-            raise ValueError(
-                f"trainer.run_name={name!r}: {path} holds a run already; choose another name, or "
-                f"continue it with trainer.resume={path}"
+        trainer = config.trainer
+        if trainer.resume is None:
+            name = trainer.run_name or (
+                f"{config.experiment}-{config.algorithm.name}-{time.strftime('%Y%m%d-%H%M%S')}"
             )
-        return cls(path)
+            return cls._new(config, "run_name", name)
+        run = cls(Path(trainer.resume))
+        run.changes = run._check_resumable(config)
+        if trainer.fork is None:
+            run._lock.check(f"trainer.resume={trainer.resume!r}")
+            return run
+        forked = cls._new(config, "fork", trainer.fork)
+        forked.changes, forked._source = run.changes, run
+        return forked
+
+    @classmethod
+    def _new(cls, config: Config, key: str, name: str) -> RunFolder:
+        run = cls(Path(config.trainer.run_dir) / name)
+        if (run.path / CONFIG).exists() and (run._lock.held or not run.failed_start):
+            raise ValueError(
+                f"trainer.{key}={name!r}: {run.path} holds a run already; choose another name, or "
+                f"continue it with trainer.resume={run.path}"
+            )
+        return run
+
+    @property
+    def failed_start(self) -> bool:
+        """Whether nothing that was learned is in the folder: no checkpoint after a step."""
+        newest = self.newest_checkpoint()
+        return newest is None or read_state(newest).step == 0
+
+    def finished(self, steps: int) -> bool:
+        """Whether a run of so many steps has come to its end here: nothing is left to do."""
+        newest = self.newest_checkpoint()
+        ended = (self.path / "summary.json").exists() and newest is not None
+        return ended and newest is not None and read_state(newest).step >= steps
 
     def begin(self, config: Config) -> None:
         """Make the folder, with the resolved configuration in it; a resumed one loses what came
-        after its newest checkpoint, which will be made again."""
+        after its newest checkpoint, which will be made again. What a failed start has left is
+        removed or, if steps are in its log, moved aside. Raises ValueError if another process has
+        begun the run meanwhile."""
+        if config.trainer.resume is None and (self.path / CONFIG).exists():
+            self._clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.take(f"trainer.run_name={self.path.name!r}")
+        if self._source is not None:
+            self._take_over(self._source)
         checkpoint = self.newest_checkpoint()
+        done = 0 if checkpoint is None else read_state(checkpoint).step
         if checkpoint is not None:
-            self.rewind(read_state(checkpoint).step)
+            self.rewind(done)
+            (self.path / "summary.json").unlink(missing_ok=True)
         self.trees.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
-        text = OmegaConf.to_yaml(OmegaConf.structured(config))
-        write_whole(self.path / "config.yaml", text)
+        self._keep_settings(settings_text(config), done)
 
-    def _check_resumable(self, config: Config) -> None:
+    def close(self) -> None:
+        """Let other processes resume the run."""
+        self._lock.release()
+
+    def _clear(self) -> None:
+        if last_step(self.path):
+            self.aside()
+            return
+        for name in WRITTEN:
+            place = self.path / name
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+
+    def aside(self) -> Path:
+        """Give the folder a free name beside its own, and return it."""
+        number = 1
+        while (other := self.path.with_name(f"{self.path.name}.attempt{number}")).exists():
+            number += 1
+        return self.path.rename(other)
+
+    def _take_over(self, source: RunFolder) -> None:
+        """Make this folder that of a run which has come to the newest checkpoint of `source`."""
+        checkpoint = source.newest_checkpoint()
+        assert checkpoint is not None, "`of` has seen it"
+        for name in ("metrics.jsonl", "tokenizer.json", CONFIG):
+            if (source.path / name).is_file():
+                shutil.copyfile(source.path / name, self.path / name)
+        for folder in (source.trees, source.base, source.path / CONFIGS):
+            if folder.is_dir():
+                shutil.copytree(
+                    folder, self.path / folder.name, copy_function=_link, dirs_exist_ok=True
+                )
+        with new_folder(self.checkpoints / checkpoint.name) as partial:
+            shutil.copytree(checkpoint, partial, copy_function=_link, dirs_exist_ok=True)
+
+    def _keep_settings(self, text: str, done: int) -> None:
+        """Write `config.yaml`, and beside it each configuration that has made steps, under the
+        first of them. `done`: the steps that are finished."""
+        kept = self.path / CONFIGS
+        kept.mkdir(exist_ok=True)
+        if done and not any(kept.iterdir()):  # a run of an older version
+            shutil.copyfile(self.path / CONFIG, kept / f"step_{1:05d}.yaml")
+        for path in kept.glob("step_*.yaml"):
+            if int(path.stem.removeprefix("step_")) > done:
+                path.unlink()
+        if not done or self.changes:
+            write_whole(kept / f"step_{done + 1:05d}.yaml", text)
+        write_whole(self.path / CONFIG, text)
+
+    def _check_resumable(self, config: Config) -> list[Difference]:
+        """The settings that differ and may. Raises ValueError if others do."""
         key = f"trainer.resume={str(self.path)!r}"
-        if not (self.path / "config.yaml").exists():
+        if not (self.path / CONFIG).exists():
             raise ValueError(f"{key}: not a run folder (no config.yaml)")
-        if self.newest_checkpoint() is None:
+        checkpoint = self.newest_checkpoint()
+        if checkpoint is None:
             raise ValueError(
                 f"{key}: no complete checkpoint in {self.checkpoints}; start the run anew"
             )
-        saved, now = OmegaConf.load(self.path / "config.yaml"), OmegaConf.structured(config)
-        for name in ("model", "learner.lora", "task.name"):
-            old, new = OmegaConf.select(saved, name), OmegaConf.select(now, name)
-            if _plain(old) != _plain(new):
+        text = (self.path / CONFIG).read_text(encoding="utf-8")
+        found = differences(text, config)
+        saved, now = OmegaConf.create(text), OmegaConf.structured(config)
+        for name in ("model", "learner.lora"):
+            if any(d.change is Change.never and d.key.startswith(name) for d in found):
+                old, new = OmegaConf.select(saved, name), OmegaConf.select(now, name)
                 raise ValueError(
                     f"{key}: its checkpoint was written with {name}={_plain(old)}, not "
                     f"{_plain(new)}; continue with the saved value"
                 )
+        refused = [d for d in found if d.change is Change.fork]
+        if refused and config.trainer.fork is None:
+            step = read_state(checkpoint).step
+            raise ValueError(
+                f"{key}: its {step} steps were made with other settings, now "
+                f"{', '.join(map(str, refused))}; leave them as they were, or go on under another "
+                "name with trainer.fork=NEW_NAME"
+            )
+        return found
 
     def keep_tokenizer(self, model: Path) -> None:
         """Copy the tokenizer of a model folder, if it is a fast one."""
@@ -229,6 +341,15 @@ def _plain(value: Any) -> Any:
     if OmegaConf.is_config(value):
         return OmegaConf.to_container(value, enum_to_str=True)
     return getattr(value, "name", value)
+
+
+def _link(source: str, target: str) -> str:
+    """Give a file that never changes a second name; copy it to another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
 
 
 def _is_json(line: str) -> bool:

@@ -192,20 +192,23 @@ class WandbSink:
         import wandb
 
         self._wandb = wandb
-        run_id = kept.read().get("id") or uuid.uuid4().hex[:8]
+        run_id = kept.read().get("id") or _new_id()
         kept.write(id=run_id)
-        begin = partial(self._begin, folder, config, run_id)
+        begin = partial(self._begin, folder, config)
         try:
-            self._run = begin(WandbMode(mode))
+            self._run = begin(run_id, WandbMode(mode))
         except Exception as fault:  # the client of a service is a boundary
             if WandbMode(mode) is not WandbMode.online:
                 raise
-            self._run = begin(WandbMode.offline)
+            # W&B's client takes the first name for one in use, though it could not begin.
+            self._run = begin(_new_id(), WandbMode.offline)
             text = " ".join(str(fault).split())
+            where = Path(self._run.dir).parent
             print(
                 f"elpo_ray: logging.wandb='online': {type(fault).__name__}: {text}; the run is "
-                f"written offline, upload it with: wandb sync {Path(self._run.dir).parent}",
+                f"written offline, upload it with: wandb sync --id {run_id} {where}",
                 file=sys.stderr,
+                flush=True,
             )
 
     def _begin(self, folder: Path, config: Config, run_id: str, mode: WandbMode) -> Any:
@@ -233,6 +236,10 @@ class WandbSink:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 class TensorboardSink:

@@ -84,8 +84,9 @@ def check_machine(config: Config, *, engines: bool = True) -> None:
     `engines`: whether the run has any."""
     trainer, cache = config.trainer, config.cold_start.cache
     run = RunFolder.of(config)
-    place = ("run_dir", trainer.run_dir) if trainer.resume is None else ("resume", trainer.resume)
-    check_writable(run.path, f"trainer.{place[0]}", place[1])
+    new = trainer.resume is None or trainer.fork is not None
+    key, value = ("run_dir", trainer.run_dir) if new else ("resume", trainer.resume)
+    check_writable(run.path, f"trainer.{key}", str(value))
     if config.model.path is None or config.cold_start.enabled:
         check_writable(Path(cache), "cold_start.cache", cache)
     if config.cluster.address is not None:

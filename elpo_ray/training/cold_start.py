@@ -27,15 +27,21 @@ from elpo_ray.config import Config
 from elpo_ray.forest.trees import TrainForest, TrainTree, demonstrations
 from elpo_ray.interfaces import Task
 from elpo_ray.learner.saved import starting_folder
-from elpo_ray.models.base import base_key, conversations, demonstrations_key, digest
-from elpo_ray.models.folder import local_folder
+from elpo_ray.models.base import (
+    SOURCE,
+    code_version,
+    conversations,
+    demonstrations_key,
+    digest,
+)
+from elpo_ray.models.folder import fingerprint, local_folder, texts_fingerprint
 from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics, progress_bar
 from elpo_ray.tasks import make_task
 from elpo_ray.tools.catalog import schemas
 from elpo_ray.training.checks import check_model
-from elpo_ray.training.loop import Outcome, RunLoop
+from elpo_ray.training.loop import Outcome, RunLoop, begin, nothing_left
 
 STEPS_PER_CALL = 10
 """Most optimizer steps between two movements of the progress bar or two rows of metrics."""
@@ -109,18 +115,31 @@ def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> Le
 
 
 def _cold_start_key(config: Config, task: Task, base: Path) -> dict[str, Any]:
+    """Everything that determines the model of a cold start."""
     settings = asdict(config.cold_start)
     del settings["cache"], settings["enabled"]
     adapters = config.learner.adapters
     return ({} if adapters is None else {"adapters": asdict(adapters)}) | {
-        "base": base_key(config, task) if config.model.path is None else str(base),
+        "base": _base_contents(base),
+        "code": code_version((*SOURCE, "learner", "forest", "training/cold_start.py")),
+        "context": config.model.max_context,
         "demonstrations": demonstrations_key(config, task),
         "tools": schemas(config.task, config.sandbox),
         "cold_start": settings,
         "template_options": config.model.template_options,
+        "tool_parser": config.model.tool_parser,
         "precision": config.model.precision,
         "seed": config.trainer.seed,
     }
+
+
+def _base_contents(base: Path) -> list[str]:
+    """Weights, tokenizer and chat template that a cold start begins with. The weights of a hub
+    name are those of its snapshot, which need not be here yet."""
+    if base.is_dir():
+        return [fingerprint(base), texts_fingerprint(base)]
+    snapshot = local_folder(base, weights=False)
+    return [str(base), snapshot.name, texts_fingerprint(snapshot)]
 
 
 def _examples(
@@ -187,11 +206,13 @@ def train_supervised(config: Config) -> Outcome:
     task = make_task(config.task, config.trainer.seed)
     base = starting_folder(config, task)
     batches = sft_batches(config, task, base)
+    if nothing_left(run, config, len(batches), console):
+        return Outcome(run.path, interrupted=False)
     notice = check_model(config, base)
     if notice is not None:
         console.print(notice, highlight=False, soft_wrap=True)
-    with Cluster(config, engines=False) as cluster:
-        run.begin(config)
+    with Cluster(config, engines=False) as cluster, closing(run):
+        begin(run, config, console)
         run.keep_base(local_folder(base))
         learner = _sft_learner(config, cluster, base, len(batches))
         with closing(Metrics(run.path, config, console, SUPERVISED_COLUMNS)) as metrics:

@@ -51,7 +51,7 @@ from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
 from elpo_ray.training.checks import check_model, check_prompts
 from elpo_ray.training.cold_start import check_demonstrations, starting_model
-from elpo_ray.training.loop import Outcome, RunLoop
+from elpo_ray.training.loop import Outcome, RunLoop, begin, nothing_left
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Fault, Values
 
@@ -63,16 +63,18 @@ def train(config: Config) -> Outcome:
     """A whole run, from the starting model to the summary."""
     console, watch = Console(), Stopwatch()
     run = RunFolder.of(config)
+    if nothing_left(run, config, config.trainer.steps, console):
+        return Outcome(run.path, interrupted=False)
     task = make_task(config.task, config.trainer.seed)
     with watch.phase("start"), waiting(console, "starting Ray"), ThreadPoolExecutor(1) as beside:
         # Its imports take as long as Ray; if it fails, Ray goes again.
         checked = beside.submit(checked_base, config, task)
         cluster = Cluster(config)
-    with cluster:
+    with cluster, closing(run):
         base, notice = checked.result()
         if notice is not None:
             console.print(notice, highlight=False, soft_wrap=True)
-        run.begin(config)
+        begin(run, config, console)
         with watch.phase("cold_start"):
             start = starting_model(config, task, base, cluster, console)
         with watch.phase("start"):

@@ -30,6 +30,26 @@ class Outcome:
     interrupted: bool
 
 
+def nothing_left(run: RunFolder, config: Config, steps: int, console: Console) -> bool:
+    """Whether a run of so many steps that is to be resumed has ended, which the user is told."""
+    if config.trainer.resume is None or config.trainer.fork is not None or not run.finished(steps):
+        return False
+    console.print(
+        f"{run.path} has ended: its {steps} steps are taken, and nothing was changed. More steps: "
+        "trainer.steps=MORE; other settings: trainer.fork=NEW_NAME",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return True
+
+
+def begin(run: RunFolder, config: Config, console: Console) -> None:
+    """Make the run's folder ready, and say which settings a continued run goes on with."""
+    run.begin(config)
+    for change in run.changes:
+        console.print(f"goes on with {change}", highlight=False, soft_wrap=True)
+
+
 @dataclass(kw_only=True)
 class RunLoop(ABC):
     """A run from its first step, or its newest checkpoint, to its last step."""

@@ -34,7 +34,7 @@ def submit(cluster: Slurm, name: str, own: list[str], run: list[str]) -> str:
     said = cluster.run(
         sys.executable, "-m", "launch", "slurm", "--submit", "site=cpu", f"name={name}",
         f"checkout={ROOT}", f"python={sys.executable}", f"scratch={cluster.base}/scratch",
-        f"logs={cluster.base}/logs", *own,
+        f"logs={cluster.base}/logs", "memory=", *own,
         "--", *SMALL, f"trainer.run_dir={cluster.base}/runs",
         f"cold_start.cache={cluster.base}/cache", *run,
     )  # fmt: skip

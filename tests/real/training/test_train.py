@@ -70,7 +70,7 @@ def test_dumped_trees_fit_the_schema_and_the_budget(story: Story) -> None:
 def test_the_credit_command_reads_dumped_trees(story: Story) -> None:
     trees = story.folder / "trees" / "step_00001.jsonl"
     done = subprocess.run(
-        [sys.executable, "-m", "elpo_ray.credit", str(trees)],
+        [sys.executable, "-m", "elpo_ray.credit", str(trees), "--json"],
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     assert len(done.stdout.splitlines()) == 2

@@ -82,9 +82,9 @@ def test_a_named_model_has_the_context_of_one(shop: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("trainer: {stepz: 3}", "trainer.stepz: unknown key; did you mean trainer.steps?"),
-        ("trainer.stepz: 3", "trainer.stepz: unknown key; did you mean trainer.steps?"),
-        ("nonsense: 3", "nonsense: unknown key"),
+        ("trainer: {stepz: 3}", "trainer.stepz=3: unknown key; did you mean trainer.steps?"),
+        ("trainer.stepz: 3", "trainer.stepz=3: unknown key; did you mean trainer.steps?"),
+        ("nonsense: 3", "nonsense=3: unknown key"),
         ("trainer: {steps: soon}", "trainer.steps=soon: "),
         ("trainer: 3", "trainer=3: give its keys one by one, as in trainer.steps: …"),
         ("trainer:", "trainer=None: "),

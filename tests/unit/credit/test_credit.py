@@ -49,7 +49,7 @@ def hierarchical(tree: RolloutTree, **credit: Any) -> Credit:
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
-    assert main(argv) == 0
+    assert main([*argv, "--json"]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -252,7 +252,7 @@ def test_command_prints_the_ids_of_the_file(
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("credit.foo=1", ("credit.foo: unknown key", "keys of credit", "lam")),
+        ("credit.foo=1", ("credit.foo=1: unknown key", "keys of credit", "lam")),
         ("credit.lam=abc", ("credit.lam=abc", "could not be converted to Float")),
         ("credit.lam=2", ("credit.lam=2.0", "use a value in [0, 1]")),
         ("credit.lam=nan", ("credit.lam=nan", "use a value in [0, 1]")),
@@ -319,3 +319,16 @@ def test_help_names_the_settings() -> None:
     command = [sys.executable, "-m", "elpo_ray.credit", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "clip.scope" in done.stdout and "algorithm=elpo|grpo" in done.stdout
+
+
+def test_the_table_shows_every_node_below_its_parent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(FIGURE_4)]) == 0
+    title, heads, *rows, _ = capsys.readouterr().out.split("\n")
+    (tree,) = run(capsys, str(FIGURE_4))
+    assert title == "figure4: 16 leaves, 2 succeeded; critical: node 1, 12"
+    assert heads.split() == ["node", "r", "a_branch", "a_traj", "advantage", "clip_low"]
+    by_id = {str(node["id"]): node for node in tree["nodes"]}
+    shown = {row.strip("│├└ ").split()[0]: row for row in rows if row}
+    assert shown.keys() == by_id.keys() - {"0"}
+    assert f"{by_id['3']['advantage']:.3f}" in shown["3"] and "✗" in shown["3"]
+    assert shown["3"].index("3") > shown["2"].index("2") > shown["1"].index("1")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import FakeTask, Word, make_worker
+from fakes import sample_of as sample
 from rich.console import Console
 
 from elpo_ray.config.measure import EvaluateConfig
@@ -20,15 +20,6 @@ from elpo_ray.evaluation.votes import one_vote_each
 from elpo_ray.rollout.sample import Sample
 from elpo_ray.tasks import make_task
 from elpo_ray.types import Problem
-
-
-def sample(problem: str = "p", index: int = 0, **changes: Any) -> Sample:
-    plain = Sample(
-        problem=problem, index=index, success=False, reward=-1.0, graded=True, answer="7",
-        end="answer", turns=3, tool_calls=2, tokens=30, observation_tokens=9, tool_seconds=0.5,
-        tool_kinds={"ok": 1, "error": 1}, weight_version=0, transcript=[],
-    )  # fmt: skip
-    return replace(plain, **changes)
 
 
 def right(problem: str = "p", index: int = 0, **changes: Any) -> Sample:

@@ -89,6 +89,61 @@ def test_what_a_script_asks_for() -> None:
     assert "--container-image=elpo.sqsh" in pyxis and "export NCCL_SOCKET_IFNAME='^lo'" in pyxis
 
 
+def test_a_script_asks_for_what_the_actors_of_the_run_need() -> None:
+    small = slurm_script(CPU, QUICK).splitlines()
+    more = [*QUICK, "cluster.rollout_workers=3", "cluster.engine_threads=2"]
+    large = slurm_script(CPU, more).splitlines()
+    assert "#SBATCH --cpus-per-task=2" in small and "#SBATCH --cpus-per-task=7" in large
+    [one], [other] = ([int(x[14:-1]) for x in each if "--mem=" in x] for each in (small, large))
+    assert 4 <= one < other
+    gpus = slurm_script(replace(CPU, gpus_per_node=8), PAPER)
+    assert re.search(r"^#SBATCH --cpus-per-task=\d\d$", gpus, re.MULTILINE)
+    assert "#SBATCH --mem=0" in slurm_script(replace(CPU, nodes=2), QUICK)
+    left = slurm_script(replace(CPU, cpus_per_node=0, memory=""), QUICK)
+    assert "--cpus-per-task" not in left and "--mem" not in left
+
+
+def test_an_installation_without_a_checkout_runs_its_own_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bare = replace(CPU, checkout=None)
+    for config in (bare, replace(bare, checkout=str(tmp_path))):
+        script = slurm_script(config, QUICK)
+        assert f"{sys.executable} -m launch.start" in script and ".venv/bin" not in script.replace(
+            sys.executable, ""
+        )
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").touch()
+    assert f"{tmp_path}/.venv/bin/python -m launch.start" in slurm_script(bare, QUICK)
+
+
+def test_two_runs_on_kubernetes_never_share_a_name_or_a_folder() -> None:
+    config = KubeRayConfig(gpus_per_worker=0)
+    texts = [kuberay_manifest(config, QUICK) for _ in range(2)]
+    texts.append(kuberay_manifest(config, [*QUICK, f"algorithm.name={'A_b/C' * 9}"]))
+    names = [yaml.safe_load(text)["metadata"]["name"] for text in texts]
+    assert len(set(names)) == 3 and names[0].startswith("quickstart-elpo-")
+    for name, text in zip(names, texts, strict=True):
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name)
+        assert f"/shared/runs/{name} " in yaml.safe_load(text)["spec"]["entrypoint"]
+    named = kuberay_manifest(replace(config, name="mine"), QUICK)
+    assert yaml.safe_load(named)["metadata"]["name"] == "mine"
+
+
+def test_submitting_where_there_is_no_slurm_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "slurm", "--submit", "site=cpu", "--", *QUICK],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "sbatch" in done.stderr and "leave --submit out" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("config", "run", "said"),
     [
@@ -394,7 +449,8 @@ def test_a_ray_job_has_the_form_that_kuberay_takes() -> None:
     (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
     assert "nvidia.com/gpu" not in head["resources"]["limits"]
     words = shlex.split(job["spec"]["entrypoint"])
-    assert words[:3] == ["python", "-m", "launch.start"] and "/shared/runs/elpo-ray" in words
+    assert words[:3] == ["python", "-m", "launch.start"]
+    assert f"/shared/runs/{job['metadata']['name']}" in words
     mounts = {m["name"] for m in container["volumeMounts"]}
     volumes = {v["name"] for v in worker["template"]["spec"]["volumes"]}
     assert mounts == volumes == {"shared", "shm"}

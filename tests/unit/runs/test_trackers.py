@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import time
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fakes import sample_of
 from rich.console import Console
 
 from elpo_ray.config import Config
-from elpo_ray.config.run import LoggingConfig, WandbMode
-from elpo_ray.runs.metrics import Metrics
+from elpo_ray.config.growth import DynamicSamplingConfig, GrowthConfig
+from elpo_ray.config.run import LoggingConfig, TrainerConfig, WandbMode
+from elpo_ray.evaluation.held_out import held_out_values
+from elpo_ray.learner.stats import UpdateStats
+from elpo_ray.runs.metrics import Metrics, comparison_axes, step_metrics
 from elpo_ray.runs.trackers import check_trackers, sample_trees
+from elpo_ray.scheduling.dynamic_sampling import collect
 from elpo_ray.tree import Localization, RolloutTree
-from elpo_ray.types import FinishReason, Score, Step, Turn
+from elpo_ray.types import BENCHMARK, FinishReason, Problem, Score, Step, Turn
 
 VALUES = {"reward": 0.5, "seconds/grow": 2.0}
 
@@ -103,6 +112,130 @@ def test_a_tracker_that_is_not_installed_is_refused_beforehand(
     with pytest.raises(ValueError, match=r"logging\.mlflow='file:x'"):
         check_trackers(LoggingConfig(wandb=WandbMode.disabled, mlflow="file:x"))
     check_trackers(LoggingConfig(wandb=WandbMode.disabled))
+
+
+def continued(config: Config, folder: Path) -> Config:
+    """The same run, resumed."""
+    return replace(config, trainer=TrainerConfig(resume=str(folder)))
+
+
+def write(config: Config, folder: Path, *rows: tuple[int, dict[str, float]]) -> None:
+    metrics = Metrics(folder, config, Console(quiet=True))
+    for step, values in rows:
+        metrics.log(step, values)
+    metrics.close()
+
+
+def mlflow_runs(store: str, project: str = "elpo_ray") -> tuple[Any, list[Any]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name(project)
+    return client, [] if experiment is None else client.search_runs([experiment.experiment_id])
+
+
+def test_mlflow_goes_on_in_the_same_run_with_times_that_are_right(tmp_path: Path) -> None:
+    store = f"file:{tmp_path / 'mlflow'}"
+    config = Config(logging=LoggingConfig(wandb=WandbMode.disabled, mlflow=store))
+    before = 1000 * time.time()
+    write(config, tmp_path, (1, VALUES), (2, VALUES))
+    write(continued(config, tmp_path), tmp_path, (3, VALUES), (3, {"eval/pass_at_1": 0.5}))
+    client, (run,) = mlflow_runs(store)
+    history = client.get_metric_history(run.info.run_id, "reward")
+    assert [point.step for point in history] == [1, 2, 3]
+    assert all(before - 1 <= point.timestamp <= 1000 * time.time() + 1 for point in history)
+    assert run.data.metrics["eval/pass_at_1"] == 0.5 and run.info.status == "FINISHED"
+
+
+def test_mlflow_begins_a_run_where_the_store_has_the_old_one_no_longer(tmp_path: Path) -> None:
+    for place in ("one", "two"):  # another store, too
+        store = f"file:{tmp_path / place}"
+        config = Config(logging=LoggingConfig(wandb=WandbMode.disabled, mlflow=store))
+        write(continued(config, tmp_path), tmp_path, (1, VALUES))
+        assert len(mlflow_runs(store)[1]) == 1
+    known = json.loads((tmp_path / "trackers.json").read_text())["mlflow"]["run_id"]
+    (folder,) = (tmp_path / "two").glob(f"*/{known}")
+    shutil.rmtree(folder)
+    write(continued(config, tmp_path), tmp_path, (1, VALUES))
+    (run,) = mlflow_runs(store)[1]
+    assert run.info.run_id != known
+
+
+def test_a_store_that_cannot_be_written_to_for_a_while_misses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "mlflow"
+    place.write_text("a file where a folder should be")
+    logging = LoggingConfig(wandb=WandbMode.disabled, mlflow=f"file:{place}")
+    metrics = Metrics(tmp_path, Config(logging=logging), Console(quiet=True))
+    for step_number in (1, 2, 3):
+        metrics.log(step_number, VALUES)
+    place.unlink()
+    metrics.log(4, VALUES)
+    metrics.close()
+    client, (run,) = mlflow_runs(f"file:{place}")
+    history = client.get_metric_history(run.info.run_id, "reward")
+    assert [point.step for point in history] == [1, 2, 3, 4]
+    said = capsys.readouterr().err
+    assert "logging.mlflow='file:" in said and "it answers again" in said
+
+
+def test_a_service_that_is_not_there_costs_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logging = LoggingConfig(wandb=WandbMode.disabled, mlflow="http://127.0.0.1:9")
+    write(Config(logging=logging), tmp_path, (1, VALUES), (2, VALUES))
+    assert capsys.readouterr().err.count("elpo_ray: logging.mlflow='http://127.0.0.1:9'") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_wandb_without_a_login_is_written_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    write(Config(logging=LoggingConfig(wandb=WandbMode.online)), tmp_path, (1, VALUES))
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    known = json.loads((tmp_path / "trackers.json").read_text())["wandb"]["id"]
+    assert f"wandb sync --id {known} {folder}" in capsys.readouterr().err
+
+
+def test_wandb_goes_on_under_the_same_name(tmp_path: Path) -> None:
+    write(Config(), tmp_path, (1, VALUES))
+    write(continued(Config(), tmp_path), tmp_path, (2, VALUES))
+    known = json.loads((tmp_path / "trackers.json").read_text())["wandb"]["id"]
+    parts = [path.name for path in tmp_path.glob("wandb/offline-run-*")]
+    assert parts and all(f"-{known}" in part for part in parts)
+
+
+def test_tensorboard_shows_steps_that_are_made_again_once(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = Config(logging=LoggingConfig(wandb=WandbMode.disabled, tensorboard=True))
+    write(config, tmp_path, *((step_number, {"reward": 1.0}) for step_number in (1, 2, 3)))
+    kept = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:1]
+    (tmp_path / "metrics.jsonl").write_text("".join(kept))  # as `RunFolder.rewind` does
+    again = ((step_number, {"reward": 2.0}) for step_number in (2, 3))
+    write(continued(config, tmp_path), tmp_path, *again)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("reward")]
+    assert found == [(1, 1.0), (2, 2.0), (3, 2.0)]
+
+
+def test_no_metric_is_named_like_a_folder_of_others() -> None:
+    """MLflow keeps each metric in a file of its name; `seconds` beside `seconds/grow` ended runs."""
+    learner = [field.name for field in fields(UpdateStats)]
+    problems = [Problem(f"p{i}", (), None, extra={BENCHMARK: name}) for i, name in enumerate("ab")]
+    samples = [sample_of(problem.id) for problem in problems]
+    names = {
+        *step_metrics(collect(lambda *_: [(problems[0], tree("t", found=True))], 1,
+                              DynamicSamplingConfig()), GrowthConfig(), 1),
+        *learner, *held_out_values(problems, samples), *comparison_axes({}), "seconds/grow",
+        "localization_accuracy", "faults/restarts", "engine_busy_s",
+    }  # fmt: skip
+    assert not [(one, other) for one in names for other in names if other.startswith(f"{one}/")]
 
 
 def log(config: Config, folder: Path) -> None:

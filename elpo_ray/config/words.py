@@ -1,0 +1,120 @@
+"""The words of a command line before Hydra reads them: what it would misread, or answer with its
+usage, is refused here with what to write instead.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_origin
+
+from elpo_ray.config import CONF_DIR, Config
+from elpo_ray.config.files import is_file
+from elpo_ray.config.meant import kind_of, meant
+
+SWITCHES = frozenset(
+    {
+        "-h", "--help", "--hydra-help", "-m", "--multirun", "-r", "--run", "--resolve",
+        "-i", "--info", "-sc", "--shell-completion",
+    }
+)  # fmt: skip
+"""Hydra's own words that stand alone."""
+WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-cd", "--config-dir"})
+"""Those after which a value stands."""
+FILES = frozenset({"config", "config_file", "config_name", "cfg_file", "file", "cn", "yaml"})
+"""Options by which other programs name a configuration file."""
+EXPERIMENT = "experiment"
+
+
+def check_words(words: Sequence[str], schema: type, groups: Sequence[str]) -> None:
+    """Raise ValueError, in one line with the remedy, for a word that is neither `key=value` nor one
+    of Hydra's own. `groups` are the folders of `CONF_DIR` whose options can be chosen."""
+    options = _options(groups)
+    value_of = ""
+    for place, word in enumerate(words):
+        following = words[place + 1] if place + 1 < len(words) else ""
+        if value_of:
+            value_of = ""
+        elif word.startswith("-"):
+            name, equals, _ = word.partition("=")
+            if name in WITH_VALUE and not equals:
+                value_of = name
+            elif name not in SWITCHES | WITH_VALUE:
+                raise ValueError(_dashed(word, following, schema, options))
+        elif "=" not in word and not word.startswith("~") and not is_file(word):
+            raise ValueError(_bare(word, words[place + 1 : place + 3], options))
+        else:
+            _check_choice(word, words, schema, options)
+
+
+def _options(groups: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    return {
+        group: sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml")) for group in groups
+    }
+
+
+def _dashed(word: str, following: str, schema: type, options: Mapping[str, Sequence[str]]) -> str:
+    """The line for an option with dashes, as other programs have them."""
+    name, equals, value = word.partition("=")
+    key = name.lstrip("-").replace("-", "_")
+    if not equals and "=" not in following and not following.startswith("-"):
+        value = following
+    shown = f"{name} {value}" if value and not equals else word
+    value = value or "VALUE"
+    if key == EXPERIMENT and EXPERIMENT in options:
+        remedy = f"an experiment is added; write +experiment={value}"
+    elif key in FILES:
+        where = value if value != "VALUE" else "FILE.yaml"
+        remedy = f"a run's file stands alone; write {where} without {name}"
+    elif key in options:
+        remedy = f"write {key}={value}"
+    elif found := meant(key, schema):
+        written = " or ".join(_written(each, value, schema) for each in found)
+        remedy = f"keys have no dashes; write {written}"
+    else:
+        remedy = "keys have no dashes, as in trainer.steps=20; --help lists them"
+    return f"{shown}: no such option; {remedy}"
+
+
+def _written(key: str, value: str, schema: type) -> str:
+    """`key=value` as a shell takes it: a list in brackets and quotes, a switch with its value."""
+    kind = kind_of(key, schema)
+    if get_origin(kind) is list and not value.startswith("["):
+        return shlex.quote(f"{key}=[{value}]")
+    return f"{key}={'true' if kind is bool and value == 'VALUE' else value}"
+
+
+def _bare(word: str, following: Sequence[str], options: Mapping[str, Sequence[str]]) -> str:
+    """The line for a word without an equals sign, before the words `following`."""
+    rest = "".join(following)
+    if rest.startswith("="):
+        value = rest.lstrip("=") if following[0] == "=" else following[0].lstrip("=")
+        return f"{word} = {value}: not of the form key=value; write {word}={value} without spaces"
+    for group, names in options.items():
+        if word in names:
+            sign = "+" if group == EXPERIMENT else ""
+            return f"{word}: not of the form key=value; write {sign}{group}={word}"
+    if Path(word).is_file():
+        return f"{word}: a run's file has the suffix .yaml; rename it"
+    return (
+        f"{word}: not of the form key=value; write for example trainer.steps=20, or name a run's "
+        "file that ends in .yaml"
+    )
+
+
+def _check_choice(
+    word: str, words: Sequence[str], schema: type, options: Mapping[str, Sequence[str]]
+) -> None:
+    """Raise ValueError for a group that is chosen in a way that Hydra takes for something else."""
+    key, _, value = word.partition("=")
+    if key == EXPERIMENT and key in options:
+        names = options[key]
+        one = f"+experiment={value}" if value in names else f"+experiment=NAME ({', '.join(names)})"
+        raise ValueError(f"{word}: an experiment is added, not replaced; write {one}")
+    group = key.removeprefix("+")
+    if key.startswith("+") and group in options and group != EXPERIMENT:
+        raise ValueError(f"{word}: there is one already; write {group}={value} without the +")
+    known = value in options.get("algorithm", ()) and f"algorithm={value}" not in words
+    if schema is Config and key == "algorithm.name" and known:
+        raise ValueError(f"{word}: this names the run only; write algorithm={value} to choose it")
