@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 from elpo_ray.config import Config
-from elpo_ray.config.model import Precision, TinyModelConfig
+from elpo_ray.config.memory import (
+    GPU_GIB,
+    PEAK,
+    SAMPLING_SHARE,
+    UPDATE_SHARE,
+    activations,
+    fit,
+    hours,
+    model_states,
+    number_bytes,
+    rank_peak,
+)
+from elpo_ray.config.shapes import ModelShape, shape_of
+
+GIB = 1 << 30
+CARD = "80 GB"
+"""The kind of GPU that `check_only` speaks of."""
 
 
 def batch_algebra(config: Config) -> str:
@@ -121,76 +134,44 @@ def _devices(config: Config) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ModelStates:
-    """Bytes of weights, gradients and optimizer; activations and KV cache come on top."""
-
-    rank: float
-    """Bytes on each learner rank's device."""
-    engine: float
-    """Bytes on each device of an engine."""
-    host: float
-    """Bytes of host memory that all actors take together, were they on one node."""
-    checkpoint: float
-    """Bytes of one checkpoint on disk."""
-
-
-def model_states(config: Config) -> ModelStates | None:
-    """None where the number of parameters is not known."""
-    count = config.model.num_parameters
-    if config.model.path is None:
-        count = tiny_parameters(config.model.tiny)
-    if count is None:
-        return None
-    weight_bytes = 2 if config.model.precision is Precision.bf16 else 4
-    cluster, stage = config.cluster, config.learner.zero_stage
-    ranks = cluster.learner_ranks
-    adapters = config.learner.adapters
-    trained = 1.0 if adapters is None else adapter_share(count, adapters.rank or 0)
-    # Weights and gradients in the model's precision; master weights and two moments in fp32.
-    optimizer = trained * (12 if weight_bytes == 2 else 8)
-    offload = config.learner.offload_optimizer
-    rank = (1 + trained * (adapters is not None)) * weight_bytes / (ranks if stage >= 3 else 1)
-    rank += trained * weight_bytes / (ranks if stage >= 2 else 1)
-    rank += 0 if offload else optimizer / (ranks if stage >= 1 else 1)
-    engine = weight_bytes / config.engine.tensor_parallel_size
-    host: float = ranks * weight_bytes + offload * optimizer  # each rank loads the whole model once
-    if cluster.colocated:  # the states of the side that is not on the GPU
-        host += ranks * max(rank, weight_bytes)
-    if not cluster.gpus:
-        host = ranks * rank + cluster.rollout_workers * weight_bytes
-    cache = 0 if cluster.gpus else (cluster.rollout_workers * config.engine.kv_cache_gib) << 30
-    return ModelStates(
-        rank=count * rank,
-        engine=count * engine,
-        host=count * host + cache,
-        checkpoint=count * (12 * trained + weight_bytes * (adapters is not None)),
-    )
-
-
-def adapter_share(count: float, rank: int) -> float:
-    """Adapters' parameters over the model's, about: rank * (in + out) over in * out, for a
-    transformer of 12 * width**2 parameters a layer and as many layers as width / 128."""
-    width = math.cbrt(count * 128 / 12)
-    return 2 * rank / width
-
-
 def _memory(config: Config) -> list[tuple[str, str]]:
-    """Model states only: activations and KV cache come on top."""
-    states = model_states(config)
-    if states is None:
-        return [("memory", "unknown: set model.num_parameters to see model states a device")]
-    learner, engine = states.rank / 2**30, states.engine / 2**30
-    return [
-        ("learner memory", f"{learner:,.2f} GiB of model states a rank, activations on top"),
-        ("engine memory", f"{engine:,.2f} GiB of weights a device, KV cache on top"),
-    ]
+    """What a device holds, and on GPUs whether it fits and how long the run takes."""
+    shape, states = shape_of(config.model), model_states(config)
+    if shape is None or states is None:
+        remedy = "name a local folder with model.path, or set model.num_parameters"
+        return [("memory", f"unknown: {remedy}")]
+    guessed = "" if shape.exact else ", other sizes guessed from them"
+    rows = [
+        ("learner memory", f"{states.rank / GIB:,.2f} GiB of model states a rank, "
+         f"{activations(config, shape) / GIB:,.2f} GiB of activations in a full pack, "
+         f"{rank_peak(config, shape) / GIB:,.2f} GiB at the peak"),
+        ("engine memory", f"{states.engine / GIB:,.2f} GiB of weights a device, "
+         f"{shape.cache_bytes(number_bytes(config)) / 1024:,.1f} KiB of cache a token"),
+        ("parameters", f"{shape.parameters:.4g}{guessed}"),
+    ]  # fmt: skip
+    return [*rows, *_on_gpus(config, shape)] if config.cluster.gpus else rows
 
 
-def tiny_parameters(shape: TinyModelConfig) -> int:
-    """Parameters of a Qwen2 with tied embeddings and biases on query, key and value."""
-    hidden = shape.hidden_size
-    key_value = hidden // shape.num_heads * shape.num_kv_heads
-    attention = 2 * hidden * hidden + hidden + 2 * (hidden * key_value + key_value)
-    block = attention + 3 * hidden * shape.intermediate_size + 2 * hidden
-    return shape.vocab_size * hidden + shape.num_layers * block + hidden
+def _on_gpus(config: Config, shape: ModelShape) -> list[tuple[str, str]]:
+    rows = [(f"fits {CARD}", fits(config, shape, CARD))]
+    needed = hours(config, shape)
+    rows.append(
+        ("hours", f"about {needed:,.1f} of updates and sampling, at {UPDATE_SHARE:.0%} and "
+         f"{SAMPLING_SHARE:.0%} of an H100's {PEAK / 1e12:.0f} TFLOP/s; tools, evaluations and "
+         "shared prefixes are not counted")
+    )  # fmt: skip
+    return rows
+
+
+def fits(config: Config, shape: ModelShape, card: str) -> str:
+    """Whether the run fits on GPUs of this kind of `GPU_GIB`, and how, for a person to read."""
+    total = GPU_GIB[card]
+    lies = fit(config, shape, total * GIB)
+    if lies.missing is not None:
+        return f"no: a learner rank takes {lies.rank / GIB:.1f} GiB of {total}, an engine " + (
+            f"{lies.engine / GIB:.1f} GiB; too little for {lies.missing}"
+        )
+    return (
+        f"yes: a learner rank takes {lies.rank / GIB:.1f} GiB of {total}, an engine "
+        f"{lies.engine / GIB:.1f} GiB, its cache holds {lies.contexts:,.1f} whole contexts"
+    )

@@ -60,7 +60,8 @@ class ModelConfig(Section, key="model"):
     """Tokens of prompt and episode together; also the engine's context window."""
     precision: Precision = Precision.bf16
     num_parameters: float | None = None
-    """Used only for the memory that `check_only` prints; null = that of `tiny`, else unknown."""
+    """Used only for the memory that `check_only` prints, where the model's sizes are not known from
+    a folder or its name; null = unknown then."""
     tiny: TinyModelConfig = field(default_factory=lambda: TinyModelConfig())
 
 
@@ -81,12 +82,17 @@ class TinyModelConfig(Section, key="model.tiny"):
     """Attention heads of a layer."""
     num_kv_heads: PositiveInt = 2
     """Heads of keys and values; must divide `num_heads`."""
+    padded_vocab: PositiveInt | None = None
+    """Rows of the embedding; those beyond the tokenizer's are never trained, as in large models
+    whose shape is tried. null = as many as the tokenizer has tokens."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         unit = 32 * self.num_heads
         if self.hidden_size % unit:
             remedy = f"must be a multiple of 32 * num_heads={unit}"
             yield "hidden_size", f"{remedy}: vLLM on CPU has no attention for smaller heads"
+        if self.padded_vocab is not None and self.padded_vocab < self.vocab_size:
+            yield "padded_vocab", f"use vocab_size={self.vocab_size} or more, or null"
         if self.num_heads % self.num_kv_heads:
             yield "num_kv_heads", f"must divide num_heads={self.num_heads}"
         if self.architecture is TinyArchitecture.qwen3_moe and self.intermediate_size % 64:

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from elpo_ray.config import Config
-from elpo_ray.config.algebra import gpus_asked, model_states
+from elpo_ray.config.algebra import gpus_asked
+from elpo_ray.config.memory import model_states
 from elpo_ray.doctor import gpus, machine, network, policy, software
 from elpo_ray.doctor.finding import Check, Finding
 from elpo_ray.learner.saved import starting_folder

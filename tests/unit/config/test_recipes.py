@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 
 import elpo_ray.main
 import elpo_ray.sft
-from elpo_ray.config import CONF_DIR, Config, algebra
+from elpo_ray.config import CONF_DIR, Config, algebra, memory
 from elpo_ray.config.learner import LrSchedule
 from elpo_ray.config.rollout import Transfer
 from elpo_ray.config.run import ClusterConfig
+from elpo_ray.config.shapes import shape_of
 from elpo_ray.config.task import RewardName, TaskName
 
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
@@ -66,7 +67,9 @@ def test_check_only_prints_batch_and_memory(
 def test_the_papers_recipe(experiment: str, parameters: float) -> None:
     """Section 5.3 and Appendix C."""
     config = config_of(experiment)
-    assert config.model.num_parameters == parameters and config.model.max_context == 20480
+    shape = shape_of(config.model)
+    assert shape is not None and shape.parameters == pytest.approx(parameters, rel=0.01)
+    assert config.model.max_context == 20480
     assert (config.trainer.steps, config.trainer.inputs_per_step) == (235, 128)
     assert config.trainer.steps * config.trainer.inputs_per_step == 30_080, "one epoch"
     assert config.learner.minibatch_inputs == 16 and config.optimizer_steps == 235 * 8
@@ -107,14 +110,14 @@ def test_gpus_are_counted() -> None:
 def test_adapters_spare_gradients_and_optimizer() -> None:
     whole, adapters = config_of("aime"), config_of("aime_lora")
     assert adapters.model == whole.model and adapters.learner.adapters is not None
-    states = algebra.model_states(adapters)
+    states = memory.model_states(adapters)
     assert states is not None
     weights = 2 * 7.6e9
     assert weights < states.rank < 1.15 * weights
     # Qwen2.5-7B: 28 layers of 3584, 18944 wide inside, 512 for keys and values; rank 32.
     sides = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
     exact = 28 * 32 * sides
-    assert 0.7 < algebra.adapter_share(7.6e9, 32) * 7.6e9 / exact < 1.5
+    assert 0.7 < memory.adapter_share(7.6e9, 32) * 7.6e9 / exact < 1.5
 
 
 def test_whoever_shares_a_gpu_takes_turns() -> None:

@@ -1,0 +1,220 @@
+"""What `check_only` says of memory and hours, against tensors that are counted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from train_trees import train_tree
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from elpo_ray.config.algebra import batch_algebra, fits
+from elpo_ray.config.compose import composed
+from elpo_ray.config.learner import AttentionBackend
+from elpo_ray.config.memory import (
+    GPU_GIB,
+    activations,
+    fit,
+    hours,
+    model_states,
+    rank_peak,
+    step_bytes,
+    token_bytes,
+)
+from elpo_ray.config.model import ModelConfig, TinyArchitecture, TinyModelConfig
+from elpo_ray.config.shapes import PUBLISHED, ModelShape, published, shape_of, tiny_shape
+from elpo_ray.forest.planning import PlanRules, plan
+from elpo_ray.learner.attention import IMPLEMENTATION
+from elpo_ray.learner.batching import BatchLayout, Pack, collate
+from elpo_ray.learner.policy import PolicyModule
+from elpo_ray.models.tiny import tiny_config
+
+GIB = 1 << 30
+PARAMETERS = {
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-1.5B": 1_543_714_304,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen3-4B": 4_022_468_096,
+    "Llama-3.1-8B": 8_030_261_248,
+}
+"""As the models' cards say."""
+
+
+def count(config: object) -> int:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_models_have_the_parameters_that_they_are_known_for(name: str) -> None:
+    assert published(name).parameters == pytest.approx(PARAMETERS[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", TinyArchitecture)
+def test_parameters_are_counted_from_a_folder(
+    architecture: TinyArchitecture, tmp_path: Path
+) -> None:
+    tiny = TinyModelConfig(architecture=architecture)
+    config = tiny_config(tiny, 1024, bos_token_id=None, eos_token_id=1, pad_token_id=0)
+    config.save_pretrained(tmp_path)
+    shape = shape_of(ModelConfig(path=str(tmp_path)))
+    assert shape is not None and shape.exact
+    assert shape.parameters == pytest.approx(count(config), rel=0.01)
+    if architecture in (TinyArchitecture.qwen2, TinyArchitecture.qwen3_moe):
+        assert tiny_shape(tiny).parameters == pytest.approx(shape.parameters, rel=0.01)
+
+
+def test_a_folder_counts_before_a_name_and_a_name_before_a_number(tmp_path: Path) -> None:
+    named = shape_of(ModelConfig(path="Qwen/Qwen2.5-7B-Instruct", num_parameters=1.0))
+    assert named == published("Qwen2.5-7B")
+    guessed = shape_of(ModelConfig(path="x/y", num_parameters=7.6e9))
+    assert guessed is not None and not guessed.exact and guessed.parameters == 7.6e9
+    assert shape_of(ModelConfig(path="x/y")) is None
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
+    assert shape_of(ModelConfig(path=str(tmp_path))) is None
+
+
+def saved(model: Qwen2ForCausalLM, tokens: int) -> tuple[int, int]:
+    """Bytes that autograd keeps of a forward pass, and the tokens of the pass."""
+    policy = PolicyModule(model)
+    model.set_attn_implementation(IMPLEMENTATION)
+    dtype = next(model.parameters()).dtype
+    tree = train_tree(np.random.default_rng(0), [-1, 0], [tokens // 2, tokens // 2], vocab=90)
+    tree = replace(tree, leaf_weight=np.ones(1))
+    rules = PlanRules(
+        max_tokens=2 * tokens, world_size=1, cost=policy.cost(), share_gain=None, padded=False
+    )
+    ((items,),) = plan([tree], rules).ranks
+    layout = BatchLayout(torch.device("cpu"), AttentionBackend.blocks, dtype)
+    inputs = collate(Pack(items), layout).inputs
+    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            kept[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logp, _ = policy(inputs, 1.0)
+    assert logp.requires_grad
+    return sum(t.untyped_storage().nbytes() for t in kept.values()), inputs.ids.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("hidden", "inner", "layers"), [(128, 512, 4), (256, 256, 3), (128, 64, 9)]
+)
+def test_a_layer_keeps_what_is_predicted(
+    hidden: int, inner: int, layers: int, dtype: torch.dtype
+) -> None:
+    config = Qwen2Config(
+        vocab_size=100, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+        max_position_embeddings=4096,
+    )  # fmt: skip
+    found, tokens = saved(Qwen2ForCausalLM(config).to(dtype).train(), 1000)
+    shape = ModelShape.of(config.to_dict())
+    per_layer = token_bytes(shape, dtype.itemsize)
+    assert found / tokens / layers == pytest.approx(per_layer, rel=0.15)
+
+
+def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
+    config = composed(["+experiment=aime_1gpu"])
+    shape = published("Qwen2.5-1.5B")
+    spared = activations(config, shape)
+    config.learner.gradient_checkpointing = False
+    assert activations(config, shape) > 8 * spared
+
+
+def test_states_of_the_zero_stages() -> None:
+    """As counted in updates of DeepSpeed 0.19 on one rank: bytes a parameter at rest in bf16."""
+    config = composed(["+experiment=aime_2gpu"])
+    shape = published("Qwen2.5-1.5B")
+    for stage, rest, moment in ((0, 14, 20), (1, 18, 20), (2, 14, 22), (3, 20, 24)):
+        config.learner.zero_stage = stage
+        states = model_states(config)
+        assert states is not None
+        assert states.rank == pytest.approx(rest * shape.parameters)
+        most = states.rank + step_bytes(config, shape)
+        arriving = 2 * 500_000_000 if stage else 0
+        assert most <= moment * shape.parameters + arriving
+        assert rank_peak(config, shape) >= most
+
+
+def test_more_ranks_and_smaller_packs_take_less() -> None:
+    config = composed(["+experiment=aime"])
+    shape = published("Qwen2.5-7B")
+    before = rank_peak(config, shape)
+    config.cluster.learner_ranks = 8
+    assert rank_peak(config, shape) < 0.75 * before
+    config.learner.max_tokens_per_pack = 20480
+    assert activations(config, shape) < activations(composed(["+experiment=aime"]), shape)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "card", "verdict"),
+    [
+        ("aime_1gpu", "80 GB", "yes"),
+        ("aime_1gpu", "24 GB", "no"),
+        ("aime_2gpu", "80 GB", "yes"),
+        ("aime", "80 GB", "yes"),
+        ("aime_lora", "80 GB", "yes"),
+        ("aime_lora", "24 GB", "no"),
+    ],
+)
+def test_whether_a_run_fits(experiment: str, card: str, verdict: str) -> None:
+    config = composed([f"+experiment={experiment}"])
+    shape = shape_of(config.model)
+    assert shape is not None
+    said = fits(config, shape, card)
+    assert said.startswith(verdict), said
+    lies = fit(config, shape, GPU_GIB[card] * GIB)
+    assert (lies.missing is None) == (verdict == "yes")
+    if lies.missing is None:
+        assert lies.contexts >= 1
+
+
+def test_what_is_too_large_is_named_with_a_remedy() -> None:
+    config = composed(["+experiment=aime", "model.path=Qwen/Qwen2.5-32B-Instruct"])
+    assert "learner rank" in str(fit(config, published("Qwen2.5-32B"), 80 * GIB).missing)
+    config = composed(["+experiment=aime_2gpu", "engine.gpu_memory_utilization=0.05"])
+    said = fits(config, published("Qwen2.5-1.5B"), "80 GB")
+    assert "raise engine.gpu_memory_utilization" in said
+    config = composed(["+experiment=aime_1gpu", "engine.gpu_memory_utilization=0.99"])
+    assert "lower engine.gpu_memory_utilization" in fits(config, published("Qwen2.5-1.5B"), "80 GB")
+
+
+def test_hours_follow_the_work() -> None:
+    config = composed(["+experiment=aime"])
+    shape = published("Qwen2.5-7B")
+    base = hours(config, shape)
+    config.trainer.steps *= 2
+    assert hours(config, shape) == pytest.approx(2 * base)
+    assert 10 < base < 1000
+
+
+def test_the_lines_of_a_gpu_run_and_of_a_cpu_run() -> None:
+    text = batch_algebra(composed(["+experiment=aime_1gpu"]))
+    for words in (
+        "at the peak",
+        "fits 80 GB  yes",
+        "parameters  1.544e+09",
+        "at 35% and 10% of an",
+    ):
+        assert words in text, text
+    text = batch_algebra(composed(["+experiment=quickstart"]))
+    assert "fits" not in text and "at the peak" in text
+    text = batch_algebra(composed(["+experiment=aime", "model.path=x/y"]))
+    assert "memory  unknown: name a local folder with model.path, or set" in text
+
+
+def test_every_published_name_is_found() -> None:
+    for name in PUBLISHED:
+        assert shape_of(ModelConfig(path=f"owner/{name}-Instruct")) == published(name)
