@@ -252,5 +252,5 @@ def test_aime_is_checked_on_a_machine_without_gpus() -> None:
 def test_help_names_the_groups() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for word in ("quickstart", "algorithm: aepo, arpo, cir", "trainer.resume"):
+    for word in ("quickstart", "algorithm: aepo, arpo, branpo, cir", "trainer.resume"):
         assert word in done.stdout
