@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.run import LoggingConfig, TrainerConfig, WandbMode
 from elpo_ray.forest.trees import TrainForest
-from elpo_ray.runs.folder import RunFolder, read_state
+from elpo_ray.growth.recoverability import PivotFit
+from elpo_ray.runs.folder import RunFolder, RunState, read_state
 from elpo_ray.runs.metrics import Metrics
 from elpo_ray.training.driver import Trainer
 from elpo_ray.types import Fault, Problem
@@ -185,9 +187,8 @@ def test_a_learner_that_is_lost_before_any_checkpoint_ends_the_run(tmp_path: Pat
 
 
 def test_the_chances_of_branchings_are_kept_in_the_checkpoint(tmp_path: Path) -> None:
-    state = RunState(
-        step=2, pivot_fit=PivotFit(feedback=[(0.5, 0), (1.0, 1)], fitted={"2": (1, 0)})
-    )
+    known = PivotFit(feedback=[(0.5, 0), (1.0, 1)], fitted={"2": (1.0, 0.0)})
+    state = RunState(step=2, pivot_fit=known)
     (tmp_path / "state.json").write_text(json.dumps(asdict(state)))
     again = read_state(tmp_path)
     growth = GrowthConfig(rule=GrowthRule.pivot)
