@@ -15,12 +15,13 @@ import math
 import re
 import reprlib
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from elpo_ray.tree import Localization, Node, Posterior, RolloutTree
+from elpo_ray.tree import Branch, Localization, Node, Posterior, RolloutTree
 from elpo_ray.types import EndReason, Score, Step, ToolKind
 
 FORMAT = 1
@@ -87,9 +88,10 @@ class StepRecord(NodeRecord):
 
 
 class EntryRecord(Struct):
-    """One spend, or one attempt lost to the infrastructure (leaf null, not charged)."""
+    """One spend; or, not charged and without a leaf, one attempt lost to the infrastructure, or
+    one question to the policy that completed no trajectory."""
 
-    kind: Literal["root", "probe"]
+    kind: Literal["root", "probe", "ask"]
     anchor: int | None
     leaf: int | None
     charged: bool
@@ -117,6 +119,7 @@ class TreeRecord(Struct, Generic[NodeT, EntryT]):
         Meta(description="Any order, any distinct ids.", extra_json_schema=HAS_A_ROOT),
     ]
     localizations: list[Localization]
+    branches: Maybe[list[Branch]] = UNSET
     ledger: Maybe[list[EntryT]] = UNSET
     messages: Annotated[Maybe[list[dict[str, Any]]], says("The prompt as chat messages.")] = UNSET
     format: Annotated[Maybe[Literal[1]], says("Version of this form; 1 if absent.")] = UNSET
@@ -183,6 +186,10 @@ def dump_tree(tree: RolloutTree, tokens: bool = True) -> dict[str, Any]:
         "localizations": localizations,
         "ledger": entries,
     }
+    if tree.branches:
+        record["branches"] = msgspec.to_builtins(
+            [_relabelled(branch, label) for branch in tree.branches]
+        )
     return record | {"messages": tree.messages} if tree.messages else record
 
 
@@ -236,6 +243,9 @@ def read_tree(record: Any) -> RolloutTree:
         search.leaf = index[search.leaf]
         search.critical = None if search.critical is None else index[search.critical]
     tree.localizations = found.localizations
+    for i, branch in enumerate(found.branches or ()):
+        _check_branch(tree, index, branch, f"branches[{i}]")
+        tree.branches.append(_relabelled(branch, index))
     for i, entry in enumerate(found.ledger or ()):
         leaf = entry.get("leaf")
         known = leaf is None or (_is_int(leaf) and leaf in index)
@@ -257,6 +267,16 @@ def _figures(tree: RolloutTree) -> dict[int, dict[str, list[str]]]:
         if kept:
             found[node.id] = {"figures": kept}
     return found
+
+
+def _relabelled(branch: Branch, names: Mapping[int, int] | Sequence[int]) -> Branch:
+    """Return a branch with other names for its leaves."""
+    return Branch(
+        parent=names[branch.parent],
+        anchor=branch.anchor,
+        leaves=[names[leaf] for leaf in branch.leaves],
+        kept=[names[leaf] for leaf in branch.kept],
+    )
 
 
 def _step_record(step: Step) -> dict[str, Any]:
@@ -368,6 +388,18 @@ def _check_localization(
             _expect(sound, f"{where}.{name}[{i}]", probe, "needs attempts >= successes")
     if found.posterior is not None:
         _check_posterior(found.posterior, found, len(tree.path(index[leaf])), f"{where}.posterior")
+
+
+def _check_branch(tree: RolloutTree, index: dict[int, int], branch: Branch, where: str) -> None:
+    """Check what the model cannot say of a branch, whose ids are still labels."""
+    leaves = {label for label, place in index.items() if tree.nodes[place].score is not None}
+    _expect(branch.parent in leaves, f"{where}.parent", branch.parent, "must be the id of a leaf")
+    unknown = [leaf for leaf in branch.leaves if leaf not in leaves]
+    _expect(not unknown, f"{where}.leaves", branch.leaves, "must be ids of leaves")
+    extra = set(branch.kept) - set(branch.leaves)
+    _expect(not extra, f"{where}.kept", branch.kept, "must be among its leaves")
+    steps = len(tree.path(index[branch.parent]))
+    _expect(branch.anchor < steps, f"{where}.anchor", branch.anchor, f"must be below {steps}")
 
 
 def _check_posterior(belief: Posterior, found: Localization, steps: int, where: str) -> None:

@@ -35,8 +35,9 @@ class Policy(Protocol):
 class Chat(Protocol):
     """The chat template as token ids: what is appended is rendered, what was sampled is kept."""
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The conversation so far with the tool schemas and the generation prompt."""
+    def prompt_ids(self, messages: Sequence[Message], *, tools: bool = True) -> list[int]:
+        """The conversation so far with the tool schemas and the generation prompt; without `tools`
+        no schema is shown."""
         ...
 
     def parse(self, token_ids: Sequence[int]) -> Parsed:
@@ -178,4 +179,12 @@ class Rollout(Protocol):
     async def complete(self, at: int = 0, *, anchor: int | None = None) -> int:
         """Sample one completion below node `at` (0 = from the prompt), score it, add its steps
         to the tree and return its leaf's id. Charges the ledger exactly one rollout."""
+        ...
+
+    async def ask(
+        self, messages: Sequence[Message], *, temperature: float, top_p: float, max_tokens: int
+    ) -> str:
+        """Ask the policy something beside the trajectories, without tools, and return what it says;
+        "" if the context has no room for it. It is never trained on and costs no rollout; its
+        tokens stand in the ledger. Ask before the completions that depend on it."""
         ...

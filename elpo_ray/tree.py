@@ -107,6 +107,22 @@ class Localization:
     ] = None
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Completions that a growth rule sampled from a prefix of one trajectory, to be compared with
+    each other or with it. A leaf that is in no branch is a root leaf."""
+
+    parent: Annotated[int, Meta(description="Id of the leaf whose prefix is continued.")]
+    anchor: Annotated[
+        int, Meta(ge=0, description="Steps of the prefix; 0: they began at the prompt.")
+    ]
+    leaves: Annotated[list[int], Meta(description="In the order asked.")]
+    kept: Annotated[
+        list[int],
+        Meta(description="Those that are trained on; the others are paid for and left out."),
+    ]
+
+
 class RolloutTree:
     """All completed trajectories of one input."""
 
@@ -129,6 +145,8 @@ class RolloutTree:
         """The nodes by id. Node 0 is the prompt."""
         self.localizations: list[Localization] = []
         """What the searches found, in the order in which they ended."""
+        self.branches: list[Branch] = []
+        """What its branchings gave, for credit that compares completions with their base."""
         self.ledger: list[dict[str, Any]] = []
         """It holds the budget ledger's entries, one for each spend (`growth.budget`)."""
 
@@ -154,6 +172,15 @@ class RolloutTree:
     def leaves(self) -> list[Node]:
         """Return the completed trajectories, in the order they finished."""
         return [node for node in self.nodes if node.score is not None]
+
+    def owners(self) -> list[int]:
+        """Return, for every node, the leaf whose completion added it; a node's first child belongs
+        to the same completion. The root has 0. Shape: [num_nodes]."""
+        owners = [node.id for node in self.nodes]
+        for node in reversed(self.nodes[1:]):
+            if node.children:
+                owners[node.id] = owners[node.children[0]]
+        return owners
 
     def edges(self) -> list[tuple[int, int]]:
         """Return (parent, child) of every step, parents first."""

@@ -51,6 +51,8 @@ Word = str | tuple[str, float]
 """A scripted turn, optionally with the entropy of its tokens (0 otherwise), in nats."""
 Plan = Callable[[int, list[str]], Sequence[Word]]
 """(number of the completion, words before it) -> the turns it will take."""
+ASKED = "ASKED:"
+"""Begins a prompt that shows no tools."""
 TURN = re.compile(r"([^~|\]]+)~(\d+);")
 
 
@@ -115,11 +117,19 @@ class ScriptedPolicy:
         self.seeds: list[int | None] = []
         self.warm: list[bool] = []
         self.prefixes: list[str] = []
+        self.reply = "I do not know."
+        """What it says to a question (`Rollout.ask`)."""
+        self.questions: list[str] = []
 
     async def generate(self, prefix: Sequence[int], sampling: Sampling) -> Turn:
         self.seeds.append(sampling.seed)
         self.warm.append(sampling.warm)
         text = decode(prefix)
+        if text.startswith(ASKED):
+            self.faults.strike()
+            self.questions.append(text.removeprefix(ASKED))
+            ids = encode(self.reply)[: sampling.max_tokens]
+            return Turn(tuple(ids), (-0.5,) * len(ids), (0.0,) * len(ids), FinishReason.STOP, 3)
         self.prefixes.append(text)
         depth, last = text.count(";"), text.rfind(";")
         number = int(text[text.rfind("~", 0, last) + 1 : last]) if depth else -1
@@ -140,8 +150,9 @@ class ScriptedPolicy:
 class FakeChat:
     """`Q:…|` is the prompt, `[…]` an observation."""
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return encode("Q:" + "".join(message["content"] for message in messages) + "|")
+    def prompt_ids(self, messages: Sequence[Message], *, tools: bool = True) -> list[int]:
+        begin = "Q:" if tools else ASKED
+        return encode(begin + "".join(message["content"] for message in messages) + "|")
 
     def parse(self, token_ids: Sequence[int]) -> Parsed:
         text = decode(token_ids)

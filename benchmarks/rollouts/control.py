@@ -57,7 +57,7 @@ class Scripted:
         entropy = (sampling.seed >> 8 & 255) / 256
         return Turn(tuple(range(40, 56)), (-0.5,) * 16, (entropy,) * 16, FinishReason.STOP, 0)
 
-    def prompt_ids(self, messages: Any) -> list[int]:
+    def prompt_ids(self, messages: Any, *, tools: bool = True) -> list[int]:
         return list(range(60))
 
     def parse(self, token_ids: Any) -> Parsed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -52,6 +53,12 @@ class Rendering:
                 raise
         except TemplateError as fault:
             raise self.refused(f"its chat template fails on a conversation: {fault}") from None
+
+    def without_tools(self) -> Rendering:
+        """The same template with no tool to show."""
+        rendering = copy(self)
+        rendering.tools = []
+        return rendering
 
     def neutral(self, text: str) -> str:
         """`text` with a space inside each special token, so that it stays plain text."""

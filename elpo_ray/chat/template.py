@@ -50,6 +50,7 @@ class Chat:
         self.tokenizer = tokenizer
         self._schemas = {tool["function"]["name"]: tool["function"] for tool in tools}
         self._rendering = Rendering(tokenizer, tools, options or {})
+        self._without_tools = self._rendering.without_tools()
         self._turns = Turns.of(self._rendering)
         self.end_of_turn_ids: tuple[int, ...] = tuple(
             self._end_id(end) for end in {self._turns.call_end, self._turns.answer_end}
@@ -85,9 +86,11 @@ class Chat:
         model = model or ModelConfig()
         return cls(tokenizer, tools, tool_parser=model.tool_parser, options=model.template_options)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the conversation so far, the tool schemas and the generation prompt."""
-        return self._encode(self._rendering.render(messages, generate=True))
+    def prompt_ids(self, messages: Sequence[Message], *, tools: bool = True) -> list[int]:
+        """Ids of the conversation so far, the tool schemas and the generation prompt; without
+        `tools` no schema is shown."""
+        rendering = self._rendering if tools else self._without_tools
+        return self._encode(rendering.render(messages, generate=True))
 
     def observation_ids(self, text: str, tool: str | None = None) -> Sequence[int]:
         """Ids that follow a turn's end-of-turn token: glue, tool response, generation prompt.

@@ -27,6 +27,7 @@ from elpo_ray.cluster.sharing import DeviceSharing
 from elpo_ray.cluster.user_code import tools_that_ran
 from elpo_ray.cluster.waits import LearnerLost, WorkerLost, wait_for, worker_losses
 from elpo_ray.config import Config
+from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.config.schedule import BudgetScope
 from elpo_ray.rollout.sample import Sample
 from elpo_ray.scheduling.batches import Batch, GrowBatch, JobBatch
@@ -107,13 +108,13 @@ class RolloutGroup:
     # --- what the driver asks for ---
 
     def grow(
-        self, inputs: Sequence[Problem], step: int, beta: tuple[float, float] | None = None
+        self, inputs: Sequence[Problem], step: int, config: GrowthConfig | None = None
     ) -> list[RolloutTree | SetAside]:
-        """One tree an input, in order; `beta` as in `GrowJob`."""
+        """One tree an input, in order; `config` as in `GrowJob`."""
         _, n_total, most = self._config.allowance
         width = growth.width(self._config.algorithm.growth)
         jobs = [
-            GrowJob(problem=problem, width=width, step=step, budget=n_total, beta=beta)
+            GrowJob(problem=problem, width=width, step=step, budget=n_total, config=config)
             for problem in inputs
         ]
         shared = None

@@ -36,6 +36,11 @@ class CreditRule(StrEnum):
     """z-scores over an input's leaves plus those over its tree's (Tree-GRPO)."""
     step_group = "step_group"
     """z-scores over an input's leaves plus those over steps from equal states (GiGPO)."""
+    group_each = "group_each"
+    """z-scores within a leaf's own group: those from the prompt are one, those of each branching
+    another (DEEP-GRPO, SRPO)."""
+    contrast = "contrast"
+    """z-scores of the beginnings of trajectories, and of their ends (BranPO)."""
 
 
 class ElcScope(Enum):
@@ -84,6 +89,31 @@ class Weighting(Enum):
     """It counts once; all weights are rescaled so that their sum stays the same."""
 
 
+class Train(Enum):
+    """Which steps a trajectory trains."""
+
+    path = "path"
+    """All steps from the prompt to its end."""
+    own = "own"
+    """Those that it sampled itself, not the prefix that it continues."""
+
+
+class BranchParent(Enum):
+    """What becomes of a trajectory whose prefix was continued."""
+
+    keep = "keep"
+    drop = "drop"
+    """It takes part in nothing: it is paid for and not trained on (SRPO)."""
+
+
+class Norm(Enum):
+    """Among which ends of trajectories an end is compared under `contrast`."""
+
+    input = "input"
+    pair = "pair"
+    """Those of one trajectory and its kept completion."""
+
+
 class AfterIrrecoverable(Enum):
     """Which advantage the steps after the last chance of success get."""
 
@@ -125,10 +155,24 @@ class CreditConfig(Section, key="algorithm.credit"):
     attribution: Attribution = Attribution.mean
     weighting: Weighting = Weighting.leaf
     after_irrecoverable: AfterIrrecoverable = AfterIrrecoverable.paper
+    train: Train = Train.path
+    skip_zero: bool = False
+    """Trajectories with advantage 0 leave the batch, and so the denominators of the loss
+    (DEEP-GRPO)."""
+    parent: BranchParent = BranchParent.keep
+    """Whether a trajectory whose prefix was continued is trained on."""
+    norm: Norm = Norm.input
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.options and not is_path(self.rule):
             yield "options", f"rule={self.rule} has none; its settings are keys of their own"
+        apart = self.rule in (CreditRule.group_each, CreditRule.contrast)
+        if apart and self.train is not Train.own:
+            yield "train", f"rule={self.rule} says nothing of steps that leaves share; use own"
+        if self.train is Train.own and self.attribution is not Attribution.mean:
+            yield "attribution", "under train=own no step is shared; use mean"
+        if self.train is Train.own and self.weighting is not Weighting.leaf:
+            yield "weighting", "under train=own no step is shared; use leaf"
 
 
 @dataclass(kw_only=True)
@@ -150,11 +194,31 @@ class ClipConfig(Section, key="algorithm.clip"):
             yield "eps_elc", f"eps_low + eps_elc must stay below 1 (eps_low={self.eps_low})"
 
 
+class Surrogate(Enum):
+    """What is multiplied by the advantage."""
+
+    ratio = "ratio"
+    """The probability ratio, clipped (Eq. 1)."""
+    log = "log"
+    """The log-probability: no ratio and no clipping (SRPO)."""
+
+
+@dataclass(kw_only=True)
+class StreamsConfig(Section, key="algorithm.loss.streams"):
+    """Trajectories that continue a prefix may have a loss of their own (DEEP-GRPO)."""
+
+    branch: NonNegativeFloat | None = None
+    """Weight of that loss beside the one of the others, each with denominators of its own; null:
+    all have one loss together."""
+
+
 @dataclass(kw_only=True)
 class LossConfig(Section, key="algorithm.loss"):
     """The policy-gradient objective (Eq. 1, 12)."""
 
     aggregation: Aggregation = Aggregation.seq_mean_token_mean
+    surrogate: Surrogate = Surrogate.ratio
+    streams: StreamsConfig = field(default_factory=StreamsConfig)
     norm_tokens: PositiveInt = 20480
     """Divisor C of seq_mean_token_sum_norm."""
     dual_clip: Annotated[float, above(1, f"use a value above 1, {OFF}")] | None = 10.0

@@ -11,6 +11,7 @@ from elpo_ray.config.dotted import is_path
 from elpo_ray.config.rules import (
     Fraction,
     Names,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveFraction,
@@ -34,6 +35,12 @@ class GrowthRule(StrEnum):
     """A trajectory branches where the entropy rises after a tool's response (ARPO, AEPO)."""
     random_branch = "random_branch"
     """Trees branch at nodes that are drawn at random (Tree-GRPO)."""
+    pivot = "pivot"
+    """The first failure branches once, at a drawn prefix (DEEP-GRPO)."""
+    contrast = "contrast"
+    """Trajectories are completed anew from near their ends (BranPO)."""
+    reset = "reset"
+    """The first failure goes on from before its wrong step (SRPO, RRPO)."""
 
 
 Trajectories = Annotated[
@@ -157,6 +164,84 @@ class RandomBranchConfig(Section, key="algorithm.growth.random"):
     """Rounds of expansions, L; one round draws from the nodes that it found."""
 
 
+class PivotModel(Enum):
+    """How the prefix that a failed trajectory is continued from is drawn (DEEP-GRPO)."""
+
+    logistic = "logistic"
+    """In proportion to (its place in the chain)^gamma and to the chance that one of its branches
+    succeeds, by a logistic regression on the place."""
+    uniform = "uniform"
+    """In proportion to (its place in the chain)^gamma."""
+    random = "random"
+    """All prefixes are equally likely."""
+
+
+@dataclass(kw_only=True)
+class PivotConfig(Section, key="algorithm.growth.pivot"):
+    """Many branches at one prefix of a failed trajectory (DEEP-GRPO); the budget left goes to
+    further trajectories from the prompt."""
+
+    roots: PositiveInt = 8
+    """Trajectories from the prompt before anything branches."""
+    chains: PositiveInt = 1
+    """Failed ones of them that are branched at most, in the order asked."""
+    branches: PositiveInt = 8
+    """Completions from the prefix of each."""
+    gamma: float = 2.0
+    """How strongly late prefixes are preferred."""
+    model: PivotModel = PivotModel.logistic
+    window: PositiveInt = 10_000
+    """Newest branchings that the regression is fitted to, between steps."""
+    min_feedback: PositiveInt = 11
+    """Branchings before the regression is used; every prefix has the chance 1 until then."""
+    coefficients: tuple[float, float] | None = None
+    """(w, b) of the regression σ(w r + b), r = place over length; null: fitted during the run."""
+
+
+@dataclass(kw_only=True)
+class ContrastConfig(Section, key="algorithm.growth.contrast"):
+    """Completions of the ends of trajectories until one turns out otherwise (BranPO)."""
+
+    bases: PositiveInt = 8
+    """Trajectories from the prompt whose ends are completed anew."""
+    tries: PositiveInt = 2
+    """Completions of a base at each depth."""
+    depth: PositiveInt = 2
+    """Most steps before its end where a base is continued."""
+    hard_depth: PositiveInt = 3
+    """The same for failures of an input most of whose bases fail."""
+    solved_tries: NonNegativeInt = 1
+    """Completions of a base, one step before its end, where all bases succeed."""
+    long_tries: NonNegativeInt = 5
+    """Completions of a successful base that is longer than others, `depth` steps before its end."""
+    long_by: NonNegativeFloat = 0.1
+    """Steps by which it must be longer than the mean of the successful ones."""
+
+
+class Locate(Enum):
+    """Who names the step before which a failed trajectory is resumed."""
+
+    self = "self"
+    """The current policy, asked once (SRPO)."""
+    random = "random"
+    """Every step is equally likely (RRPO)."""
+
+
+@dataclass(kw_only=True)
+class ResetConfig(Section, key="algorithm.growth.reset"):
+    """Completions from before the first wrong step of one failed trajectory (SRPO, RRPO)."""
+
+    roots: PositiveInt = 8
+    """Trajectories from the prompt; the first failed one is resumed."""
+    resets: PositiveInt = 8
+    """Completions from before its wrong step."""
+    locate: Locate = Locate.self
+    temperature: PositiveFloat = 0.3
+    """That of the question to the policy, as the two below."""
+    top_p: PositiveFraction = 0.95
+    max_tokens: PositiveInt = 4096
+
+
 @dataclass(kw_only=True)
 class DynamicSamplingConfig(Section, key="algorithm.growth.dynamic"):
     """Inputs without contrast are replaced by further inputs (DAPO): an input is trained on only if
@@ -181,6 +266,9 @@ class GrowthConfig(Section, key="algorithm.growth"):
     posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
     entropy: EntropyBranchConfig = field(default_factory=EntropyBranchConfig)
     random: RandomBranchConfig = field(default_factory=RandomBranchConfig)
+    pivot: PivotConfig = field(default_factory=PivotConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    reset: ResetConfig = field(default_factory=ResetConfig)
     dynamic: DynamicSamplingConfig = field(default_factory=DynamicSamplingConfig)
     max_tool_calls: list[NonNegativeInt] = field(default_factory=list)
     """Tool calls that a training episode may make, one number for each of equal stages of the run
@@ -196,3 +284,11 @@ class GrowthConfig(Section, key="algorithm.growth"):
         chains = self.random.chains
         if self.rule == GrowthRule.random_branch and self.random.trees * chains > self.n_total:
             yield "random.trees", f"{remedy}; each tree starts chains={chains} of them"
+        starts = {
+            GrowthRule.pivot: ("pivot.roots", self.pivot.roots),
+            GrowthRule.contrast: ("contrast.bases", self.contrast.bases),
+            GrowthRule.reset: ("reset.roots", self.reset.roots),
+        }
+        key, count = starts.get(self.rule, ("", 0))  # type: ignore[call-overload]
+        if count > self.n_total:
+            yield key, remedy

@@ -23,9 +23,17 @@ from numpy.typing import NDArray
 
 from elpo_ray.config.algorithm import AlgorithmConfig, CreditConfig, CreditRule
 from elpo_ray.config.dotted import check_call, is_path, load_object
-from elpo_ray.credit import group, hierarchical, step_group, tree_group, whitened
+from elpo_ray.credit import (
+    contrast,
+    group,
+    group_each,
+    hierarchical,
+    step_group,
+    tree_group,
+    whitened,
+)
 from elpo_ray.credit.clip import clip_low
-from elpo_ray.credit.parts import Parts, leaf_mean, rewards, shares, signed
+from elpo_ray.credit.parts import Parts, leaf_mean, rewards, shares, signed, trained
 from elpo_ray.tree import RolloutTree
 
 Array = NDArray[np.float64]
@@ -38,6 +46,8 @@ RULES: dict[str, Callable[[Sequence[RolloutTree], CreditConfig], list[Parts]]] =
     CreditRule.whitened: whitened.parts,
     CreditRule.tree_group: tree_group.parts,
     CreditRule.step_group: step_group.parts,
+    CreditRule.group_each: group_each.parts,
+    CreditRule.contrast: contrast.parts,
 }
 
 
@@ -60,6 +70,9 @@ class Credit:
     clip_low: Array
     """Lower bound of the probability ratio, 1 - ε_low^t (Eq. 11). Shape: [num_nodes], or
     [num_leaves, num_nodes] where it depends on the leaf, in the order of `RolloutTree.leaves`."""
+
+    trained: NDArray[np.bool_]
+    """Whether a leaf trains a node. Shape: [num_leaves, num_nodes]."""
 
     @property
     def loosest_clip_low(self) -> Array:
@@ -118,6 +131,7 @@ def _unfit(tree: RolloutTree, parts: Parts) -> str:
 
 def _credit(tree: RolloutTree, parts: Parts, config: AlgorithmConfig) -> Credit:
     gain, negative_advantage = signed(tree, parts, config.credit)
+    gain_or_loss = [max(pair) for pair in zip(gain, negative_advantage, strict=True)]
     return Credit(
         r=np.array(hierarchical.step_rewards(tree)),
         a_branch=np.array(parts.node),
@@ -126,4 +140,5 @@ def _credit(tree: RolloutTree, parts: Parts, config: AlgorithmConfig) -> Credit:
         negative_advantage=np.array(negative_advantage),
         share=np.array(shares(tree, config.credit.weighting)),
         clip_low=np.array(clip_low(tree, config.clip)),
+        trained=np.array(trained(tree, gain_or_loss, config.credit), dtype=bool),
     )

@@ -9,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from elpo_ray.config.algorithm import AfterIrrecoverable, Attribution, CreditConfig, Weighting
+from elpo_ray.config.algorithm import (
+    AfterIrrecoverable,
+    Attribution,
+    BranchParent,
+    CreditConfig,
+    Train,
+    Weighting,
+)
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import Score
+
+ZERO = 1e-8
+"""A smaller advantage counts as 0 under `skip_zero`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +39,23 @@ class Parts:
 
 
 def rewards(tree: RolloutTree) -> dict[int, float]:
-    """Terminal rewards by leaf id, of the leaves that have a verdict."""
+    """Terminal rewards by leaf id, of the leaves that have a verdict, but for those that their
+    branch did not keep."""
+    dropped = {leaf for branch in tree.branches for leaf in set(branch.leaves) - set(branch.kept)}
     return {
         leaf.id: leaf.score.reward
         for leaf in tree.leaves()
-        if leaf.score is not None and leaf.score.graded
+        if leaf.score is not None and leaf.score.graded and leaf.id not in dropped
     }
+
+
+def judged(tree: RolloutTree, config: CreditConfig) -> dict[int, float]:
+    """`rewards` of the leaves that take part: without those that a branch continued, if they are
+    dropped (`config.parent`)."""
+    parents = {branch.parent for branch in tree.branches}
+    if config.parent is BranchParent.keep:
+        parents.clear()
+    return {leaf: value for leaf, value in rewards(tree).items() if leaf not in parents}
 
 
 def leaf_mean(tree: RolloutTree, leaf: Mapping[int, float]) -> list[float]:
@@ -56,11 +77,14 @@ def signed(
     With `attribution=each` they are means of the parts of the leaves that have a verdict: the
     clipped objective is linear in them, hence that of the leaves as flat sequences.
     """
+    if config.train is Train.own:
+        values = [parts.leaf.get(owner, 0.0) for owner in tree.owners()]
+    else:
+        values = leaf_mean(tree, parts.leaf)
     if config.attribution is Attribution.mean:
-        means = leaf_mean(tree, parts.leaf)
         advantage = [
             parts.node_factor * n + parts.leaf_factor * t
-            for n, t in zip(parts.node, means, strict=True)
+            for n, t in zip(parts.node, values, strict=True)
         ]
         gain = [max(a, 0.0) for a in advantage]
         negative_advantage = [max(-a, 0.0) for a in advantage]
@@ -92,6 +116,25 @@ def shares(tree: RolloutTree, weighting: Weighting) -> list[float]:
     if weighting is Weighting.leaf:
         return [1.0] * len(tree.nodes)
     return [1.0] + [1 / max(len(below), 1) for below in _graded_below(tree)[1:]]
+
+
+def trained(
+    tree: RolloutTree, advantage: Sequence[float], config: CreditConfig
+) -> list[list[bool]]:
+    """Whether a leaf trains a node: one on its path, with `train=own` one that it sampled itself.
+    Leaves that take no part train nothing; with `skip_zero` nor do those whose every such node has
+    advantage 0. Shape: [num_leaves][num_nodes], leaves in the order of `tree.leaves`."""
+    known, owners = judged(tree, config), tree.owners()
+    rows = []
+    for leaf in tree.leaves():
+        row = [False] * len(tree.nodes)
+        for node in tree.path(leaf.id) if leaf.id in known else ():
+            row[node] = config.train is Train.path or owners[node] == leaf.id
+        own = [abs(a) for a, here in zip(advantage, row, strict=True) if here]
+        if config.skip_zero and max(own, default=0.0) < ZERO:
+            row = [False] * len(tree.nodes)
+        rows.append(row)
+    return rows
 
 
 def _graded_below(tree: RolloutTree) -> list[list[int]]:

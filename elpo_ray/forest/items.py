@@ -87,7 +87,7 @@ class Shape:
         order = np.fromiter(_depth_first(tree.node_parent), dtype=np.int32)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        active = np.broadcast_to(agents > 0, tree.on_path.shape) & tree.on_path
+        active = np.broadcast_to(agents > 0, tree.on_path.shape) & tree.trains
         if needs_advantage:
             active = active & ((tree.advantage != 0) | (tree.negative_advantage != 0))
         kept = np.flatnonzero(active.any(axis=1) & (tree.leaf_weight > 0))
@@ -95,16 +95,16 @@ class Shape:
 
     def flat_size(self) -> PassSize:
         """The size of passes with every kept leaf as a sequence of its own."""
-        on_path = self.tree.on_path[self.kept]
-        ends = np.where(on_path & (self.last >= 0), self.depth + self.last, 0).max(axis=1)
+        trains = self.tree.trains[self.kept]
+        ends = np.where(trains & (self.last >= 0), self.depth + self.last, 0).max(axis=1)
         lengths = ends.astype(np.int64)
-        scored = int((on_path * self.agents).sum())
+        scored = int((trains * self.agents).sum())
         return PassSize(int(lengths.sum()), int((lengths * (lengths + 1) // 2).sum()), scored)
 
     def flat(self) -> list[Item]:
         """Each kept leaf as an item of its own."""
         return [
-            Item(self, self.kept[i : i + 1], self.tree.on_path[leaf], self.kept[i : i + 1])
+            Item(self, self.kept[i : i + 1], self.tree.trains[leaf], self.kept[i : i + 1])
             for i, leaf in enumerate(self.kept)
         ]
 
@@ -116,7 +116,7 @@ class Shape:
         items: list[Item] = []
         for first, end in self._ranges(max_tokens):
             leaves = self.kept[first:end]
-            here = self.tree.on_path[leaves].any(axis=0)
+            here = self.tree.trains[leaves].any(axis=0)
             items.append(Item(self, leaves, here & ~taken, self.kept))
             taken |= here
         return [item for item in items if item.size.scored]

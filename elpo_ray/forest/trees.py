@@ -28,6 +28,7 @@ from elpo_ray.tree import RolloutTree
 
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 
 class NodeCredit(Protocol):
@@ -49,6 +50,11 @@ class NodeCredit(Protocol):
 
     @property
     def clip_low(self) -> Sequence[float] | FloatArray: ...
+
+    @property
+    def trained(self) -> BoolArray | None:
+        """Whether a leaf trains a node, [L][N]; None: each trains all of its path."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,7 +86,12 @@ class TrainTree:
     leaves: IntArray
     """Node ids of the completed trajectories that have a verdict. Shape: [L]."""
     leaf_weight: FloatArray
-    """Weight of each agent token of the leaf's path in the objective, before `share`.
+    """Weight of each agent token that the leaf trains in the objective, before `share`.
+    Shape: [L]."""
+    trained: BoolArray | None = None
+    """Whether the leaf trains the node; null: it trains all of its path. Shape: [L, N]."""
+    branch: BoolArray | None = None
+    """Whether the leaf continues a prefix that its growth rule branched at; null: none does.
     Shape: [L]."""
 
     @property
@@ -103,11 +114,22 @@ class TrainTree:
                 node = int(self.node_parent[node])
         return on_path
 
+    @property
+    def trains(self) -> BoolArray:
+        """Whether the leaf trains the node. Shape: [L, N]."""
+        return self.on_path if self.trained is None else self.trained & self.on_path
+
+    @cached_property
+    def trained_tokens(self) -> IntArray:
+        """Agent tokens that each leaf trains. Shape: [L]."""
+        agents = np.bincount(self.token_node[self.agent], minlength=self.num_nodes)
+        return (self.trains @ agents).astype(np.int32)
+
     @cached_property
     def token_weight(self) -> FloatArray:
-        """Sum of `leaf_weight` over the leaves through an agent token, times its node's `share`;
+        """Sum of `leaf_weight` over the leaves that train an agent token, times its node's `share`;
         0 on other tokens. Shape: [T]."""
-        per_node = self.leaf_weight @ self.on_path * self.share
+        per_node = self.leaf_weight @ self.trains * self.share
         return np.where(self.agent, per_node[self.token_node], 0.0)
 
     def sequences(self) -> Iterator[IntArray]:
@@ -161,11 +183,11 @@ def terms(tree: TrainTree, leaves: NDArray[np.int64]) -> list[Terms]:
     """The terms of the leaves at these places of `tree.leaves`. Leaves that have different clip
     bounds on a node are kept apart there: the first terms have every node's highest bound, the
     following ones its next lower bounds, with weight 0 on nodes that have no more of them."""
-    on_path = tree.on_path[leaves]
-    weight = tree.leaf_weight[leaves, None] * on_path
+    trains = tree.trains[leaves]
+    weight = tree.leaf_weight[leaves, None] * trains
     if tree.clip_low.ndim == 1:
         return [_terms(tree, leaves, weight, tree.clip_low)]
-    bounds, left, found = tree.clip_low[leaves], on_path, list[Terms]()
+    bounds, left, found = tree.clip_low[leaves], trains, list[Terms]()
     while left.any():
         highest = np.where(left, bounds, 0.0).max(axis=0)
         here = left & (bounds == highest)
@@ -197,10 +219,23 @@ def _terms(
     )
 
 
-def leaf_weights(trained: Sequence[int] | IntArray, loss: LossConfig) -> FloatArray:
-    """Weight of each agent token of each leaf of one mini-batch (§3.2, Eq. 1).
+def stream_weights(
+    trained: Sequence[int] | IntArray, branch: BoolArray, loss: LossConfig
+) -> FloatArray:
+    """`leaf_weights`; with `loss.streams.branch` those of the leaves in a branch and of the others
+    apart, each as if it were alone, and the former times that factor. Shapes: [L]."""
+    factor = loss.streams.branch
+    if factor is None:
+        return leaf_weights(trained, loss)
+    counts = np.asarray(trained)
+    others = leaf_weights(np.where(branch, 0, counts), loss)
+    return others + factor * leaf_weights(np.where(branch, counts, 0), loss)
 
-    `trained[j]` = agent tokens n_j of leaf j; a leaf without any gets 0 and is not counted in N.
+
+def leaf_weights(trained: Sequence[int] | IntArray, loss: LossConfig) -> FloatArray:
+    """Weight of each agent token that each leaf of one mini-batch trains (§3.2, Eq. 1).
+
+    `trained[j]` = such tokens n_j of leaf j; a leaf without any gets 0 and is not counted in N.
     seq_mean_token_mean: 1 / (N n_j); token_mean: 1 / sum n_j; seq_mean_token_sum_norm: 1 / (N C).
     """
     counts = np.asarray(trained, dtype=np.float64)
@@ -284,8 +319,9 @@ def _weighted(trees: list[TrainTree], loss: LossConfig) -> list[TrainTree]:
 
     Where shares are below 1, all weights grow alike until their sum is what it would be without.
     """
-    trained = [int(tree.agent[tokens].sum()) for tree in trees for tokens in tree.sequences()]
-    weights = leaf_weights(trained, loss)
+    trained = np.concatenate([tree.trained_tokens for tree in trees])
+    branch = np.concatenate([in_branch(tree) for tree in trees])
+    weights = stream_weights(trained, branch, loss)
     ends = np.cumsum([len(tree.leaves) for tree in trees])[:-1]
     weighted = [
         replace(tree, leaf_weight=weight)
@@ -296,6 +332,11 @@ def _weighted(trees: list[TrainTree], loss: LossConfig) -> list[TrainTree]:
         return weighted
     growth = float(weights @ np.asarray(trained, dtype=np.float64)) / left
     return [replace(tree, leaf_weight=tree.leaf_weight * growth) for tree in weighted]
+
+
+def in_branch(tree: TrainTree) -> BoolArray:
+    """Whether each leaf is in a branch. Shape: [L]."""
+    return np.zeros(len(tree.leaves), dtype=np.bool_) if tree.branch is None else tree.branch
 
 
 def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
@@ -318,6 +359,7 @@ def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
     leaves = tree.leaves()
     graded = np.array([leaf.score is not None and leaf.score.graded for leaf in leaves], dtype=bool)
     rewards = [node.score.reward for node in leaves if node.score is not None]
+    branched = {leaf for branch in tree.branches for leaf in branch.leaves}
 
     def kept(values: FloatArray) -> FloatArray:
         """The values of the graded leaves."""
@@ -335,6 +377,8 @@ def _tree(tree: RolloutTree, credit: NodeCredit) -> TrainTree:
         clip_low=kept(np.array(credit.clip_low, dtype=np.float64)),
         leaves=np.array([node.id for node in leaves], dtype=np.int32)[graded],
         leaf_weight=np.zeros(int(graded.sum())),
+        trained=None if credit.trained is None else credit.trained[graded],
+        branch=np.array([node.id in branched for node in leaves], dtype=np.bool_)[graded],
     )
     _check(packed, tree.task_id, rewards)
     return packed

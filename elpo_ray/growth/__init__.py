@@ -21,7 +21,16 @@ from typing import Any
 
 from elpo_ray.config.dotted import check_call, is_path, load_object
 from elpo_ray.config.growth import GrowthConfig, GrowthRule
-from elpo_ray.growth import bel, entropy_branch, independent, posterior, random_branch
+from elpo_ray.growth import (
+    bel,
+    contrast,
+    entropy_branch,
+    independent,
+    pivot,
+    posterior,
+    random_branch,
+    reset,
+)
 from elpo_ray.interfaces import Rollout
 from elpo_ray.types import InfrastructureError
 
@@ -33,6 +42,9 @@ GROWTH: dict[str, Callable[[Rollout, GrowthConfig], Awaitable[None]]] = {
     GrowthRule.independent: independent.grow,
     GrowthRule.entropy_branch: entropy_branch.grow,
     GrowthRule.random_branch: random_branch.grow,
+    GrowthRule.pivot: pivot.grow,
+    GrowthRule.contrast: contrast.grow,
+    GrowthRule.reset: reset.grow,
 }
 
 
@@ -93,6 +105,9 @@ def width(config: GrowthConfig) -> int:
         GrowthRule.posterior: posterior.first_roots(config),
         GrowthRule.entropy_branch: config.entropy.initial,
         GrowthRule.random_branch: config.random.trees * config.random.chains,
+        GrowthRule.pivot: config.pivot.roots,
+        GrowthRule.contrast: config.contrast.bases,
+        GrowthRule.reset: config.reset.roots,
     }
     return min(widths.get(GrowthRule(config.rule), config.n_total), config.n_total)
 
@@ -110,6 +125,9 @@ def fair_roots(config: GrowthConfig, *, fixed: bool = True) -> int:
         GrowthRule.independent: config.n_total,
         GrowthRule.entropy_branch: 1 if config.entropy.monitor else config.entropy.initial,
         GrowthRule.random_branch: config.random.trees * config.random.chains,
+        GrowthRule.pivot: config.pivot.roots,
+        GrowthRule.contrast: config.contrast.bases,
+        GrowthRule.reset: config.reset.roots,
     }
     return min(fair[GrowthRule(config.rule)], config.n_total)
 

@@ -18,12 +18,14 @@ from elpo_ray.types import Score, pickled_by_position
 
 
 class SpendKind(StrEnum):
-    """Where a completion started."""
+    """Where a completion started; or that nothing was completed, only asked."""
 
     ROOT = "root"
     """At the prompt."""
     PROBE = "probe"
     """At a node of the tree."""
+    ASK = "ask"
+    """Nothing was completed: the policy answered a question."""
 
 
 @pickled_by_position
@@ -60,8 +62,8 @@ class Ledger:
         self.spent = 0
         """Rollouts that were charged."""
         self.entries: list[dict[str, Any]] = []
-        """One a spend and one a lost attempt: `kind`, `anchor` (null from the root), `leaf` (null
-        if lost), `charged`, `tokens`, `tool_seconds`."""
+        """One a spend, one a lost attempt and one a question to the policy: `kind`, `anchor` (null
+        from the root), `leaf` (null without one), `charged`, `tokens`, `tool_seconds`."""
 
     @property
     def remaining(self) -> int:
@@ -81,14 +83,17 @@ class Ledger:
             self.reserved -= 1
         assert reservation.leaf is not None, "a spend pays for exactly one leaf"
         self.spent += 1
-        self._enter(anchor, reservation.leaf, reservation.cost)
+        self._enter(_start(anchor), anchor, reservation.leaf, reservation.cost)
 
     def lost(self, anchor: int | None, cost: Cost) -> None:
         """Record an attempt that the infrastructure destroyed; it is not charged."""
-        self._enter(anchor, None, cost)
+        self._enter(_start(anchor), anchor, None, cost)
 
-    def _enter(self, anchor: int | None, leaf: int | None, cost: Cost) -> None:
-        kind = SpendKind.ROOT if anchor is None else SpendKind.PROBE
+    def asked(self, cost: Cost) -> None:
+        """Record a question to the policy that completed no trajectory; it is not charged."""
+        self._enter(SpendKind.ASK, None, None, cost)
+
+    def _enter(self, kind: SpendKind, anchor: int | None, leaf: int | None, cost: Cost) -> None:
         self.entries.append(
             {
                 "kind": kind.value,
@@ -101,6 +106,10 @@ class Ledger:
         )
 
 
+def _start(anchor: int | None) -> SpendKind:
+    return SpendKind.ROOT if anchor is None else SpendKind.PROBE
+
+
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Sums over ledger entries, of one input or, added up, of a whole run."""
@@ -110,7 +119,7 @@ class Totals:
     probes: int = 0
     """Completions sampled from an anchor."""
     tokens: int = 0
-    """Generated tokens of completions."""
+    """Generated tokens of completions and of questions to the policy."""
     tool_seconds: float = 0.0
     """Seconds that tools ran for completions."""
     lost: int = 0
@@ -129,12 +138,13 @@ class Totals:
     def of(cls, entries: Sequence[Mapping[str, Any]]) -> Totals:
         """Sum up `Ledger.entries` (or `RolloutTree.ledger`)."""
         charged = [entry for entry in entries if entry["charged"]]
-        lost = [entry for entry in entries if not entry["charged"]]
+        asked = [entry for entry in entries if entry["kind"] == SpendKind.ASK]
+        lost = [e for e in entries if not e["charged"] and e["kind"] != SpendKind.ASK]
         roots = sum(entry["kind"] == SpendKind.ROOT for entry in charged)
         return cls(
             roots=roots,
             probes=len(charged) - roots,
-            tokens=sum(entry["tokens"] for entry in charged),
+            tokens=sum(entry["tokens"] for entry in [*charged, *asked]),
             tool_seconds=sum(entry["tool_seconds"] for entry in charged),
             lost=len(lost),
             lost_tokens=sum(entry["tokens"] for entry in lost),

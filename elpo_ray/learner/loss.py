@@ -13,7 +13,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from elpo_ray.config.algorithm import ClipConfig, LossConfig
+from elpo_ray.config.algorithm import ClipConfig, LossConfig, Surrogate
 from elpo_ray.forest.layout import TokenColumns
 
 
@@ -113,7 +113,8 @@ def surrogate_loss(
     L = min(ρ A, clip(ρ, clip_low, 1 + ε_high) A); with dual clip c, L = max(L, c A) where A < 0.
     With A = A⁺ - A⁻ this is A⁺ min(ρ, 1 + ε_high) - A⁻ min(max(ρ, clip_low), c), which also is the
     weighted mean of L over leaves whose A differ in sign, A⁺ and A⁻ being the means of their parts.
-    L is multiplied by `Correction.weight`. KL: minus kl_coef * k3.
+    L is multiplied by `Correction.weight`. KL: minus kl_coef * k3. With `surrogate=log` L is
+    A log π instead, which nothing clips.
     """
     weight, clip_low = tokens.columns.weight, tokens.columns.clip_low
     gain, negative_advantage = signed_parts(tokens, cfg.entropy_advantage)
@@ -125,6 +126,9 @@ def surrogate_loss(
     if cfg.dual_clip is not None:
         falling = falling.clamp(max=cfg.dual_clip)
     surrogate = gain * torch.minimum(ratio, high_bound) - negative_advantage * falling
+    unclipped = cfg.surrogate is Surrogate.log
+    if unclipped:
+        surrogate = (gain - negative_advantage) * logp
     correction = Correction.of(tokens, cfg)
     surrogate = surrogate * correction.weight
     ref_k3 = torch.zeros_like(ratio)
@@ -134,13 +138,14 @@ def surrogate_loss(
         surrogate = surrogate - cfg.kl_coef * ref_k3
     loss = -(weight * surrogate).sum()
     with torch.no_grad():
-        high = (gain > 0) & (ratio > 1 + clip.eps_high)
-        low = (negative_advantage > 0) & (ratio < clip_low)
+        high = (gain > 0) & (ratio > 1 + clip.eps_high) & (not unclipped)
+        low = (negative_advantage > 0) & (ratio < clip_low) & (not unclipped)
         elc = clip_low < 1 - clip.eps_low - 1e-6
         dual = torch.zeros_like(low)
-        if cfg.dual_clip is not None:
+        if cfg.dual_clip is not None and not unclipped:
             dual = (negative_advantage > 0) & (ratio > cfg.dual_clip)
-        slope = weight * ratio * (gain * ~high + negative_advantage * ~(low | dual))
+        pull = torch.ones_like(ratio) if unclipped else ratio
+        slope = weight * pull * (gain * ~high + negative_advantage * ~(low | dual))
         if clip.keep_gradient:
             slope = slope + weight * (1 + clip.eps_high) * gain * high
         slope = slope * correction.weight

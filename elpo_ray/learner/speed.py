@@ -96,7 +96,7 @@ def measure(
     if shared is not None:
         flat.items = _fitting(shared, max_tokens)
         leaves = np.concatenate([item.leaves for item in flat.items])
-        here = shared.tree.on_path[leaves].any(axis=0)
+        here = shared.tree.trains[leaves].any(axis=0)
         tree.items = [Item(shared.shape, leaves, here, leaves)]
     seconds = torch.zeros(2, dtype=torch.float64, device=layout.device)
     for _ in range(2):  # the second time counts
@@ -114,7 +114,7 @@ def _fitting(shared: Item, max_tokens: int) -> list[Item]:
     size = 0
     for leaf in shared.leaves:
         leaves = np.array([leaf])
-        item = Item(shared.shape, leaves, shared.tree.on_path[leaf], leaves)
+        item = Item(shared.shape, leaves, shared.tree.trains[leaf], leaves)
         size += item.size.tokens
         if chosen and size > max_tokens:
             break

@@ -114,8 +114,8 @@ class Endpoint:
             FinishReason.LENGTH if cut else FinishReason.STOP,
         )
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """One id a message."""
+    def prompt_ids(self, messages: Sequence[Message], *, tools: bool = True) -> list[int]:
+        """One id a message; which tools are shown is said with the request."""
         return [self._intern(message) for message in messages]
 
     def observation_ids(self, text: str, tool: str | None = None) -> list[int]:

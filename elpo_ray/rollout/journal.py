@@ -14,8 +14,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from elpo_ray.growth.budget import Cost, Ledger
-from elpo_ray.tree import Localization, RolloutTree
+from elpo_ray.tree import Branch, Localization, RolloutTree
 from elpo_ray.types import EndReason, Message, Problem, Score, Step, pickled_by_position
+
+
+@pickled_by_position
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the policy said when the rule asked it something (`Rollout.ask`)."""
+
+    text: str
+    cost: Cost
+    lost: Sequence[Cost] = ()
+    """Costs of the attempts at it that the infrastructure destroyed."""
 
 
 @pickled_by_position
@@ -35,6 +46,9 @@ class Completion:
     cost: Cost
     lost: Sequence[Cost] = ()
     """Costs of the attempts at it that the infrastructure destroyed."""
+    replies: Sequence[Reply] = ()
+    """What the rule was told after the completion before this one had finished. A reply on which no
+    completion depends yet may be asked for again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +59,14 @@ class TreeEnd:
     messages: Sequence[Message]
     """The prompt, with what an environment adds to the problem's own."""
     localizations: list[Localization]
+    branches: list[Branch]
     groups: dict[int, int]
     """By leaf: which of the input's several trees it belongs to."""
 
     @classmethod
     def of(cls, tree: RolloutTree) -> TreeEnd:
         groups = {leaf.id: leaf.group for leaf in tree.leaves() if leaf.group is not None}
-        return cls(tree.prompt_ids, tree.messages, tree.localizations, groups)
+        return cls(tree.prompt_ids, tree.messages, tree.localizations, tree.branches, groups)
 
 
 def replay(tree: RolloutTree, ledger: Ledger, completions: Iterable[Completion]) -> dict[int, int]:
@@ -62,10 +77,19 @@ def replay(tree: RolloutTree, ledger: Ledger, completions: Iterable[Completion])
         leaf = tree.add_trajectory(done.at, list(done.steps), done.score, done.end)
         for cost in done.lost:
             ledger.lost(done.anchor, cost)
+        enter_replies(ledger, done.replies)
         with ledger.reserve(done.anchor) as reservation:
             reservation.leaf, reservation.cost = leaf, done.cost
         leaves[done.number] = leaf
     return leaves
+
+
+def enter_replies(ledger: Ledger, replies: Iterable[Reply]) -> None:
+    """Record what the policy was asked."""
+    for reply in replies:
+        for cost in reply.lost:
+            ledger.lost(None, cost)
+        ledger.asked(reply.cost)
 
 
 def assemble(
@@ -77,6 +101,7 @@ def assemble(
     replay(tree, ledger, completions)
     assert ledger.spent == len(tree.leaves()) == len(completions), "spends and leaves differ"
     tree.ledger, tree.localizations = ledger.entries, end.localizations
+    tree.branches = end.branches
     for leaf, group in end.groups.items():
         tree.nodes[leaf].group = group
     return tree

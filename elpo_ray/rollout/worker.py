@@ -16,11 +16,12 @@ from dataclasses import replace
 from random import Random
 
 from elpo_ray import growth
+from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.config.rollout import SamplingConfig
 from elpo_ray.growth.budget import Cost, Ledger, can_teach
 from elpo_ray.interfaces import Chat, Policy, Task, Tools
 from elpo_ray.rollout.episode import Agent, Episode, Start, derive_seed, run_episode
-from elpo_ray.rollout.journal import Completion, replay
+from elpo_ray.rollout.journal import Completion, Reply, enter_replies, replay
 from elpo_ray.rollout.sample import Sample
 from elpo_ray.rollout.settings import RolloutSettings
 from elpo_ray.tree import RolloutTree
@@ -69,22 +70,19 @@ class RolloutWorker:
         budget: int | None = None,
         journal: Sequence[Completion] = (),
         on_complete: Callable[[Completion], None] = lambda done: None,
-        beta: tuple[float, float] | None = None,
+        config: GrowthConfig | None = None,
     ) -> RolloutTree:
         """Spend one input's budget, the configured n_total without it, by the configured rule.
 
         `step` is the training step, part of every seed. `journal`: what an earlier attempt has
-        completed, in order; `on_complete` gets every further completion. `beta` replaces
-        `growth.posterior.beta`. Raises InfrastructureError once one was lost `sandbox.retries` + 1
-        times, ValueError if the prompt does not fit.
+        completed, in order; `on_complete` gets every further completion. `config` is the step's,
+        where it has what was fitted to earlier steps. Raises InfrastructureError once one was lost
+        `sandbox.retries` + 1 times, ValueError if the prompt does not fit.
         """
         rollout = TreeRollout(self, problem, step, budget, journal, on_complete)
-        config = self.settings.growth
-        if beta is not None:
-            config = replace(config, posterior=replace(config.posterior, beta=beta))
         try:
             await rollout.begin()
-            await growth.grow(rollout, config)
+            await growth.grow(rollout, config or self.settings.growth)
         finally:
             await rollout.close()
         tree, ledger = rollout.tree, rollout.ledger
@@ -107,6 +105,25 @@ class RolloutWorker:
             await self.agent.tools.release(tree)
         answer = self.task.answer(problem, episode.steps)
         return Sample.of(problem, index, episode, score, answer, cost)
+
+    async def answer(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
+        """What the policy says to messages, without tools. Raises InfrastructureError once it was
+        lost `sandbox.retries` + 1 times."""
+        ids = self.agent.chat.prompt_ids(messages, tools=False)
+        room = min(sampling.max_tokens, self.agent.max_context - len(ids))
+        if room < 1:
+            return Reply("", Cost())
+        lost: list[Cost] = []
+        while True:
+            try:
+                turn = await self.agent.policy.generate(ids, replace(sampling, max_tokens=room))
+            except InfrastructureError:
+                lost.append(Cost())
+                if len(lost) > self.settings.retries:
+                    raise
+            else:
+                text = self.agent.chat.parse(turn.token_ids).text
+                return Reply(text, Cost(tokens=len(turn.token_ids)), lost)
 
     async def begin(self, problem: Problem, tree: str) -> tuple[Sequence[Message], list[int]]:
         """Make the tools ready for `tree`; returns the prompt as messages and as ids."""
@@ -185,6 +202,11 @@ class TreeRollout:
         self._on_complete = on_complete
         self.fixed = settings.fixed_budget
         self._fewest = budget if self.fixed else settings.min_rollouts
+        self._questions = 0
+        self._told = [reply for done in journal for reply in done.replies]
+        """Replies of the journal, in the order asked."""
+        self._news: list[Reply] = []
+        """Replies that are in no completion yet."""
         self._known = replay(self.tree, self.ledger, journal)
         """The leaf of every completion of the journal, by the completion's number."""
         self._asked: list[int] = []
@@ -235,13 +257,29 @@ class TreeRollout:
             )
             for wasted in lost:
                 self.ledger.lost(anchor, wasted)
+            news, self._news = self._news, []
+            enter_replies(self.ledger, news)
             leaf = self.tree.add_trajectory(at, episode.steps, score, episode.end)
             reservation.leaf, reservation.cost = leaf, cost
         self._asked.append(leaf)
         self._on_complete(
-            Completion(number, at, anchor, episode.steps, score, episode.end, cost, lost)
+            Completion(number, at, anchor, episode.steps, score, episode.end, cost, lost, news)
         )
         return leaf
+
+    async def ask(
+        self, messages: Sequence[Message], *, temperature: float, top_p: float, max_tokens: int
+    ) -> str:
+        """See `interfaces.Rollout`. Questions are numbered, hence seeded, in calling order."""
+        worker, number = self._worker, self._questions
+        self._questions += 1
+        if number < len(self._told):
+            return self._told[number].text
+        config = SamplingConfig(temperature=temperature, top_p=top_p)
+        drawn = worker.sampling(config, "ask", self._problem.id, self._step, number)
+        reply = await worker.answer(messages, replace(drawn, max_tokens=max_tokens))
+        self._news.append(reply)
+        return reply.text
 
     async def close(self) -> None:
         """Give up the tree's tool states; it can still be completed, at the cost of replays."""

@@ -21,9 +21,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ from omegaconf import OmegaConf
 
 from elpo_ray.config import Config
 from elpo_ray.config.continuing import Change, Difference, differences, settings_text
+from elpo_ray.config.growth import GrowthConfig, GrowthRule
 from elpo_ray.dump import dump_tree
 from elpo_ray.growth.budget import Ledger
 from elpo_ray.growth.fitting import BetaFit
+from elpo_ray.growth.recoverability import PivotFit
 from elpo_ray.rollout.journal import replay
 from elpo_ray.runs.atomic import new_folder, write_whole
 from elpo_ray.runs.lock import FolderLock
@@ -66,8 +68,27 @@ class RunState:
     pass_at_1_before: float | None = None
     beta_fit: BetaFit = field(default_factory=BetaFit)
     """What searches by evidence know of recoverable prefixes (`growth.posterior.fit_beta`)."""
+    pivot_fit: PivotFit = field(default_factory=PivotFit)
+    """What branchings of failed trajectories show of their prefixes (`growth.pivot`)."""
     totals: dict[str, float] = field(default_factory=dict)
     """Sums over the run: rollouts, tokens, seconds by phase, localizations judged and right."""
+
+    def fitted(self, growth: GrowthConfig, step: int, staleness: int) -> GrowthConfig | None:
+        """The growth of the `step`-th step, from 0, where part of it is fitted to earlier ones."""
+        if growth.posterior.fit_beta:
+            beta = self.beta_fit.before(step, staleness, growth.posterior.beta)
+            return replace(growth, posterior=replace(growth.posterior, beta=beta))
+        if growth.rule == GrowthRule.pivot and growth.pivot.coefficients is None:
+            found = self.pivot_fit.before(step, staleness)
+            return replace(growth, pivot=replace(growth.pivot, coefficients=found))
+        return None
+
+    def fit(self, growth: GrowthConfig, trees: Sequence[RolloutTree]) -> None:
+        """Fit to the trees of the last finished step and of those before."""
+        if growth.posterior.fit_beta:
+            self.beta_fit.add(self.step, trees, growth.posterior.beta)
+        if growth.rule == GrowthRule.pivot:
+            self.pivot_fit.add(self.step, trees, growth.pivot)
 
     def add(self, **amounts: float) -> None:
         for key, amount in amounts.items():
@@ -332,8 +353,9 @@ def copy_but_weights(source: Path, target: Path) -> None:
 def read_state(checkpoint: Path) -> RunState:
     """The driver's state in a checkpoint's folder."""
     fields = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    fit = BetaFit(**fields.pop("beta_fit", {}))
-    return RunState(**fields, beta_fit=fit)
+    beta_fit = BetaFit(**fields.pop("beta_fit", {}))
+    pivot_fit = PivotFit(**fields.pop("pivot_fit", {}))
+    return RunState(**fields, beta_fit=beta_fit, pivot_fit=pivot_fit)
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from elpo_ray.config.growth import GrowthConfig
 from elpo_ray.config.rollout import SamplingConfig
 from elpo_ray.rollout.journal import Completion, TreeEnd
 from elpo_ray.rollout.sample import Sample
@@ -45,12 +46,13 @@ class GrowJob(Job[TreeEnd]):
     """Rollouts that the input may spend."""
     journal: Sequence[Completion] = ()
     """What other workers, or this one with a smaller budget, completed before."""
-    beta: tuple[float, float] | None = None
-    """What `growth.posterior.beta` is in this step; None: what the configuration says."""
+    config: GrowthConfig | None = None
+    """The growth of this step, where something in it is fitted; None: what the configuration
+    says."""
 
     async def run(self, worker: RolloutWorker, on_complete: OnComplete) -> TreeEnd:
         tree = await worker.grow(
-            self.problem, self.step, self.budget, self.journal, on_complete, self.beta
+            self.problem, self.step, self.budget, self.journal, on_complete, self.config
         )
         return TreeEnd.of(tree)
 

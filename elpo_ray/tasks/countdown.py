@@ -35,7 +35,7 @@ CALL = re.compile(
 """Read as text: no code of the policy is parsed, let alone run, on the host."""
 PARTS = 10
 """All problems are divided into so many parts; the first one is held out from training."""
-DEMONSTRATED_PARTS = 5
+DEMONSTRATED_PARTS = 7
 """So many parts are demonstrated where demonstrations and training are kept apart; training has the
 others."""
 EVAL_SEED = 0

@@ -190,15 +190,12 @@ class Trainer(RunLoop):
         trees. Inputs that the rollout workers gave up leave a record and are passed over."""
 
         growth = self.config.algorithm.growth
-        fitted: dict[str, Any] = {}
-        if growth.posterior.fit_beta:
-            staleness, start = self.config.schedule.staleness, growth.posterior.beta
-            fitted["beta"] = self.state.beta_fit.before(step, staleness, start)
+        fitted = self.state.fitted(growth, step, self.config.schedule.staleness)
 
         def grow_inputs(first: int, count: int) -> list[Grown]:
             stream = range(cursor + first, cursor + first + count)
             inputs = [self.task.train_problem(i) for i in stream]
-            results = self.rollouts.grow(inputs, step, **fitted)
+            results = self.rollouts.grow(inputs, step, fitted)
             self.run.set_aside(step + 1, [tree for tree in results if isinstance(tree, SetAside)])
             pairs = zip(inputs, results, strict=True)
             return [(problem, tree) for problem, tree in pairs if isinstance(tree, RolloutTree)]
@@ -241,8 +238,7 @@ class Trainer(RunLoop):
         values |= self.rollouts.metrics() | stats | seconds
         if judged:
             values["localization_accuracy"] = right / judged
-        if growth.posterior.fit_beta:
-            self.state.beta_fit.add(self.state.step, batch.trees, growth.posterior.beta)
+        self.state.fit(growth, batch.trees)
         self.state.add(
             rollouts=values["rollouts"],
             tokens_generated=values["tokens_generated"],

@@ -79,7 +79,7 @@ def tree_record(
         "columns": {k: v for k, v in columns.items() if any(x is not None for x in v)},
         "searches": [_search(tree, found) for found in tree.localizations],
         "spends": _spends(tree),
-        "lost": sum(not entry.get("charged", True) for entry in tree.ledger),
+        "lost": sum(_lost(entry) for entry in tree.ledger),
     }
 
 
@@ -172,6 +172,11 @@ def _posterior(found: Localization) -> dict[str, Any] | None:
         ],
         "trail": [[short(value) for value in row] for row in belief.trail],
     }
+
+
+def _lost(entry: dict[str, Any]) -> bool:
+    """Return whether the infrastructure destroyed an attempt at a completion."""
+    return not entry.get("charged", True) and entry.get("kind") != SpendKind.ASK
 
 
 def _spends(tree: RolloutTree) -> dict[int, dict[str, Any]]:

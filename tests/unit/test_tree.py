@@ -285,3 +285,40 @@ def test_completed_trajectory_cannot_be_continued() -> None:
         tree.add_trajectory(leaf, [step], Score(1.0, True))
     with pytest.raises(AssertionError, match="finite"):
         tree.add_trajectory(0, [step], Score(float("nan"), False))
+
+
+BRANCHED = {
+    **BARE,
+    "branches": [{"parent": 2, "anchor": 1, "leaves": [5], "kept": [5]}],
+    "ledger": [
+        {"kind": "ask", "anchor": None, "leaf": None, "charged": False, "tokens": 9,
+         "tool_seconds": 0.0},
+    ],
+}  # fmt: skip
+
+
+def test_branches_and_questions_are_kept() -> None:
+    check_schema(BRANCHED)
+    tree = read_tree(BRANCHED)
+    parent, kept = tree.branches[0].parent, tree.branches[0].kept
+    assert [tree.nodes[leaf].label for leaf in (parent, *kept)] == [2, 5]
+    again = dump_tree(tree)
+    assert again["branches"] == BRANCHED["branches"] and again["ledger"] == BRANCHED["ledger"]
+    assert "branches" not in dump_tree(read_tree(BARE))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("parent", 1, "must be the id of a leaf"),
+        ("leaves", [5, 9], "must be ids of leaves"),
+        ("kept", [2], "must be among its leaves"),
+        ("anchor", 2, "must be below 2"),
+        ("anchor", -1, "anchor"),
+    ],
+)
+def test_a_branch_that_does_not_fit_is_refused(field: str, value: Any, message: str) -> None:
+    branch = BRANCHED["branches"][0] | {field: value}
+    with pytest.raises(MalformedTreeError, match=message) as caught:
+        read_tree({**BRANCHED, "branches": [branch]})
+    assert "\n" not in str(caught.value)

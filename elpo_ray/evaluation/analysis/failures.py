@@ -11,6 +11,7 @@ from elpo_ray.growth.bel import num_tool_steps, outcome
 from elpo_ray.growth.independent import sample
 from elpo_ray.rollout.worker import TreeRollout
 from elpo_ray.tree import RolloutTree
+from elpo_ray.types import Message
 
 Record = dict[str, Any]
 """One thing that was examined, as a line of the results' file has it."""
@@ -56,6 +57,14 @@ class ExtraBudget:
         self.spent += 1
         self._rollout.extend(1)
         return await self._rollout.complete(at, anchor=anchor)
+
+    async def ask(
+        self, messages: Sequence[Message], *, temperature: float, top_p: float, max_tokens: int
+    ) -> str:
+        """See `interfaces.Rollout`."""
+        return await self._rollout.ask(
+            messages, temperature=temperature, top_p=top_p, max_tokens=max_tokens
+        )
 
 
 def verdicts(tree: RolloutTree, leaves: Sequence[int]) -> list[bool]:

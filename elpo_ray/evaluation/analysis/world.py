@@ -18,7 +18,7 @@ from elpo_ray import growth
 from elpo_ray.config.growth import BelConfig, GrowthConfig, GrowthRule
 from elpo_ray.growth.bel import probe_size
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import FinishReason, Score, Step, ToolKind, ToolResult, Turn
+from elpo_ray.types import FinishReason, Message, Score, Step, ToolKind, ToolResult, Turn
 
 RESULT = ToolResult(ToolKind.OK, "")
 DOOMED = "doomed"
@@ -123,6 +123,12 @@ class ChainRollout:
         self.turns += len(steps)
         success = fatal is None
         return self.tree.add_trajectory(at, steps, Score(float(success), success))
+
+    async def ask(
+        self, messages: Sequence[Message], *, temperature: float, top_p: float, max_tokens: int
+    ) -> str:
+        """Nothing: the chain's policy knows no words."""
+        return ""
 
     def _fatal_step(self, before: Sequence[Step]) -> int | None:
         """The step that dooms a completion of these steps, drawn; 0 if they have, None: none."""

@@ -36,8 +36,26 @@ TABLE: dict[str, tuple[str, str, tuple[float, float, float], str]] = {
     "gigpo": ("independent", "step_group", (0.2, 0.2, 0.0), TOKEN),
     "tree_grpo": ("random_branch", "tree_group", (0.2, 0.2, 0.0), TOKEN),
     "demyagent": ("independent", "group", (0.2, 0.28, 0.0), TOKEN),
+    "deep_grpo": ("pivot", "group_each", (0.2, 0.2, 0.0), TOKEN),
+    "branpo": ("contrast", "contrast", (0.2, 0.28, 0.0), TOKEN),
+    "srpo": ("reset", "group_each", (0.2, 0.2, 0.0), SEQUENCE),
+    "rrpo": ("reset", "group_each", (0.2, 0.2, 0.0), SEQUENCE),
+    "srpo_clip": ("reset", "group_each", (0.2, 0.2, 0.0), TOKEN),
 }
 """Growth, credit, (ε_low, ε_high, ε_elc), aggregation."""
+
+RESET: dict[str, Any] = {
+    "growth.reset.roots": 8,
+    "growth.reset.resets": 8,
+    "growth.reset.temperature": 0.3,
+    "growth.reset.top_p": 0.95,
+    "growth.reset.max_tokens": 4096,
+    "credit.train": "own",
+    "credit.parent": "drop",
+    "credit.ddof": 0,
+    "credit.eps": 0.0,
+}
+"""What SRPO and its variants have in common."""
 
 PARTICULARS: dict[str, dict[str, Any]] = {
     "elpo": {"credit.ddof": 0, "credit.lam": 0.5, "clip.scope": "critical_subtree"},
@@ -79,6 +97,34 @@ PARTICULARS: dict[str, dict[str, Any]] = {
     "gigpo": {"credit.step.omega": 1.0, "credit.step.gamma": 0.95, "credit.divide_by_std": True},
     "tree_grpo": {"growth.random.trees": 4, "growth.random.rounds": 1, "credit.ddof": 1},
     "demyagent": {"credit.ddof": 1},
+    "deep_grpo": {
+        "growth.pivot.roots": 8,
+        "growth.pivot.chains": 1,
+        "growth.pivot.branches": 8,
+        "growth.pivot.gamma": 2.0,
+        "growth.pivot.window": 10_000,
+        "growth.pivot.min_feedback": 11,
+        "growth.pivot.model": "logistic",
+        "credit.train": "own",
+        "credit.divide_by_std": False,
+        "credit.skip_zero": True,
+        "loss.streams.branch": 1.0,
+    },
+    "branpo": {
+        "growth.contrast.bases": 8,
+        "growth.contrast.tries": 2,
+        "growth.contrast.depth": 2,
+        "growth.contrast.hard_depth": 3,
+        "growth.contrast.solved_tries": 1,
+        "growth.contrast.long_tries": 5,
+        "growth.contrast.long_by": 0.1,
+        "credit.train": "own",
+        "credit.ddof": 1,
+        "credit.norm": "input",
+    },
+    "srpo": {**RESET, "growth.reset.locate": "self", "loss.surrogate": "log"},
+    "rrpo": {**RESET, "growth.reset.locate": "random", "loss.surrogate": "log"},
+    "srpo_clip": {**RESET, "growth.reset.locate": "self", "loss.surrogate": "ratio"},
 }
 SHAPED = {"dapo", "dapo_nofilter", "demyagent"}
 """Those with overlong shaping of the reward."""
@@ -143,7 +189,8 @@ def test_sixteen_leaves_become_a_weighted_forest(name: str) -> None:
     credits = assign(trees, config.algorithm)
     forest = pack(trees, credits, config.algorithm.loss, config.learner)
     assert sum(len(tree.leaves) for tree in forest.trees) == 32
-    assert sum(tree.token_weight.sum() for tree in forest.trees) == pytest.approx(1.0)
+    streams = 2 if config.algorithm.loss.streams.branch else 1
+    assert sum(tree.token_weight.sum() for tree in forest.trees) == pytest.approx(streams)
     assert any(tree.advantage.any() for tree in forest.trees)
     assert all((tree.negative_advantage >= 0).all() for tree in forest.trees)
     assert all((tree.advantage + tree.negative_advantage >= -1e-12).all() for tree in forest.trees)

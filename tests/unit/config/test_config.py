@@ -259,5 +259,5 @@ def test_the_quickstart_on_a_gpu_lacks_nothing_but_the_gpu() -> None:
 def test_help_names_the_groups() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for word in ("quickstart", "algorithm: aepo, arpo, cir", "trainer.resume"):
+    for word in ("quickstart", "algorithm: aepo, arpo, branpo, cir", "trainer.resume"):
         assert word in done.stdout

@@ -18,6 +18,7 @@ from elpo_ray.config.algorithm import (
     CreditConfig,
     CreditRule,
     ElcScope,
+    Train,
 )
 from elpo_ray.credit import Credit, assign
 from elpo_ray.credit.__main__ import main
@@ -113,12 +114,17 @@ def test_group_advantage_of_a_shared_node_is_its_leaves_mean() -> None:
     assert not credit.a_branch.any()
 
 
+TRAIN = {CreditRule.group_each: Train.own, CreditRule.contrast: Train.own}
+"""The rules that say nothing of steps that leaves share."""
+
+
 @pytest.mark.parametrize("value", [-1.1, 0.1, 1e17])
 @pytest.mark.parametrize("rule", CreditRule)
 def test_no_spread_gives_exactly_zero(value: float, rule: CreditRule) -> None:
     for count in (1, 3):
         tree = build([0] * count, dict.fromkeys(range(1, count + 1), value))
-        assert not hierarchical(tree, rule=rule, ddof=1, eps=0.0).advantage.any()
+        credit = hierarchical(tree, rule=rule, ddof=1, eps=0.0, train=TRAIN.get(rule, Train.path))
+        assert not credit.advantage.any()
 
 
 def scopes(tree: RolloutTree) -> dict[str, list[int]]:

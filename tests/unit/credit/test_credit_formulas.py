@@ -212,8 +212,12 @@ FORMULAS: dict[CreditRule, Formula] = {
 }
 
 
+SUFFIX_FORMULAS = (CreditRule.group_each, CreditRule.contrast)
+"""Rules under which a leaf trains its own steps only: test_suffix_formulas.py."""
+
+
 def test_every_rule_has_a_formula_here() -> None:
-    assert {*FORMULAS, CreditRule.whitened} == set(CreditRule)
+    assert {*FORMULAS, CreditRule.whitened, *SUFFIX_FORMULAS} == set(CreditRule)
 
 
 def credits_of(batch: list[Plain], rule: CreditRule, **more: Any) -> list[Credit]:

@@ -1,6 +1,7 @@
 """The credit rules of the baselines against their formulas, computed here with numpy."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from elpo_ray.config.algorithm import (
     ElcScope,
     LossConfig,
     StepGroupConfig,
+    Train,
     Weighting,
 )
 from elpo_ray.config.learner import LearnerConfig
@@ -173,24 +175,41 @@ def test_step_groups_compare_steps_from_equal_tool_responses() -> None:
 # --- a leaf without a verdict ---
 
 
-@pytest.mark.parametrize("attribution", Attribution)
-@pytest.mark.parametrize("rule", CreditRule)
+OWN = (CreditRule.group_each, CreditRule.contrast)
+"""Rules that say nothing of steps that leaves share."""
+
+
+def choices(rule: CreditRule) -> list[tuple[Attribution, Weighting]]:
+    everything = list(product(Attribution, Weighting))
+    return [(Attribution.mean, Weighting.leaf)] if rule in OWN else everything
+
+
+def train_of(rule: CreditRule) -> Train:
+    return Train.own if rule in OWN else Train.path
+
+
+@pytest.mark.parametrize(
+    ("rule", "attribution"),
+    list(dict.fromkeys((rule, each) for rule in CreditRule for each, _ in choices(rule))),
+)
 def test_a_leaf_without_a_verdict_counts_nowhere(
     rule: CreditRule, attribution: Attribution
 ) -> None:
     graded = [(1.0, 1), (-1.0, 2), (-1.0, 3)]
     tree = star(graded)
     tree.add_trajectory(0, [step(9, "?"), step(9)], UNGRADED)
-    with_it = credit_of(tree, rule=rule, ddof=1, attribution=attribution)
-    without = credit_of(star(graded), rule=rule, ddof=1, attribution=attribution)
+    settings = {"rule": rule, "ddof": 1, "attribution": attribution, "train": train_of(rule)}
+    with_it = credit_of(tree, **settings)
+    without = credit_of(star(graded), **settings)
     np.testing.assert_allclose(with_it.advantage[:4], without.advantage)
     assert not with_it.advantage[4:].any() and not with_it.negative_advantage[4:].any()
     assert with_it.r[0] == without.r[0]
 
 
-@pytest.mark.parametrize("weighting", Weighting)
-@pytest.mark.parametrize("attribution", Attribution)
-@pytest.mark.parametrize("rule", CreditRule)
+@pytest.mark.parametrize(
+    ("rule", "attribution", "weighting"),
+    [(rule, *choice) for rule in CreditRule for choice in choices(rule)],
+)
 def test_a_sibling_without_a_verdict_moves_no_shared_node(
     rule: CreditRule, attribution: Attribution, weighting: Weighting
 ) -> None:
@@ -204,7 +223,9 @@ def test_a_sibling_without_a_verdict_moves_no_shared_node(
         tree.add_trajectory(0, [step(4)], Score(-1.0, False))
         if ungraded:
             tree.add_trajectory(1, [step(9)], UNGRADED)
-        credit = CreditConfig(rule=rule, attribution=attribution, weighting=weighting, ddof=1)
+        credit = CreditConfig(
+            rule=rule, attribution=attribution, weighting=weighting, ddof=1, train=train_of(rule)
+        )
         clip = ClipConfig(scope=ElcScope.searched_only)
         config = AlgorithmConfig(credit=credit, loss=TOKEN_MEAN, clip=clip)
         [train] = pack([tree], assign([tree], config), TOKEN_MEAN, LearnerConfig()).trees

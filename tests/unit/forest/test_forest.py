@@ -42,6 +42,8 @@ class Credit:
     def share(self) -> list[float]:
         return [1.0] * len(self.advantage)
 
+    trained: None = None
+
 
 def step(actions: int, observations: int = 0) -> Step:
     turn = Turn(

@@ -9,7 +9,15 @@ from fakes import FakeTask, FakeTools, Faults, Word, bel, make_config, make_work
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elpo_ray.config.growth import EntropyBranchConfig, GrowthConfig, GrowthRule, RandomBranchConfig
+from elpo_ray.config.growth import (
+    ContrastConfig,
+    EntropyBranchConfig,
+    GrowthConfig,
+    GrowthRule,
+    PivotConfig,
+    RandomBranchConfig,
+    ResetConfig,
+)
 from elpo_ray.growth.budget import Cost, Ledger, Totals
 from elpo_ray.types import InfrastructureError
 
@@ -101,6 +109,9 @@ def test_books_balance_under_infrastructure_failures(
         n_total=n_total,
         entropy=EntropyBranchConfig(initial=2),
         random=RandomBranchConfig(trees=2),
+        pivot=PivotConfig(roots=2),
+        contrast=ContrastConfig(bases=2),
+        reset=ResetConfig(roots=2),
     )
     config = make_config(growth, retries=120)
     worker = make_worker(plan, config, policy_faults=policy_faults, tools=tools)

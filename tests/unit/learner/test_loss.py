@@ -10,7 +10,7 @@ import pytest
 import torch
 from train_trees import token_columns
 
-from elpo_ray.config.algorithm import ClipConfig, LossConfig
+from elpo_ray.config.algorithm import ClipConfig, LossConfig, Surrogate
 from elpo_ray.learner.loss import LossStats, TokenBatch, k3, nll_loss, surrogate_loss
 
 CLIP = ClipConfig(eps_low=0.2, eps_high=0.315, eps_elc=0.115)
@@ -65,6 +65,19 @@ def test_surrogate_by_hand(
     value, gradient, _ = evaluate(ratio, batch(advantage=advantage, clip_low=clip_low))
     assert value == pytest.approx(loss, abs=1e-12)
     assert gradient == pytest.approx(grad, abs=1e-12)
+
+
+@pytest.mark.parametrize("advantage", [-2.0, 0.5])
+@pytest.mark.parametrize("ratio", [0.1, 0.7, 1.0, 1.5, 12.0])
+def test_the_log_surrogate_has_no_ratio_and_no_clipping(ratio: float, advantage: float) -> None:
+    """A log π: whatever the ratio, the gradient is the advantage."""
+    cfg = LossConfig(surrogate=Surrogate.log)
+    value, gradient, stats = evaluate(ratio, batch(advantage=advantage, weight=0.5), cfg)
+    assert value == pytest.approx(-0.5 * advantage * math.log(ratio))
+    assert gradient == pytest.approx(-0.5 * advantage)
+    assert stats.grad.item() == pytest.approx(0.5 * abs(advantage))
+    assert not stats.clip_low + stats.clip_high + stats.clip_dual
+    assert stats.ratio_max.item() == pytest.approx(ratio)
 
 
 def test_without_dual_clip_a_large_ratio_is_unbounded() -> None:

@@ -62,7 +62,7 @@ def test_the_answer_is_what_the_last_marks_hold() -> None:
 
 
 def test_a_demonstration_is_a_training_problem_with_its_answer() -> None:
-    task = make()
+    task = make(dataset="gcd")
     shown = task.demonstration(3)
     assert shown is not None
     assert shown[0]["content"] not in asked(task.eval_problems(20))

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.run import LoggingConfig, TrainerConfig, WandbMode
 from elpo_ray.forest.trees import TrainForest
-from elpo_ray.runs.folder import RunFolder, read_state
+from elpo_ray.growth.recoverability import PivotFit
+from elpo_ray.runs.folder import RunFolder, RunState, read_state
 from elpo_ray.runs.metrics import Metrics
 from elpo_ray.training.driver import Trainer
 from elpo_ray.types import Fault, Problem
@@ -79,7 +81,7 @@ class FakeRollouts:
     def __init__(self, config: Config) -> None:
         self._config, self.inputs = config, list[str]()
 
-    def grow(self, inputs: list[Problem], step: int) -> list[Any]:
+    def grow(self, inputs: list[Problem], step: int, config: Any = None) -> list[Any]:
         self.inputs += [problem.id for problem in inputs]
         return [grow(int(problem.id[1:]), self._config, words=4) for problem in inputs]
 
@@ -184,14 +186,28 @@ def test_a_learner_that_is_lost_before_any_checkpoint_ends_the_run(tmp_path: Pat
         trainer.train()
 
 
+def test_the_chances_of_branchings_are_kept_in_the_checkpoint(tmp_path: Path) -> None:
+    known = PivotFit(feedback=[(0.5, 0), (1.0, 1)], fitted={"2": (1.0, 0.0)})
+    state = RunState(step=2, pivot_fit=known)
+    (tmp_path / "state.json").write_text(json.dumps(asdict(state)))
+    again = read_state(tmp_path)
+    growth = GrowthConfig(rule=GrowthRule.pivot)
+    (now, before) = (again.fitted(growth, 2, staleness) for staleness in (0, 1))
+    assert now is not None and now.pivot.coefficients == (1, 0)
+    assert before is not None and before.pivot.coefficients is None
+    given = replace(growth, pivot=replace(growth.pivot, coefficients=(2.0, 0.0)))
+    assert again.fitted(given, 2, 0) is None
+    assert again.fitted(GrowthConfig(rule=GrowthRule.bel), 2, 0) is None
+
+
 def test_beta_is_fitted_between_steps_and_kept_in_the_checkpoint(tmp_path: Path) -> None:
     """A resumed run grows its next step with the values that the whole run used."""
 
     class Recording(FakeRollouts):
         used: list[Any] = []  # noqa: RUF012
 
-        def grow(self, inputs: list[Problem], step: int, beta: Any = None) -> list[Any]:
-            self.used.append((step, beta))
+        def grow(self, inputs: list[Problem], step: int, config: Any = None) -> list[Any]:
+            self.used.append((step, config.posterior.beta))
             return super().grow(inputs, step)
 
     def trainer_of(config: Config) -> Trainer:
