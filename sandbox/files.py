@@ -7,6 +7,7 @@ is never followed, and only a plain file is read.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import secrets
@@ -67,11 +68,16 @@ async def put(process: SessionProcess, file: Put, limits: Limits) -> CallResult:
         if await process.ended_itself_after_all():
             return BROKEN
         raise SandboxFailure("the session's process was lost")
+    writing = asyncio.ensure_future(aside(_write, process.folder, file, limits))
     try:
-        await aside(_write, process.folder, file, limits)
+        await asyncio.shield(writing)
     except FileRefused as refused:
         name = type(refused).__name__
         return CallResult(kind=Kind.ERROR, error_type=name, traceback=str(refused))
+    except BaseException:
+        await asyncio.wait({writing})  # before the folder can be somebody else's
+        process.kill()
+        raise
     return CallResult(kind=Kind.OK)
 
 

@@ -286,6 +286,9 @@ def _serve(supervisor: socket.socket, job: dict[str, Any]) -> None:
         die_with_parent(job["supervisor"], signal.SIGTERM)
         unwalled = wall_off(job["packages"], job["root"])
     sys.path[:] = [*(path for path in sys.path if path != job["source"]), *job["packages"], ""]
+    os.environ.update(
+        HOME=job["root"], TMPDIR=job["root"]
+    )  # some modules want a place of their own
     try:
         _import([*_COMMON_IMPORTS.split(), *job["preload"]])
     except Unimportable as unimportable:
