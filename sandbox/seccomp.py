@@ -111,7 +111,48 @@ def _named(flags_at: int) -> bytes:
     )
 
 
+def _own_only(error: int) -> bytes:
+    """For calls about a process or thread, which would say whether another one exists: 0, oneself.
+    A process may not name itself otherwise: the filter is inherited."""
+    return _load_argument(0) + _op(_JUMP_EQUAL, 0, 0, 1) + _PERMIT + _refuse(error)
+
+
+# Clocks of this machine, of this process and of its threads. A process's clock that is named by
+# the process's id would tell what a sibling does.
+_CLOCKS = (
+    _load_argument(0)
+    + _op(_JUMP_AT_LEAST, 1 << 31, 0, 2)
+    + _op(_JUMP_EQUAL, 0xFFFFFFFA, 1, 0)  # this process
+    + _op(_JUMP_ANY_BIT, 4, 0, 1)
+    + _PERMIT
+    + _refuse(errno.EINVAL)
+)
+# Whoever maps the same file shares its futexes, also for reading only. Waits on what glibc takes to
+# be shared (the end of a thread that is joined) look again instead.
+_FUTEX = (
+    _load_argument(1)
+    + _op(_JUMP_ANY_BIT, 0x80, 0, 1)
+    + _PERMIT
+    + b"".join(_op(_JUMP_EQUAL, wait, 0, 1) + _refuse(errno.EAGAIN) for wait in (0, 9, 265))
+    + b"".join(_op(_JUMP_EQUAL, wake, 0, 1) + _FEIGN for wake in (1, 3, 4, 5, 10))
+    + _refuse(errno.ENOSYS)
+)
+
 _CONDITIONAL: dict[str, bytes] = {
+    "futex": _FUTEX,
+    # Not MADV_MERGEABLE: who has the same page can be told by the time it takes to write to it.
+    "madvise": _load_argument(2) + _op(_JUMP_EQUAL, 12, 0, 1) + _FEIGN + _PERMIT,
+    "clock_gettime": _CLOCKS,
+    "clock_getres": _CLOCKS,
+    "clock_nanosleep": _CLOCKS,
+    "getpgid": _own_only(errno.EPERM),
+    "getsid": _own_only(errno.EPERM),
+    "sched_getparam": _own_only(errno.EPERM),
+    "sched_getscheduler": _own_only(errno.EPERM),
+    # glibc asks by the thread's id, and bears that there is no such call.
+    "sched_getaffinity": _own_only(errno.ENOSYS),
+    # No byte out of band, which the supervisor would see and could not read.
+    "sendto": _load_argument(3) + _op(_JUMP_ANY_BIT, 1, 0, 1) + _refuse(errno.EOPNOTSUPP) + _PERMIT,
     "openat": _named(2),
     "open": _named(1),
     # Private only: what is shared would join branches forked from one snapshot.

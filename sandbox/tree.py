@@ -53,7 +53,8 @@ _START = "="
 
 _BROKEN = CallResult(
     kind=Kind.KILLED,
-    traceback="an earlier call broke the session's process",
+    traceback="an earlier call broke the session's process, and what it ran before does not come "
+    "out the same when it is repeated",
     state_kept=False,
 )
 
@@ -158,6 +159,7 @@ class Tree:
                     began(process)
                     try:
                         result = await self._run(process, code, index, self._means.limits)
+                        self._note_loss(held, result)
                         if result.state_kept and keep is Keep.NOTHING:
                             process.kill()
                             result = replace(result, snapshot=keep.value)
@@ -279,6 +281,12 @@ class Tree:
         """Note whether it was code that kept a state from going on. Before any there is none."""
         code = not held.node.startswith(_START)
         if code and (isinstance(failure, Tampered) or await held.process.ended_itself_after_all()):
+            self._broken.add(held.node)
+
+    def _note_loss(self, held: Snapshot, result: CallResult) -> None:
+        """Note if code ended the only process that was in its state."""
+        lost = held.spent and not result.state_kept and result.kind is not Kind.SANDBOX_FAILURE
+        if lost and not held.node.startswith(_START):
             self._broken.add(held.node)
 
     def _forget(self, snapshot: Snapshot) -> None:

@@ -117,9 +117,12 @@ class TreeFolder:
     that who knew the old one is none the wiser."""
 
     def __init__(self, path: str, names: Sequence[str]) -> None:
-        """`names` as from `make_folders`; the first one is in use, and the others get new ones: the
-        code of the tree could find the old ones in the spawner's memory. Raises OSError."""
-        self.path = path
+        """`names` as from `make_folders`; the first one is in use. The others get new ones, and so
+        does the tree's folder: code could find the old ones in what it has of the spawner's memory.
+        Raises OSError."""
+        self.path = os.path.join(os.path.dirname(path), secrets.token_hex(8))
+        os.rename(path, self.path)
+        path = self.path
         self._free = [self.rename(os.path.join(path, name)) for name in names[1:]]
 
     def take(self) -> str | None:
