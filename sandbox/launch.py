@@ -64,14 +64,15 @@ class SpawnerClient:
         process: subprocess.Popen[bytes],
         channel: socket.socket,
         root: str,
-        max_threads: int,
+        limits: Limits,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._process = process
         self._channel = channel
         self.root = root
         """The folder that holds the work folders of all trees."""
-        self.max_threads = max_threads
+        self.max_threads = limits.threads
+        self._max_file_bytes = limits.file_mib << 20
         self._next = 0
         self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._turn = asyncio.Semaphore(_MAX_ASKED)
@@ -122,7 +123,7 @@ class SpawnerClient:
         except BaseException:
             remove(root)
             raise
-        client = cls(process, ours, root, limits.threads)
+        client = cls(process, ours, root, limits)
         job = {
             "supervisor": os.getpid(),
             "crowd": process.pid,
@@ -228,8 +229,10 @@ class SpawnerClient:
         return any(heard > lately and not end.killed for heard, end in self._early.values())
 
     def sight(self, pid: int, *, count: bool = False, weigh: bool = False) -> Sight:
-        """Look at a process of a session, see `Sight.of`. Raises Unseen."""
-        return Sight.of(pid, self.root, count=count, weigh=weigh)
+        """Look at a process of a session, see `Sight.of`; `count`: ask for `nameless` as well.
+
+        Raises Unseen."""
+        return Sight.of(pid, self.root, largest=count * self._max_file_bytes, weigh=weigh)
 
     def sees(self, pid: int) -> bool:
         """Whether the kernel shows it."""

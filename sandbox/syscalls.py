@@ -7,7 +7,7 @@ from __future__ import annotations
 
 _ALLOWED_WORDS = (
     "read write close munmap mprotect mremap brk fstat newfstatat stat lstat statx "
-    "creat lseek readv writev pread64 pwrite64 preadv pwritev close_range access faccessat "
+    "creat lseek readv writev pread64 pwrite64 preadv pwritev access faccessat "
     "faccessat2 readlink readlinkat getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink "
     "unlinkat rename renameat renameat2 ftruncate fallocate fsync fdatasync umask "
     "dup dup2 dup3 pipe pipe2 poll ppoll select pselect6 epoll_create "
