@@ -1,5 +1,5 @@
-"""Attacks 91 to 97: what all processes share without having been given it, who pays for a state that
-cannot be repeated, and what nobody looked at when files were counted."""
+"""Attacks 91 to 97: what all processes share without having been given it, who pays for a state
+that cannot be repeated, and what nobody looked at when files were counted."""
 
 from __future__ import annotations
 
