@@ -34,6 +34,7 @@ _NOTICE_BYTES = 80
 _CONTINUE = 1
 UNSEEN = "unseen"
 """What `Lineage.look` says of a process that is gone, or that the kernel does not show."""
+_NO_FORK = f"no branch: {explained(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))}"
 _WINDING_UP_S = 0.05
 """Between looks whether anybody still runs in a family that is to end."""
 _SETTLED_S = (0.0, 0.0002, 0.001, 0.005, 0.02, 0.1, 0.4, 1.0)
@@ -107,9 +108,10 @@ class Lineage:
             await self._verify(parent, branch)
             branch.folder = self._folder.rename(branch.folder)
         except BaseException as error:
-            if isinstance(error, Refused) and await self._bore(strays):
-                error = Tampered("a branch did not greet")
-            by_others = isinstance(error, Tampered) and await self._lost(parent, branch)
+            if isinstance(error, Refused):
+                bore = await self._bore(strays)
+                error = Tampered("a branch did not greet") if bore else Refused(_NO_FORK)
+            by_others = isinstance(error, Tampered | Refused) and await self._lost(parent, branch)
             if self._members.get(branch.pid) is not branch:
                 self._clean_up(self._reclaim(branch))
             branch.kill()

@@ -265,7 +265,7 @@ def main() -> None:
     except OSError as error:
         with suppress(OSError):
             supervisor.send(json.dumps({"failed": explained(error)}).encode())
-        raise
+        raise SystemExit(1) from None  # all is said
 
 
 def _serve(supervisor: socket.socket, job: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +21,8 @@ from sandbox.limits import Limits
 from sandbox.shortage import is_shortage
 
 _BLOCK = 512
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="sandbox")
+"""Not the event loop's own: that could not be shut down where no thread can be started."""
 
 
 def size(found: os.stat_result) -> int:
@@ -107,7 +110,7 @@ async def aside(work: Callable[..., Any], *arguments: object) -> None:
                 to_do.pop()(*arguments)
 
     try:
-        await asyncio.to_thread(once)
+        await asyncio.get_running_loop().run_in_executor(_THREADS, once)
     except RuntimeError:
         once()
 
