@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 
 from elpo_ray.config import Config
-from elpo_ray.config.algebra import model_states
+from elpo_ray.config.memory import model_states
 
 GIB = 1 << 30
 PROCESS = 3 * GIB

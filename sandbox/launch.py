@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -64,14 +65,15 @@ class SpawnerClient:
         process: subprocess.Popen[bytes],
         channel: socket.socket,
         root: str,
-        max_threads: int,
+        limits: Limits,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._process = process
         self._channel = channel
         self.root = root
         """The folder that holds the work folders of all trees."""
-        self.max_threads = max_threads
+        self.max_threads = limits.threads
+        self._max_file_bytes = limits.file_mib << 20
         self._next = 0
         self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._turn = asyncio.Semaphore(_MAX_ASKED)
@@ -122,7 +124,7 @@ class SpawnerClient:
         except BaseException:
             remove(root)
             raise
-        client = cls(process, ours, root, limits.threads)
+        client = cls(process, ours, root, limits)
         job = {
             "supervisor": os.getpid(),
             "crowd": process.pid,
@@ -168,7 +170,7 @@ class SpawnerClient:
         """
         self._next += 1
         session = self._next
-        tree = os.path.join(self.root, str(session))
+        tree = os.path.join(self.root, secrets.token_hex(8))
         try:
             ends = Ends()
         except OSError as error:
@@ -176,13 +178,14 @@ class SpawnerClient:
         process = SessionProcess(ends, tree)
         try:
             async with self._turn:
-                inner, names, pidfd = await self._ask(session, folders, ends)
+                inner, names, pidfd = await self._ask(session, tree, folders, ends)
             process.identify(_ids(pidfd)[0], inner, pidfd)
-            process.folder = os.path.join(tree, names[0])
             self._follow(process)
             await process.started()
             process.pause()
-            return process, TreeFolder(tree, names)
+            folder = TreeFolder(tree, names)
+            process.folder = os.path.join(folder.path, names[0])
+            return process, folder
         except BaseException as error:
             await process.close()
             await aside(remove, tree)
@@ -221,17 +224,22 @@ class SpawnerClient:
             raise Tampered(str(failure)) from None
 
     def _died_at_once(self) -> SandboxFailure:
-        """What is said of a branch that was gone before anybody knew which process it was: one of
-        the ends that were just heard of is its, and code cannot end itself by SIGKILL."""
-        lately = time.monotonic() - FORK_PATIENCE_S
-        for heard, end in self._early.values():
-            if heard > lately and not end.killed:
-                return Tampered("a branch ended at once")
+        """What is said of a branch that was gone before anybody knew which process it was."""
+        if self.a_stranger_ended():
+            return Tampered("a branch ended at once")
         return SandboxFailure("a branch was killed from outside at once")
 
+    def a_stranger_ended(self) -> bool:
+        """Whether a process that nobody knew has ended itself just now. A SIGKILL, which no code
+        can send, is not its doing."""
+        lately = time.monotonic() - FORK_PATIENCE_S
+        return any(heard > lately and not end.killed for heard, end in self._early.values())
+
     def sight(self, pid: int, *, count: bool = False, weigh: bool = False) -> Sight:
-        """Look at a process of a session, see `Sight.of`. Raises Unseen."""
-        return Sight.of(pid, self.root, count=count, weigh=weigh)
+        """Look at a process of a session, see `Sight.of`; `count`: ask for `nameless` as well.
+
+        Raises Unseen."""
+        return Sight.of(pid, self.root, largest=count * self._max_file_bytes, weigh=weigh)
 
     def sees(self, pid: int) -> bool:
         """Whether the kernel shows it."""
@@ -251,14 +259,14 @@ class SpawnerClient:
         if not self.alive or time.monotonic() - heard < _EARLY_S:
             self._on_ended(process.inner_pid, end)
 
-    async def _ask(self, session: int, folders: int, ends: Ends) -> Opened:
-        """Have a process forked."""
+    async def _ask(self, session: int, tree: str, folders: int, ends: Ends) -> Opened:
+        """Have a process forked, and the folder `tree` made for it."""
         answer: asyncio.Future[Opened] = self._loop.create_future()
         self._asked[session] = answer
         try:
             if not self.alive:
                 raise SandboxFailure("the spawner died")
-            request = json.dumps({"open": session, "folders": folders}).encode()
+            request = json.dumps({"open": session, "tree": tree, "folders": folders}).encode()
             socket.send_fds(self._channel, [request], ends.given)
             async with asyncio.timeout(_ANSWER_S):
                 return await answer

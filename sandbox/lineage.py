@@ -34,6 +34,7 @@ _NOTICE_BYTES = 80
 _CONTINUE = 1
 UNSEEN = "unseen"
 """What `Lineage.look` says of a process that is gone, or that the kernel does not show."""
+_NO_FORK = f"no branch: {explained(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))}"
 _WINDING_UP_S = 0.05
 """Between looks whether anybody still runs in a family that is to end."""
 _SETTLED_S = (0.0, 0.0002, 0.001, 0.005, 0.02, 0.1, 0.4, 1.0)
@@ -56,6 +57,8 @@ class Lineage:
         first.undisturbed = self.undisturbed
         self._asked: set[int] = set()
         """Process ids that may fork once."""
+        self._strays = 0
+        """Processes that were killed as nobody's branch."""
         self._births = 0
         """Forks under way, of which the branch is no member yet."""
         self._clean = asyncio.Event()
@@ -93,7 +96,7 @@ class Lineage:
 
         Raises SandboxFailure; Tampered if the two are not what they must be, and then gone.
         """
-        branch = self._unborn()
+        branch, strays = self._unborn(), self._strays
         try:
             async with self._birth(parent, branch):
                 parent.order_fork(branch.ends, branch.folder)
@@ -105,7 +108,10 @@ class Lineage:
             await self._verify(parent, branch)
             branch.folder = self._folder.rename(branch.folder)
         except BaseException as error:
-            by_others = isinstance(error, Tampered) and await self._lost(parent, branch)
+            if isinstance(error, Refused):
+                bore = await self._bore(strays)
+                error = Tampered("a branch did not greet") if bore else Refused(_NO_FORK)
+            by_others = isinstance(error, Tampered | Refused) and await self._lost(parent, branch)
             if self._members.get(branch.pid) is not branch:
                 self._clean_up(self._reclaim(branch))
             branch.kill()
@@ -115,7 +121,7 @@ class Lineage:
                 self.give_up(parent)
             if isinstance(error, OSError):
                 raise SandboxFailure(f"no branch: {explained(error)}") from error
-            raise
+            raise error
         finally:
             parent.pause()
         return branch
@@ -160,16 +166,24 @@ class Lineage:
                 if self.covered:  # then nobody runs unnoticed
                     await parent.stopped()
                     await branch.stopped()
-        except BaseException:
+        except BaseException as error:
             if parent.pid not in self._asked:  # it did fork: the child may be anybody
                 self._clean.clear()
+            elif isinstance(error, Refused):
+                raise Tampered("a snapshot did not even try to fork") from None
             raise
         finally:
             self._asked.discard(parent.pid)
             self._births -= 1
             if not self._births and not self._clean.is_set():
-                self._kill_strays()
+                self._strays += self._kill_strays()
                 self._clean.set()
+
+    async def _bore(self, strays_before: int) -> bool:
+        """Whether a fork of which nobody greeted brought forth a process all the same: one that was
+        killed as a stray, or one that ended itself. Otherwise the kernel refused it."""
+        await self._clean.wait()
+        return self._strays > strays_before or self._client.a_stranger_ended()
 
     def give_up(self, process: SessionProcess) -> None:
         """End a process for good. With the first one all the others would end: those that run come
@@ -291,8 +305,9 @@ class Lineage:
             except OSError:  # it died meanwhile; or its folder cannot be hidden
                 self.give_up(process)
 
-    def _kill_strays(self) -> None:
-        """Kill every process of the family that is none of its members."""
+    def _kill_strays(self) -> int:
+        """Kill every process of the family that is none of its members; how many there were."""
+        killed = 0
         for name in os.listdir("/proc"):
             pid = int(name) if name.isdigit() else 0
             with suppress(OSError):  # it is gone
@@ -301,8 +316,10 @@ class Lineage:
                     try:
                         if os.getsid(pid) == self.first.pid:
                             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                            killed += 1
                     finally:
                         os.close(pidfd)
+        return killed
 
     def _on_end(self, member: SessionProcess) -> None:
         self._members.pop(member.pid, None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import asyncio
 import errno
+import math
 import os
 import secrets
 import signal
@@ -59,6 +60,8 @@ _STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] *
 _THERE = {"R", "S", "D", "T", "t", "I"}
 """Letters in /proc for a process that has not ended."""
 _CHUNK = 1 << 16
+_LONE_FOLDER_LINKS = 2
+"""Links to a folder that has none below, on file systems that count them."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LAST_BYTES = 2 << 20
 """Bytes of address space below which nearly every allocation fails."""
@@ -86,6 +89,9 @@ class _Stop:
 
     kind: Kind
     why: str
+
+
+_HEADLESS = _Stop(Kind.KILLED, "its first thread ended before the others")
 
 
 class Tampered(SandboxFailure):
@@ -172,7 +178,7 @@ class SessionProcess:
         self._unsent = memoryview(b"")
         self._max_reply = OUTPUT_KILL_BYTES
         self._streams = [HeadTail(0), HeadTail(0)]
-        self._folder_was = 0
+        self._folder_was = math.nan
         self._files_were: Contents | None = None
         self._files: Contents | None = None
         """What was in its folder when it was last looked at."""
@@ -477,6 +483,8 @@ class SessionProcess:
             try:
                 if self._over_quota(limits, mapped=True):
                     self._settle(_over_quota(limits))
+                if _headless(self.pid):
+                    self._settle(_HEADLESS)
             except OSError as error:
                 self._settle(_short_of(error))
         self._settle(self._out_of_time(f"ran for {limits.wall_s:g} s", limits))
@@ -509,6 +517,8 @@ class SessionProcess:
         try:
             if self._over_quota(limits, mapped=self._folder_changed() != self._folder_was):
                 return _over_quota(limits)
+            if _headless(self.pid):
+                return _HEADLESS
         except OSError as error:
             return _short_of(error)
         no_room = os.strerror(errno.ENOSPC)
@@ -516,12 +526,14 @@ class SessionProcess:
             return _short_of(OSError(errno.ENOSPC, no_room))
         return reply
 
-    def _folder_changed(self) -> int:
-        """When something was last created or removed in the work folder, by the kernel's clock."""
+    def _folder_changed(self) -> float:
+        """When something was last created or removed in the work folder, by the kernel's clock; no
+        number if that may have been in a folder below."""
         try:
-            return os.stat(self.folder).st_mtime_ns
+            found = os.stat(self.folder)
         except OSError:  # it removed the folder
-            return 0
+            return math.nan
+        return found.st_mtime_ns if found.st_nlink == _LONE_FOLDER_LINKS else math.nan
 
     def _over_quota(self, limits: Limits, *, mapped: bool) -> bool:
         """Whether it has too much in files, those included that it removed and still holds.
@@ -530,8 +542,9 @@ class SessionProcess:
         self._files = contents(self.folder, limits)
         if self._files is None:
             return True
-        nameless = nameless_bytes(self.pid, mapped=mapped)
-        return self._files.total + nameless > limits.file_mib << 20
+        most = limits.file_mib << 20
+        nameless = nameless_bytes(self.pid, largest=most if mapped else 0)
+        return self._files.total + nameless > most
 
     def hoards(self, limits: Limits) -> bool:
         """Whether, as it was last seen, it keeps too much in files that have no name any more."""
@@ -607,6 +620,17 @@ def _state_of(pid: int) -> str:
         if is_shortage(error):
             raise
         return ""
+
+
+def _headless(pid: int) -> bool:
+    """Whether a process goes on although its first thread, which the kernel shows as the process,
+    has ended. No honest one does."""
+    if _state_of(pid) != "Z":
+        return False
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except FileNotFoundError:  # it ended
+        return False
 
 
 def beyond_quota(limits: Limits) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sandbox.limits import MAX_CODE_BYTES
 
-ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}/\d+(?:/\w{1,32})?")
+ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}(?:/\w{1,32}){1,2}")
 """Memory addresses and work folders: never the same twice. Linear in hostile text."""
 
 KEPT = "kept"
@@ -171,7 +171,8 @@ class CallResult:
 
 BROKEN = CallResult(
     kind=Kind.KILLED,
-    traceback="an earlier call broke the session's process",
+    traceback="an earlier call broke the session's process, and what it ran before does not come "
+    "out the same when it is repeated",
     state_kept=False,
 )
 """What comes of a call where code left nothing that could go on."""

@@ -19,6 +19,8 @@ from sandbox.results import KEPT, ReplayReason
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PAGE_TABLES = 256 << 10
 """Rough bytes of one process's page tables; the kernel counts them with its other memory."""
+_THREAD = 64 << 10
+"""Rough bytes that the kernel keeps for a thread, with what it touched of its stack."""
 _UNSURE_BYTES = 32 << 20
 """Anonymous memory that an estimate may leave to the ancestors, or count, before the kernel is
 asked: a fault brings 4 KiB or 2 MiB."""
@@ -107,6 +109,7 @@ class Snapshot:
         except OSError:
             footprint = Footprint(inherited, 0, 1)  # it is gone
         size, exact = footprint.private(inherited), None
+        files += (footprint.threads - 1) * _THREAD
         unsure = max(size, footprint.anonymous - size) > _UNSURE_BYTES
         if not lineage.forks:
             status = "unsupported"

@@ -159,6 +159,7 @@ class Tree:
                     began(process)
                     try:
                         result = await self._run(process, work, index, self._means.limits)
+                        self._note_loss(held, result)
                         if result.state_kept and keep is Keep.NOTHING:
                             process.kill()
                             result = replace(result, snapshot=keep.value)
@@ -309,6 +310,12 @@ class Tree:
         self._gone[held.node] = held.lacks
         code = not held.node.startswith(_START)
         if code and (tampered or await held.process.ended_itself_after_all()):
+            self._broken.add(held.node)
+
+    def _note_loss(self, held: Snapshot, result: CallResult) -> None:
+        """Note if code ended the only process that was in its state."""
+        lost = held.spent and not result.state_kept and result.kind is not Kind.SANDBOX_FAILURE
+        if lost and not held.node.startswith(_START):
             self._broken.add(held.node)
 
     def _forget(self, snapshot: Snapshot) -> None:

@@ -13,6 +13,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -26,6 +27,8 @@ _LISTED, _LISTED_CHARS = 64, 1 << 13
 """Most files that a result lists, and most characters of their names together."""
 
 _Result = TypeVar("_Result")
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="sandbox")
+"""Not the event loop's own: that could not be shut down where no thread can be started."""
 
 
 def size(found: os.stat_result) -> int:
@@ -147,7 +150,7 @@ async def aside(work: Callable[..., _Result], *arguments: object) -> _Result:
             return done[0]
 
     try:
-        return await asyncio.to_thread(once)
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, once)
     except RuntimeError:
         return once()
 
@@ -157,9 +160,12 @@ class TreeFolder:
     that who knew the old one is none the wiser."""
 
     def __init__(self, path: str, names: Sequence[str]) -> None:
-        """`names` as from `make_folders`; the first one is in use, and the others get new ones: the
-        code of the tree could find the old ones in the spawner's memory. Raises OSError."""
-        self.path = path
+        """`names` as from `make_folders`; the first one is in use. The others get new ones, and so
+        does the tree's folder: code could find the old ones in what it has of the spawner's memory.
+        Raises OSError."""
+        self.path = os.path.join(os.path.dirname(path), secrets.token_hex(8))
+        os.rename(path, self.path)
+        path = self.path
         self._free = [self.rename(os.path.join(path, name)) for name in names[1:]]
 
     def take(self) -> str | None:

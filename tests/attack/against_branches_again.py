@@ -254,7 +254,7 @@ async def has_itself_killed(world: World) -> None:
 async def dies_between(world: World) -> None:
     for code in ENDINGS.values():
         async with world.session() as session:
-            await session.call("import os\nx = os.urandom(4)")
+            await session.call("import os\nx = os.urandom(4)\nx")
             own_doing(await session.call(PRELUDE + code))
             await asyncio.sleep(0.4)
             for _ in range(2):
