@@ -2,7 +2,7 @@
 
 Reads one cell (a statement with its block, as Python's own prompt does), prints the result. Figures
 are saved in a folder for temporary files, and their paths are printed. Ctrl-C ends the cell that
-runs, and the session goes on in the state before it.
+runs, and the session goes on in the state before it; at the prompt it drops the cell begun.
 """
 
 from __future__ import annotations
@@ -20,24 +20,50 @@ from sandbox.png import size_of
 from sandbox.results import CallResult, Kind, SandboxFailure, SandboxUnavailable
 from sandbox.supervisor import Sandbox, Session
 
+_SOON_S = 0.05
 
-def _read_cell() -> str | None:
-    """The next complete cell from standard input; None at its end."""
-    lines: list[str] = []
-    while True:
-        if sys.stdin.isatty():
-            print("... " if lines else ">>> ", end="", flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return "".join(lines) if lines else None
-        lines.append(line)
-        cell = "".join(lines)
+
+class Reader:
+    """Cells from standard input, read in a thread."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self.reads = False
+        """Whether somebody may be typing."""
+
+    def drop(self) -> None:
+        """Forget the lines of a cell that is not complete. For another thread."""
+        self._lines = []
+        print()
+        self._ask()
+
+    def next(self) -> str | None:
+        """The next complete cell; None at the end."""
+        self._lines, self.reads = [], True
         try:
-            incomplete = codeop.compile_command(cell, symbol="single") is None
-        except (SyntaxError, ValueError, OverflowError):
-            return cell
-        if not incomplete and (len(lines) == 1 or not line.strip()):
-            return cell
+            return self._read()
+        finally:
+            self.reads = False
+        """Whether somebody may be typing."""
+
+    def _read(self) -> str | None:
+        while True:
+            self._ask()
+            line = sys.stdin.readline()
+            if not line:
+                return "".join(self._lines) if self._lines else None
+            lines = self._lines = [*self._lines, line]
+            cell = "".join(lines)
+            try:
+                incomplete = codeop.compile_command(cell, symbol="single") is None
+            except (SyntaxError, ValueError, OverflowError):
+                return cell
+            if not incomplete and (len(lines) == 1 or not line.strip()):
+                return cell
+
+    def _ask(self) -> None:
+        if sys.stdin.isatty():
+            print("... " if self._lines else ">>> ", end="", flush=True)
 
 
 class Printer:
@@ -78,15 +104,19 @@ async def _repl(preload: list[str]) -> None:
         session = await sandbox.open()
         layers = ", ".join(sandbox.layers)
         print(f"tier {sandbox.isolation} ({layers}); end of file ends it", file=sys.stderr)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, _interrupt, session)
-        printer = Printer()
-        while (cell := await asyncio.to_thread(_read_cell)) is not None:
+        reader, printer = Reader(), Printer()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, _interrupt, session, reader)
+        while (cell := await asyncio.to_thread(reader.next)) is not None:
             printer.show(await session.call(cell))
 
 
-def _interrupt(session: Session) -> None:
-    if not session.interrupt():
-        print("(end of file ends it)", file=sys.stderr)
+def _interrupt(session: Session, reader: Reader) -> None:
+    if session.interrupt():
+        return
+    if reader.reads:
+        reader.drop()
+    else:  # the cell is about to run
+        asyncio.get_running_loop().call_later(_SOON_S, _interrupt, session, reader)
 
 
 def _missing(name: str) -> bool:
@@ -97,7 +127,8 @@ def _missing(name: str) -> bool:
 
 
 def main() -> int:
-    """Exit status 1 when this machine cannot isolate, 2 for wrong arguments."""
+    """Exit status 1 when this machine cannot isolate, 2 for wrong arguments, 130 for a Ctrl-C
+    before there is a prompt."""
     parser = argparse.ArgumentParser(prog="python -m sandbox", description="An isolated REPL.")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="imported beforehand")
     modules = parser.parse_args().modules
@@ -110,6 +141,8 @@ def main() -> int:
     except (SandboxUnavailable, SandboxFailure) as failure:
         print(failure, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pty
+import select
+import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -326,6 +330,43 @@ async def test_the_prompt_saves_figures() -> None:
     assert size_of(path.read_bytes()) == (640, 480)
     path.unlink()
     path.parent.rmdir()
+
+
+def typed(*steps: tuple[str, str]) -> list[str]:
+    """What a prompt at a terminal says to each line that is typed, up to the words that end it."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "sandbox"])
+    said = []
+    try:
+        for keys, end in (("", ">>> "), *steps):
+            os.write(terminal, keys.encode())
+            said.append("")
+            until = time.monotonic() + 60
+            while not said[-1].endswith(end) and time.monotonic() < until:
+                if select.select([terminal], [], [], 1)[0]:
+                    said[-1] += os.read(terminal, 4096).decode()
+        return said
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+
+
+async def test_ctrl_c_at_the_prompt_keeps_the_session() -> None:
+    said = await asyncio.to_thread(
+        typed,
+        ("x = 41\n", ">>> "),
+        ("print('begun')\n", ">>> "),
+        ("while True: pass\n\n", "\r\n\r\n"),
+        ("\x03", ">>> "),
+        ("for i in range(3):\n", "... "),
+        ("\x03", ">>> "),
+        ("x + 1\n", ">>> "),
+    )
+    assert "tier " in said[0] and "landlock" in said[0]
+    assert "[killed] interrupted" in said[4]
+    assert said[-1].splitlines()[1] == "42", said
 
 
 @pytest.mark.parametrize("name", ["nosuchmodule", "sandbox.nosuch", ".x", "a b", ""])
