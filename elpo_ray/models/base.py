@@ -75,6 +75,8 @@ def demonstrations_key(config: Config, task: Task) -> Any:
     settings = config.task
     if settings.name == TaskName.countdown:
         return asdict(settings.countdown)
+    if settings.name == TaskName.reasoning_gym:
+        return [settings.name, settings.dataset, settings.options]
     if settings.demonstrations_file is None and not is_path(settings.name):
         return [settings.name, settings.data_dir]
     return digest({"all": list(conversations(task, schemas(settings, config.sandbox)))})
