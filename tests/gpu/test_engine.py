@@ -1,4 +1,4 @@
-"""vLLM on a GPU behind `Policy`: its two model runners against transformers, ends of turns, speed."""
+"""vLLM on a GPU behind `Policy`: both model runners against transformers, ends of turns, speed."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def begin(folder: Path, *overrides: str) -> subprocess.Popen[str]:
 def wait_for(run: Path, steps: int, process: subprocess.Popen[str], tell: Tell) -> None:
     seen, deadline = 0, time.monotonic() + 240
     while seen < steps and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert not process.poll(), process.communicate()[0][-4000:]
         rows = metrics(run) if (run / "metrics.jsonl").exists() else []
         for row in rows[seen:]:
             keys = ("step", "seconds/grow", "seconds/update", "seconds/sync", "mismatch_k3")
