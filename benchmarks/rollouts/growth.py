@@ -86,12 +86,16 @@ def grown(group: RolloutGroup, config: Config, inputs: list[Problem], step: int)
     return {"seconds": seconds, "tokens": tokens, "idle": idle / busy, "trees": trees}
 
 
-def prefix_hits(trees: list[RolloutTree]) -> Values:
+GPU_BLOCK_SIZE = 16
+"""Tokens of a cache block of vLLM on a GPU."""
+
+
+def prefix_hits(trees: list[RolloutTree], block: int) -> Values:
     """Two shares of the probes' prefix tokens: those found in the cache, and those in whole blocks
     (vLLM caches no others)."""
     prefixes = probe_prefixes(trees)
     tokens = sum(length for length, _ in prefixes)
-    whole = sum((length - 1) // CPU_BLOCK_SIZE * CPU_BLOCK_SIZE for length, _ in prefixes)
+    whole = sum((length - 1) // block * block for length, _ in prefixes)
     return {
         "probe_prefix_hit": sum(cached for _, cached in prefixes) / tokens,
         "probe_prefix_in_whole_blocks": whole / tokens,
@@ -100,7 +104,7 @@ def prefix_hits(trees: list[RolloutTree]) -> Values:
 
 def measure(args: argparse.Namespace) -> Values:
     trees, flat = quickstart(*args.set), quickstart("algorithm=grpo", *args.set)
-    task = make_task(trees.task, 0)
+    task, gpus = make_task(trees.task, 0), trees.cluster.gpus
     inputs = [task.train_problem(i) for i in range(args.inputs)]
     rows: list[Values] = []
     placement.RolloutActor = MeasuredActor  # type: ignore[misc]
@@ -121,7 +125,7 @@ def measure(args: argparse.Namespace) -> Values:
                     "bel_tokens_per_s": bel["tokens"] / bel["seconds"],
                     "bare_tokens_per_s": tokens / seconds,
                     "stack_over_bare": bel["tokens"] / bel["seconds"] / (tokens / seconds),
-                    **prefix_hits(bel["trees"]),
+                    **prefix_hits(bel["trees"], GPU_BLOCK_SIZE if gpus else CPU_BLOCK_SIZE),
                     "engine_idle": bel["idle"],
                     "engine_idle_independent": independent["idle"],
                 }

@@ -45,7 +45,8 @@ def with_model(args: argparse.Namespace, config: Config, cluster: Cluster) -> It
 def cold_start(config: Config, cluster: Cluster) -> Path:
     task = make_task(config.task, config.trainer.seed)
     start = starting_model(config, task, base_model(config, task), cluster, Console(stderr=True))
-    for rank in start.learner.ranks if start.learner is not None else []:
+    shared = config.cluster.colocated  # there it rests in host memory while engines sample
+    for rank in start.learner.ranks if start.learner is not None and not shared else []:
         ray.kill(rank)
     return start.folder
 

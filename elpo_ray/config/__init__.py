@@ -29,6 +29,9 @@ CONF_DIR = _CHECKOUT / "conf"
 if not CONF_DIR.is_dir():
     CONF_DIR = Path(sysconfig.get_path("data"), "share", "elpo_ray", "conf")
 
+MADE = (TaskName.countdown, TaskName.reasoning_gym)
+"""Tasks that make demonstrations of their own."""
+
 
 @dataclass(kw_only=True)
 class Config(Section, key=""):
@@ -103,8 +106,7 @@ class Config(Section, key=""):
         yield from self._length_conflicts()
         yield from self._budget_conflicts()
         yield from self._device_conflicts()
-        makers = (TaskName.countdown, TaskName.reasoning_gym)
-        made = self.task.name in makers or is_path(self.task.name)
+        made = self.task.name in MADE or is_path(self.task.name)
         if self.model.path is None and not made and self.task.demonstrations_file is None:
             tiny = "or demonstrations (task.demonstrations_file), from which a tiny one is built"
             yield "model.path", f"name a Hugging Face folder, {tiny}"

@@ -155,8 +155,9 @@ def _memory(config: Config) -> list[tuple[str, str]]:
 def _on_gpus(config: Config, shape: ModelShape) -> list[tuple[str, str]]:
     rows = [(f"fits {CARD}", fits(config, shape, CARD))]
     needed = hours(config, shape)
+    long = f"{needed:,.1f} hours" if needed >= 1 else f"{60 * needed:.0f} minutes"
     rows.append(
-        ("hours", f"about {needed:,.1f} of updates and sampling, at {UPDATE_SHARE:.0%} and "
+        ("time", f"about {long} of updates and sampling, at {UPDATE_SHARE:.0%} and "
          f"{SAMPLING_SHARE:.0%} of an H100's {PEAK / 1e12:.0f} TFLOP/s; tools, evaluations and "
          "shared prefixes are not counted")
     )  # fmt: skip
