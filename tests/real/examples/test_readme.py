@@ -20,7 +20,12 @@ TINY = [
     "task.eval_problems=4", "task.eval_samples=1", "logging.wandb=disabled",
     "logging.progress=false",
 ]  # fmt: skip
-QUICKSTART = [*TINY, "task.countdown.demonstrations=200", "trainer.run_name=NAME"]
+QUICKSTART = [
+    *TINY,
+    "model.max_context=512",
+    "task.countdown.demonstrations=200",
+    "trainer.run_name=NAME",
+]
 SHOP = [*TINY, "cold_start.epochs=1"]
 NO_GPUS = re.compile(r"cluster\.gpus=True: \d GPUs asked for .* but this machine has 0")
 LINES = [
