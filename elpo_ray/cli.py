@@ -46,6 +46,7 @@ COMMANDS: dict[str, Entry] = {
     "export": Entry("elpo_ray.export", "a run's weights as a Hugging Face folder"),
     "view": Entry("elpo_ray.view", "a page with a run's curves and rollout trees"),
     "compare": Entry("elpo_ray.compare", "what differs between runs, and what came of it"),
+    "study": Entry("elpo_ray.study", "runs of several algorithms, tasks and seeds, and a report"),
     "doctor": Entry("elpo_ray.doctor", "what this machine lacks for a run", True),
     "grade": Entry("elpo_ray.grade", "the verdict on a mathematical answer, and why"),
     "launch": Entry("launch", "a Slurm script or a KubeRay manifest of a run"),

@@ -38,7 +38,7 @@ EDGES = {
 
 ORDER = """
 types config tree dump interfaces growth credit forest chat tools tasks weights rollout scheduling
-runs models learner cluster evaluation training doctor view new
+runs models learner cluster evaluation training study doctor view new
 """.split()  # noqa: SIM905
 """Contracts and folders of elpo_ray, bottom first: each may import only what stands before it.
 Every other module at the top is a command, which nothing but `cli` may import."""
