@@ -13,6 +13,7 @@ from elpo_ray.config.measure import AnalyzeConfig
 
 def run(config: AnalyzeConfig) -> int:
     tasks = measured_tasks(config)
+    print(f"{config.model}: {config.analysis.value} on {', '.join(tasks)}", flush=True)
     from elpo_ray.evaluation.analysis.run import analyze
 
     analyze(config, tasks)

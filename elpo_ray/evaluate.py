@@ -12,6 +12,7 @@ from elpo_ray.config.measure import EvaluateConfig
 
 def run(config: EvaluateConfig) -> int:
     tasks = measured_tasks(config)
+    print(f"{config.model}: n={config.n} on {', '.join(tasks)}", flush=True)
     from elpo_ray.evaluation.run import evaluate
 
     evaluate(config, tasks)
