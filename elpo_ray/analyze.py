@@ -14,6 +14,7 @@ from elpo_ray.config.measure import AnalyzeConfig
 def run(config: AnalyzeConfig) -> int:
     """Make the configured analysis and return the exit code."""
     tasks = measured_tasks(config)
+    print(f"{config.model}: {config.analysis.value} on {', '.join(tasks)}", flush=True)
     from elpo_ray.evaluation.analysis.run import analyze
 
     analyze(config, tasks)

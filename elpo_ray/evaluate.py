@@ -13,6 +13,7 @@ from elpo_ray.config.measure import EvaluateConfig
 def run(config: EvaluateConfig) -> int:
     """Measure the configured model and return the exit code."""
     tasks = measured_tasks(config)
+    print(f"{config.model}: n={config.n} on {', '.join(tasks)}", flush=True)
     from elpo_ray.evaluation.run import evaluate
 
     evaluate(config, tasks)

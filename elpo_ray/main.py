@@ -16,8 +16,7 @@ def run(config: Config) -> int:
     """Everything after composition; the heavy imports wait until the configuration is sound.
     Returns the exit code."""
     check(config)
-    if config.check_only:
-        print(batch_algebra(config), flush=True)
+    print(batch_algebra(config) if config.check_only else headline(config), flush=True)
     check_machine(config)
     from elpo_ray.training.driver import rehearse, train
 
@@ -25,6 +24,14 @@ def run(config: Config) -> int:
         rehearse(config)
         return 0
     return EXIT_INTERRUPTED if train(config).interrupted else 0
+
+
+def headline(config: Config) -> str:
+    """The first line of a run."""
+    trainer = config.trainer
+    what = f"{config.experiment}: {config.algorithm.name} on {config.task.name}"
+    resumed = "" if trainer.resume is None else f", from {trainer.resume}"
+    return f"{what}, {trainer.steps} steps of {trainer.inputs_per_step} inputs{resumed}"
 
 
 main = Command(Config, "config", run)

@@ -17,8 +17,8 @@ from elpo_ray.training.checks import check, check_machine
 def run(config: Config) -> int:
     """Everything after composition; returns the exit code."""
     check(config)
-    if config.check_only:
-        print(cold_start_algebra(config), flush=True)
+    said = f"{config.experiment}: supervised training on demonstrations of {config.task.name}"
+    print(cold_start_algebra(config) if config.check_only else said, flush=True)
     check_machine(config, engines=False)
     from elpo_ray.training.cold_start import rehearse, train_supervised
 

@@ -27,7 +27,7 @@ from elpo_ray.growth.independent import sample
 from elpo_ray.models.folder import local_folder
 from elpo_ray.rollout.worker import RolloutWorker, TreeRollout
 from elpo_ray.runs.atomic import write_whole
-from elpo_ray.runs.metrics import progress_bar
+from elpo_ray.runs.progress import progress_bar
 from elpo_ray.scheduling.jobs import Job, OnComplete
 from elpo_ray.tasks import make_task
 from elpo_ray.types import FinishReason, InfrastructureError, Step, ToolKind, ToolResult, Turn

@@ -63,7 +63,7 @@ class Cluster:
         try:
             with copies(config.task.modules if joins else []) as modules:
                 brought = {"env_vars": variables, "py_modules": modules}
-                ray.init(
+                context = ray.init(
                     address=cluster.address or "local",  # None would join what RAY_ADDRESS names
                     include_dashboard=None if joins else cluster.dashboard,
                     logging_level=logging.ERROR,
@@ -76,6 +76,8 @@ class Cluster:
                 f"({' '.join(str(fault).split())[:200]}); start one with ray start --head, or "
                 "leave the key out"
             ) from fault
+        self.watched = _watched(context.dashboard_url, ray.get_runtime_context().gcs_address)
+        """How a person looks at the cluster, as a line."""
         try:
             there = int(ray.cluster_resources().get("GPU", 0))
             check_gpus(config, there, learner=learner, engines=engines)
@@ -219,3 +221,13 @@ class Cluster:
         self._placements.append(group)
         self._get(group.ready(), "placement", what)
         return group
+
+
+def _watched(dashboard: str | None, address: str) -> str:
+    """Where the dashboard is and how to enter, and the command that shows the cluster."""
+    shown = f"ray status --address={address}"
+    if not dashboard:
+        return f"Ray: {shown} shows the cluster; cluster.dashboard=true serves its dashboard"
+    asks = os.environ.get("RAY_AUTH_MODE", "token") == "token"
+    key = ", which asks for the token that `ray get-auth-token` prints" if asks else ""
+    return f"Ray: dashboard at http://{dashboard}{key}; {shown} shows the cluster"

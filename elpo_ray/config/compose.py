@@ -89,8 +89,8 @@ class Command(Generic[T]):
             _end(message, EXIT_CONFIGURATION)
         except Fault as error:
             _end(str(error), EXIT_FAULT)
-        except KeyboardInterrupt:
-            _end("interrupted before there was anything to keep", EXIT_INTERRUPTED)
+        except KeyboardInterrupt as stop:  # it says what is kept, if anything is
+            _end(str(stop) or "interrupted before there was anything to keep", EXIT_INTERRUPTED)
         sys.exit(code)
 
 

@@ -48,6 +48,10 @@ class TrainerConfig(Section, key="trainer"):
             yield "fork", "name the run to go on from with trainer.resume=runs/NAME"
         if self.fork is not None and self.run_name is not None:
             yield "run_name", "trainer.fork names the run already; leave run_name out"
+        for key in ("run_name", "fork"):
+            name = getattr(self, key)
+            if name is not None and (name in ("", ".", "..") or "/" in name):
+                yield key, "give a folder's name without /; trainer.run_dir says where it lies"
 
 
 @dataclass(kw_only=True)

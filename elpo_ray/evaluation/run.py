@@ -25,7 +25,7 @@ from elpo_ray.evaluation.summary import per_problem, summarize
 from elpo_ray.evaluation.votes import one_vote_each
 from elpo_ray.rollout.sample import Sample
 from elpo_ray.runs.atomic import write_whole
-from elpo_ray.runs.metrics import progress_bar
+from elpo_ray.runs.progress import announce, progress_bar, waiting
 from elpo_ray.scheduling.jobs import EvaluateJob
 from elpo_ray.types import Fault, InfrastructureError, Problem
 
@@ -47,7 +47,8 @@ def evaluate(config: EvaluateConfig, tasks: Mapping[str, TaskConfig]) -> Path:
     Raises ValueError before anything starts, Fault if samples were lost (the rest is kept).
     """
     console = Console()
-    bench = Bench.prepare(config, tasks)
+    with waiting(console, "reading the model and the problems"):
+        bench = Bench.prepare(config, tasks)
     if config.check_only:
         console.print(plan(bench, config), highlight=False, soft_wrap=True)
         return Path()
@@ -58,8 +59,9 @@ def evaluate(config: EvaluateConfig, tasks: Mapping[str, TaskConfig]) -> Path:
         try:
             lost = _sample(bench, folder, missing, console)
         except KeyboardInterrupt:
-            console.print(f"interrupted; run the same command again to go on from {folder.path}")
-            raise
+            left = sum(len(_missing(bench, folder, name, config.n).wanted) for name in tasks)
+            count = config.n * sum(map(len, bench.problems.values()))
+            raise folder.interrupted(count - left, count, "samples") from None
     summaries = {name: write_numbers(bench, folder, name, config) for name in tasks}
     write_whole(folder.path / "summary.json", json.dumps(summaries, indent=2) + "\n")
     write_report(folder.path, config.model, summaries)
@@ -114,8 +116,11 @@ def _sample(bench: Bench, folder: ResultFolder, missing: list[Missing], console:
     """Start the engines and fill the files; returns how many samples were lost."""
     first = bench.configs[missing[0].name]
     lost = 0
-    with Cluster(first, learner=False) as cluster:
-        rollouts = cluster.rollouts(Path(bench.source.path))
+    with waiting(console, "starting Ray"):
+        cluster = Cluster(first, learner=False)
+    with cluster:
+        with waiting(console, "starting the engines"):
+            rollouts = cluster.rollouts(Path(bench.source.path))
         for place, part in enumerate(missing):
             if place:
                 rollouts.use(bench.configs[part.name])
@@ -133,6 +138,7 @@ def _sample_task(
         for problem, i in part.wanted
     ]
     lost = in_a_row = 0
+    announce(console, f"sampling {part.name}")
     with progress_bar(console, part.name, len(jobs), config.progress) as advance:
         for _, result in rollouts.stream(jobs, advance):
             if not isinstance(result, InfrastructureError):

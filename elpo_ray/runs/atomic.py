@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+TRIED = 1 << 16
+"""Bytes that are written where it is looked at whether anything can be."""
+
 
 def write_whole(path: Path, text: str) -> None:
     """Replace the text of a file at once."""
@@ -71,7 +74,10 @@ def check_writable(folder: Path, key: str, value: str) -> None:
     while not os.path.lexists(place):
         place = place.parent
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".elpo-", dir=place))
+        with tempfile.TemporaryDirectory(prefix=".elpo-", dir=place) as scratch:
+            written = Path(scratch, "written")
+            written.write_bytes(bytes(TRIED))  # a full disk has room for folders
+            flush(written)
     except OSError as error:
         raise ValueError(
             f"{key}={value!r}: nothing can be written to {place} ({error.strerror}); name a folder "

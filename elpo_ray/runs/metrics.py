@@ -8,12 +8,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from elpo_ray.config import Config
 from elpo_ray.config.growth import GrowthConfig
@@ -300,31 +299,3 @@ class Metrics:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
-
-
-def announce(console: Console, what: str) -> None:
-    """A line about what begins, off a terminal: there a bar or a spinner shows it."""
-    if not console.is_terminal:
-        console.print(f"{what} …", highlight=False)
-
-
-@contextmanager
-def waiting(console: Console, what: str) -> Iterator[None]:
-    """Show a wait that nothing measures: by a spinner that vanishes when done, or by a line."""
-    announce(console, what)
-    with console.status(f"{what} …") if console.is_terminal else nullcontext():
-        yield
-
-
-@contextmanager
-def progress_bar(console: Console, title: str, total: int | None, show: bool) -> Iterator[Any]:
-    """A bar that vanishes when done; yields `advance(done, total=None, note="")`, of which `total`
-    replaces the first one. Nothing off a terminal."""
-    show = show and console.is_terminal
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not show)
-    with bar:
-        task = bar.add_task(title, total=total)
-        yield lambda done, total=None, note="": bar.update(
-            task, completed=done, total=total, description=f"{title} ({note})" if note else title
-        )

@@ -17,7 +17,7 @@ from elpo_ray.config.task import TaskName
 from elpo_ray.interfaces import Task
 from elpo_ray.models.folder import check_context, check_model_path, local_folder
 from elpo_ray.runs.atomic import check_writable
-from elpo_ray.runs.folder import RunFolder
+from elpo_ray.runs.folder import RunFolder, run_of
 from elpo_ray.runs.trackers import check_trackers
 from elpo_ray.tasks import make_task
 from elpo_ray.tools.caller import Caller
@@ -93,6 +93,36 @@ def check_machine(config: Config, *, engines: bool = True) -> None:
         check_address(config.cluster.address)
     elif config.cluster.gpus:
         check_gpus(config, gpus_here(), engines=engines)
+
+
+def check_rows(config: Config, task: Task, *, supervised: bool = False) -> None:
+    """Raise ValueError for what rows and files show, before anything heavy is imported: a data set
+    that cannot be read, too few held-out problems, no demonstration where the run begins with a
+    cold start, a model that the hub does not have. `supervised`: the run is a cold start alone."""
+    path, trainer = config.model.path, config.trainer
+    if path is not None and run_of(Path(path)) is None:
+        local_folder(path, weights=False)
+    first = supervised or (config.cold_start.enabled and trainer.resume is None)
+    if (first or path is None) and task.demonstration(0) is None:
+        raise no_demonstration(config)
+    if not supervised:
+        task.train_problem(0)
+        task.eval_problems(config.task.eval_problems)
+
+
+def demonstration_room(config: Config) -> int:
+    """The most tokens that a demonstration may have."""
+    return config.cold_start.max_tokens or config.model.max_context
+
+
+def no_demonstration(config: Config) -> ValueError:
+    """What is raised where a model begins with demonstrations and there is none that fits."""
+    return ValueError(
+        f"task.name={config.task.name}: it has no demonstration within "
+        f"cold_start.max_tokens={demonstration_room(config)}; name some with "
+        "task.demonstrations_file, raise the limit or leave the cold start out "
+        "(cold_start.enabled=false)"
+    )
 
 
 def check_model(config: Config, folder: Path) -> str | None:

@@ -37,10 +37,16 @@ from elpo_ray.models.base import (
 from elpo_ray.models.folder import fingerprint, local_folder, texts_fingerprint
 from elpo_ray.runs.atomic import new_folder
 from elpo_ray.runs.folder import RunFolder
-from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics, progress_bar
+from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics
+from elpo_ray.runs.progress import announce, progress_bar, waiting
 from elpo_ray.tasks import make_task
 from elpo_ray.tools.catalog import schemas
-from elpo_ray.training.checks import check_model
+from elpo_ray.training.checks import (
+    check_model,
+    check_rows,
+    demonstration_room,
+    no_demonstration,
+)
 from elpo_ray.training.loop import Outcome, RunLoop, begin, nothing_left
 
 STEPS_PER_CALL = 10
@@ -70,9 +76,12 @@ def starting_model(
     if folder.exists():
         console.print(f"cold start: cached in {folder}", highlight=False)
         return StartingModel(folder, None)
-    batches = sft_batches(config, task, base)
-    learner = _sft_learner(config, cluster, base, len(batches))
+    with waiting(console, "cold start: reading the demonstrations"):
+        batches = sft_batches(config, task, base)
+    with waiting(console, "cold start: starting the learner"):
+        learner = _sft_learner(config, cluster, base, len(batches))
     started = time.perf_counter()
+    announce(console, "cold start")
     with progress_bar(console, "cold start", len(batches), config.logging.progress) as advance:
         for done in range(0, len(batches), STEPS_PER_CALL):
             part = batches[done : done + STEPS_PER_CALL]
@@ -105,7 +114,7 @@ def check_demonstrations(config: Config, task: Task, base: Path) -> None:
 
 def _check_first(config: Config, task: Task, base: Path) -> None:
     if next(_examples(config, task, base), None) is None:
-        raise _no_demonstration(config)
+        raise no_demonstration(config)
 
 
 def _sft_learner(config: Config, cluster: Cluster, base: Path, steps: int) -> LearnerGroup:
@@ -148,7 +157,7 @@ def _examples(
     """Token ids of each demonstration that fits, and which of them are the assistant's."""
     from elpo_ray.chat.template import Chat  # transformers takes seconds to import
 
-    settings, room = config.cold_start, _room(config)
+    settings, room = config.cold_start, demonstration_room(config)
     folder = local_folder(base, weights=False)
     tools = schemas(config.task, config.sandbox)
     chat = Chat.from_folder(str(folder), tools, config.model)
@@ -160,25 +169,13 @@ def _examples(
             yield ids, agent
 
 
-def _room(config: Config) -> int:
-    return config.cold_start.max_tokens or config.model.max_context
-
-
-def _no_demonstration(config: Config) -> ValueError:
-    return ValueError(
-        f"task.name={config.task.name}: it has no demonstration within "
-        f"cold_start.max_tokens={_room(config)}; name some with task.demonstrations_file, raise "
-        "the limit or leave the cold start out"
-    )
-
-
 def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]:
     """The demonstrations of every epoch, shuffled, as one mini-batch an optimizer step; targets are
     the assistant's tokens. ValueError if the task has none that fits."""
     settings = config.cold_start
     encoded = list(_examples(config, task, base))
     if not encoded:
-        raise _no_demonstration(config)
+        raise no_demonstration(config)
     rng = random.Random(config.trainer.seed)
     batches: list[list[TrainTree]] = []
     for _ in range(settings.epochs):
@@ -190,6 +187,7 @@ def sft_batches(config: Config, task: Task, base: Path) -> list[list[TrainTree]]
 def rehearse(config: Config) -> None:
     """Everything that `train_supervised` looks at before its first actor. Raises ValueError."""
     task = make_task(config.task, config.trainer.seed)
+    check_rows(config, task, supervised=True)
     base = starting_folder(config, task)
     _check_first(config, task, base)
     check_model(config, base)
@@ -204,17 +202,23 @@ def train_supervised(config: Config) -> Outcome:
     config = _named(config)
     run = RunFolder.of(config)
     task = make_task(config.task, config.trainer.seed)
-    base = starting_folder(config, task)
-    batches = sft_batches(config, task, base)
+    with waiting(console, "reading the model and the demonstrations"):
+        check_rows(config, task, supervised=True)
+        base = starting_folder(config, task)
+        batches = sft_batches(config, task, base)
     if nothing_left(run, config, len(batches), console):
         return Outcome(run.path, interrupted=False)
     notice = check_model(config, base)
     if notice is not None:
         console.print(notice, highlight=False, soft_wrap=True)
-    with Cluster(config, engines=False) as cluster, closing(run):
+    with waiting(console, "starting Ray"):
+        cluster = Cluster(config, engines=False)
+    with cluster, closing(run):
+        console.print(cluster.watched, highlight=False, soft_wrap=True)
         begin(run, config, console)
         run.keep_base(local_folder(base))
-        learner = _sft_learner(config, cluster, base, len(batches))
+        with waiting(console, "starting the learner"):
+            learner = _sft_learner(config, cluster, base, len(batches))
         with closing(Metrics(run.path, config, console, SUPERVISED_COLUMNS)) as metrics:
             return SupervisedTrainer(
                 config=config,

@@ -38,18 +38,16 @@ from elpo_ray.runs.log import PASS_AT_1
 from elpo_ray.runs.metrics import (
     Metrics,
     Stopwatch,
-    announce,
     comparison_axes,
-    progress_bar,
     step_metrics,
-    waiting,
 )
+from elpo_ray.runs.progress import announce, progress_bar, waiting
 from elpo_ray.runs.summary import show_summary, summarize
 from elpo_ray.scheduling.dynamic_sampling import Grown, StepBatch, collect
 from elpo_ray.scheduling.jobs import SetAside
 from elpo_ray.scheduling.pipeline import Pipeline
 from elpo_ray.tasks import make_task
-from elpo_ray.training.checks import check_model, check_prompts
+from elpo_ray.training.checks import check_model, check_prompts, check_rows
 from elpo_ray.training.cold_start import check_demonstrations, starting_model
 from elpo_ray.training.loop import Outcome, RunLoop, begin, nothing_left
 from elpo_ray.tree import RolloutTree
@@ -66,12 +64,16 @@ def train(config: Config) -> Outcome:
     if nothing_left(run, config, config.trainer.steps, console):
         return Outcome(run.path, interrupted=False)
     task = make_task(config.task, config.trainer.seed)
+    with watch.phase("start"), waiting(console, "reading the problems"):
+        check_rows(config, task)
     with watch.phase("start"), waiting(console, "starting Ray"), ThreadPoolExecutor(1) as beside:
         # Its imports take as long as Ray; if it fails, Ray goes again.
         checked = beside.submit(checked_base, config, task)
         cluster = Cluster(config)
     with cluster, closing(run):
-        base, notice = checked.result()
+        console.print(cluster.watched, highlight=False, soft_wrap=True)
+        with watch.phase("start"), waiting(console, "checking the model and the prompts"):
+            base, notice = checked.result()
         if notice is not None:
             console.print(notice, highlight=False, soft_wrap=True)
         begin(run, config, console)
@@ -102,7 +104,9 @@ def train(config: Config) -> Outcome:
 
 def rehearse(config: Config) -> None:
     """Everything that `train` looks at before its first actor, and no more. Raises ValueError."""
-    checked_base(config, make_task(config.task, config.trainer.seed))
+    task = make_task(config.task, config.trainer.seed)
+    check_rows(config, task)
+    checked_base(config, task)
     if config.cluster.address is not None:
         with Cluster(config):
             return  # it is there, with the GPUs that are asked for
@@ -141,7 +145,6 @@ class Trainer(RunLoop):
     def take_steps(self) -> None:
         """Evaluate, take the steps that are left, evaluate."""
         if self.state.pass_at_1_before is None:
-            announce(self.console, "evaluating")
             self.state.pass_at_1_before = self.evaluate()
         while self.state.step < self.steps:
             try:
@@ -213,6 +216,7 @@ class Trainer(RunLoop):
         problems = part_of(self.task.eval_problems(self.config.task.eval_problems), part)
         step, samples = self.state.step, self.config.task.eval_samples
         total = len(problems) * samples
+        announce(self.console, "evaluating")
         with self.watch.phase("evaluate"), self.bar("evaluating", total) as advance:
             drawn = self.rollouts.evaluate(problems, samples, advance)
         values = held_out_values(problems, drawn)

@@ -7,7 +7,8 @@ number of finished steps.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,14 +89,32 @@ class RunLoop(ABC):
                 with self.signals.deferred():
                     self.finish_checkpoint()
         except KeyboardInterrupt:
-            self.checkpoint()
+            with self._told("while its checkpoint was written"):
+                self.checkpoint()
             self.console.print(
-                f"interrupted after {self.unit} {self.state.step}; continue with "
-                f"trainer.resume={self.run.path}"
+                f"interrupted after {self.unit} {self.state.step}, of which a checkpoint is kept; "
+                f"continue with trainer.resume={self.run.path}",
+                highlight=False,
+                soft_wrap=True,
             )
             return Outcome(self.run.path, interrupted=True)
-        self.finish()
+        with self._told("after the last step"):
+            self.finish()
         return Outcome(self.run.path, interrupted=False)
+
+    @contextmanager
+    def _told(self, when: str) -> Iterator[None]:
+        """Have a Ctrl-C in the body say what is kept."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            newest = self.run.newest_checkpoint()
+            kept = (
+                "nothing is kept"
+                if newest is None
+                else f"{newest} is kept; continue with trainer.resume={self.run.path}"
+            )
+            raise KeyboardInterrupt(f"interrupted {when}; {kept}") from None
 
     def checkpoint_if_due(self) -> None:
         """Write one after every `trainer.checkpoint_every` steps and after the last."""

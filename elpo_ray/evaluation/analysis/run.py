@@ -23,7 +23,7 @@ from elpo_ray.evaluation.analysis.localization import success_by_anchor
 from elpo_ray.evaluation.bench import Bench, ResultFolder
 from elpo_ray.evaluation.report import png, write_page
 from elpo_ray.runs.atomic import write_whole
-from elpo_ray.runs.metrics import progress_bar
+from elpo_ray.runs.progress import announce, progress_bar, waiting
 from elpo_ray.types import Fault, InfrastructureError
 
 USED = {
@@ -49,7 +49,8 @@ def analyze(config: AnalyzeConfig, tasks: Mapping[str, TaskConfig]) -> Path:
     Raises ValueError before anything starts, Fault if problems were lost (the rest is kept).
     """
     console, name = Console(), config.analysis
-    bench = Bench.prepare(config, tasks)
+    with waiting(console, "reading the model and the problems"):
+        bench = Bench.prepare(config, tasks)
     settings = plain(config)
     used = {key: settings[key] for key in USED[name]}
     if config.check_only:
@@ -59,7 +60,11 @@ def analyze(config: AnalyzeConfig, tasks: Mapping[str, TaskConfig]) -> Path:
         console.print(f"{name.value} of {bench.source.path} on {counts}: {said}", soft_wrap=True)
         return Path()
     folder = ResultFolder.of(bench, name.value, {"analysis": used})
-    lost = _examine(bench, folder, config, console)
+    try:
+        lost = _examine(bench, folder, config, console)
+    except KeyboardInterrupt:
+        done = sum(len(folder.records(task).load()) for task in tasks)
+        raise folder.interrupted(done, sum(map(len, bench.problems.values())), "problems") from None
     summaries: dict[str, Rows] = {}
     for task in tasks:
         records = [r for line in folder.records(task).load() for r in line["records"]]
@@ -94,8 +99,11 @@ def _examine(bench: Bench, folder: ResultFolder, config: AnalyzeConfig, console:
     if not any(missing.values()):
         return 0
     lost = 0
-    with Cluster(next(iter(bench.configs.values())), learner=False) as cluster:
-        rollouts = cluster.rollouts(Path(bench.source.path))
+    with waiting(console, "starting Ray"):
+        cluster = Cluster(next(iter(bench.configs.values())), learner=False)
+    with cluster:
+        with waiting(console, "starting the engines"):
+            rollouts = cluster.rollouts(Path(bench.source.path))
         for task, problems in missing.items():
             rollouts.use(bench.configs[task])
             records = folder.records(task)
@@ -103,6 +111,7 @@ def _examine(bench: Bench, folder: ResultFolder, config: AnalyzeConfig, console:
                 AnalyzeJob(problem=problem, config=config, width=config.rollouts)
                 for problem in problems
             ]
+            announce(console, f"examining {task}")
             with progress_bar(console, task, len(jobs), config.progress) as advance:
                 stream = rollouts.stream(jobs, lambda _: None)
                 for finished, (place, result) in enumerate(stream, start=1):

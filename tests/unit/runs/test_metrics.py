@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+import re
 from dataclasses import replace
 from random import Random
 
@@ -24,8 +25,8 @@ from elpo_ray.runs.metrics import (
     comparison_axes,
     step_metrics,
     tree_metrics,
-    waiting,
 )
+from elpo_ray.runs.progress import progress_bar, waiting
 from elpo_ray.scheduling.dynamic_sampling import collect
 from elpo_ray.tree import Localization, Posterior, Probe, RolloutTree
 from elpo_ray.types import (
@@ -166,13 +167,30 @@ def test_axes_of_comparison_are_the_totals_so_far() -> None:
 
 
 def test_a_wait_is_a_line_off_a_terminal_and_a_spinner_on_one() -> None:
-    for terminal, said in ((False, "starting Ray …\n"), (True, "\x1b[?25h")):
+    for terminal in (False, True):
         console = Console(file=io.StringIO(), force_terminal=terminal)
         with waiting(console, "starting Ray"):
             pass
         text = console.file.getvalue()
-        assert said in text
-        assert (text == said) is not terminal
+        assert ("\x1b[?25h" in text) is terminal
+        assert terminal or re.fullmatch(r"starting Ray …\nstarting Ray: \d\.\d s\n", text)
+        assert text.rstrip().endswith(" s"), "what it took stays on the screen"
+
+
+def test_a_bar_off_a_terminal_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, now = Console(file=io.StringIO(), width=200), [0.0]
+    monkeypatch.setattr("elpo_ray.runs.progress.time.monotonic", lambda: now[0])
+    with progress_bar(console, "cold start", 1000, True) as advance:
+        for done in range(1000):
+            now[0] = float(done)
+            advance(done, note="2 at work" if done == 10 else "")
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "cold start: 10 of 1,000 in 10 s, 2 at work"
+    assert [line.split()[2] for line in lines] == ["10", "20", "40", "80", "160", "320", "640"]
+    with progress_bar(console, "quiet", 9, False) as advance:
+        now[0] = 5000.0
+        advance(3)
+    assert "quiet" not in console.file.getvalue()
 
 
 def test_searches_by_evidence_have_numbers_of_their_own() -> None:

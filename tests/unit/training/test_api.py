@@ -68,7 +68,7 @@ def test_settings_alone_are_enough(file: str) -> None:
     config = configured(None, None, None, settings | {"model.path": "owner/name"})
     assert config.task.train_file == str(Path.cwd() / "a.jsonl")
     assert (config.experiment, config.model.max_context) == ("python", 20480)
-    with pytest.raises(ValueError, match=r"trainer\.stepz: unknown key; did you mean"):
+    with pytest.raises(ValueError, match=r"trainer\.stepz=3: unknown key; did you mean"):
         configured(file, None, None, {"trainer": {"stepz": 3}})
 
 
