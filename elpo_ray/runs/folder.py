@@ -158,10 +158,12 @@ class RunFolder:
         after its newest checkpoint, which will be made again. What a failed start has left is
         removed or, if steps are in its log, moved aside. Raises ValueError if another process has
         begun the run meanwhile."""
+        key = f"trainer.run_name={self.path.name!r}"
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.take(key)
         if config.trainer.resume is None and (self.path / CONFIG).exists():
             self._clear()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock.take(f"trainer.run_name={self.path.name!r}")
+            self._lock.take(key)
         if self._source is not None:
             self._take_over(self._source)
         checkpoint = self.newest_checkpoint()
@@ -178,8 +180,11 @@ class RunFolder:
         self._lock.release()
 
     def _clear(self) -> None:
+        """Remove what a failed start has written, or begin a new folder beside its steps."""
         if last_step(self.path):
+            self._lock.release()
             self.aside()
+            self.path.mkdir()
             return
         for name in WRITTEN:
             place = self.path / name
