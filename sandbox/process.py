@@ -13,6 +13,7 @@ import asyncio
 import errno
 import math
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -120,7 +121,7 @@ class Ends:
                 reading, writing = os.pipe()
                 self.pipes.append(reading)
                 self._given.append(writing)
-            _require_spare(theirs.fileno())
+            _require_spare(max(self._given))
         except OSError:
             theirs.close()
             self.close()
@@ -647,7 +648,10 @@ def _short_of(error: OSError) -> _Stop:
 
 
 def _require_spare(descriptor: int) -> None:
-    """Raises OSError if few more descriptors can be had."""
+    """Raises OSError if few more descriptors can be had than one that was just opened: the kernel
+    gives out the lowest numbers first."""
+    if descriptor + _SPARE < resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+        return
     spare = list[int]()
     try:
         for _ in range(_SPARE):

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elpo_ray.config import Config
-from elpo_ray.config.algebra import gpus_asked, model_states
+from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.arguments import EXIT_CONFIGURATION
+from elpo_ray.config.memory import model_states
 from elpo_ray.config.values import hydra_value
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.study.plan import Cell, Study

@@ -29,6 +29,10 @@ CELL = (
 )
 
 
+Victims = Callable[[set[int], bool], set[int]]
+"""Chooses among the spawners' processes; the flag says whether they are in namespaces."""
+
+
 @dataclass
 class Siege:
     """Sessions that count and branch, and somebody who kills."""
@@ -81,12 +85,14 @@ class Siege:
         if result.kind is not Kind.OK or result.value != repr((expected, str(expected))):
             self.wrong.append((expected, result))
 
-    async def kill(self, victims: Callable[[set[int]], set[int]]) -> int:
+    async def kill(self, victims: Victims) -> int:
         """Kill one of the `victims` among the spawner's processes every now and then."""
         killed = 0
         while time.monotonic() < self.until:
             await asyncio.sleep(self.source.uniform(0.01, 0.6))
-            found = sorted(victims(children(os.getpid()) - self.mine))
+            found = sorted(
+                victims(children(os.getpid()) - self.mine, self.sandbox.isolation == "strong")
+            )
             if found:
                 with suppress(ProcessLookupError):  # it ended by itself
                     os.kill(self.source.choice(found), signal.SIGKILL)
@@ -94,17 +100,17 @@ class Siege:
         return killed
 
 
-def outer(spawners: set[int]) -> set[int]:
+def outer(spawners: set[int], walled: bool) -> set[int]:
     return spawners
 
 
-def inner(spawners: set[int]) -> set[int]:
+def inner(spawners: set[int], walled: bool) -> set[int]:
     """In namespaces, process 1; else the spawner itself."""
-    return {child for pid in spawners for child in children(pid)} or spawners
+    return {child for pid in spawners for child in children(pid)} if walled else spawners
 
 
-def sessions(spawners: set[int]) -> set[int]:
-    return {member for pid in inner(spawners) for member in family(pid)}
+def sessions(spawners: set[int], walled: bool) -> set[int]:
+    return {member for pid in inner(spawners, walled) for member in family(pid)}
 
 
 def descriptors() -> list[str]:
@@ -118,7 +124,7 @@ def descriptors() -> list[str]:
 )
 @pytest.mark.parametrize("victims", [sessions, inner, outer])
 async def test_kills_at_random_moments_leave_nothing_behind(
-    victims: Callable[[set[int]], set[int]],
+    victims: Victims,
     seconds: float,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
