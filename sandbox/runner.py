@@ -10,6 +10,7 @@ hang a fork.
 
 from __future__ import annotations
 
+import _sitebuiltins
 import ast
 import builtins
 import inspect
@@ -18,6 +19,7 @@ import linecache
 import mmap
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -50,7 +52,7 @@ _BROKEN_RUNNER_STATUS = 70
 _NAME_CHARS = 200
 _MAX_GIVEN = 4
 _AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-_FENCE = "```"
+_FENCED = re.compile(r"\s*(`{3,}|~{3,})[^\n`]*\n(.*?)[ \t]*\1\s*", re.DOTALL)
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
 
@@ -65,10 +67,8 @@ def _cut(text: str, limit: int) -> tuple[str, bool]:
 
 def _unfenced(code: str) -> str:
     """What stands in a Markdown fence, if that is all there is."""
-    stripped = code.strip()
-    if not (stripped.startswith(_FENCE) and stripped.endswith(_FENCE) and "\n" in stripped):
-        return code
-    return stripped.partition("\n")[2].removesuffix(_FENCE)
+    found = _FENCED.fullmatch(code)
+    return code if found is None else found[2]
 
 
 def _compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
@@ -144,7 +144,7 @@ class Runner:
         module.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = module
         self._names: dict[str, Any] = module.__dict__
-        vars(builtins).update(exit=sys.exit, quit=sys.exit)
+        vars(builtins).update(exit=sys.exit, quit=sys.exit, help=_sitebuiltins._Helper())
         refuse_programs()
         # fork() reseeded it from the system; the same beginning everywhere makes replay exact
         random.seed(0)
@@ -226,6 +226,8 @@ class Runner:
             figures, notes = self._gallery.take(value)
             self._streams["stderr"].writelines(f"{note}\n" for note in notes)
         except BaseException:  # code of the cell's, drawing
+            return reply
+        if not figures and not notes:
             return reply
         cut = (*reply.truncated, *(["figures"] if notes else []))
         return replace(reply, figures=tuple(figures), truncated=cut)
