@@ -19,7 +19,6 @@ import linecache
 import mmap
 import os
 import random
-import re
 import signal
 import socket
 import sys
@@ -34,7 +33,7 @@ from typing import Any, cast
 from sandbox import branch
 from sandbox.figures import Gallery
 from sandbox.programs import refuse_programs
-from sandbox.results import Kind
+from sandbox.results import FENCED, Kind
 from sandbox.wire import (
     CELL_HEADER_BYTES,
     CONTROL_FD,
@@ -52,7 +51,6 @@ _BROKEN_RUNNER_STATUS = 70
 _NAME_CHARS = 200
 _MAX_GIVEN = 4
 _AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-_FENCED = re.compile(r"\s*(`{3,}|~{3,})[^\n`]*\n(.*?)[ \t]*\1\s*", re.DOTALL)
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
 
@@ -67,7 +65,7 @@ def _cut(text: str, limit: int) -> tuple[str, bool]:
 
 def _unfenced(code: str) -> str:
     """What stands in a Markdown fence, if that is all there is."""
-    found = _FENCED.fullmatch(code)
+    found = FENCED.fullmatch(code)
     return code if found is None else found[2]
 
 
