@@ -29,7 +29,7 @@ FORMAT = 1
 MAX_REWARD = 1e100
 """No reward in a dump has a larger absolute value, so that no variance overflows."""
 MAX_FIGURE_BYTES = 1 << 20
-"""Images of one tree that its dump holds; those that come later in it are left out."""
+"""Images of one tree that its dump holds; those that do not fit any more are left out."""
 
 T = TypeVar("T")
 NodeT = TypeVar("NodeT")
@@ -261,8 +261,8 @@ def _figures(tree: RolloutTree) -> dict[int, dict[str, list[str]]]:
         result = node.step.result if node.step is not None else None
         kept = []
         for image in result.figures if result is not None else ():
-            room -= len(image)
-            if room >= 0:
+            if len(image) <= room:
+                room -= len(image)
                 kept.append(base64.b64encode(image).decode())
         if kept:
             found[node.id] = {"figures": kept}

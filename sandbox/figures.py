@@ -7,10 +7,8 @@ beside hostile code, this only tries to serve honest code well.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import sys
-from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -47,7 +45,7 @@ class Gallery:
             if self._is_figure(value) and value not in [each.canvas.figure for each in windows]:
                 self._add(value)
             for window in windows:
-                window.show()
+                self._show(window)
         taken = self._shown, self._notes
         self._shown, self._notes = [], []
         return taken
@@ -92,9 +90,9 @@ class _Awaits(MetaPathFinder):
         """None, except for the one module, which is found as it would be without this."""
         if fullname != _WINDOWS:
             return None
-        with suppress(ValueError):
-            sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next(filter(None, found), None)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 

@@ -72,6 +72,7 @@ async def put(process: SessionProcess, file: Put, limits: Limits) -> CallResult:
     try:
         await asyncio.shield(writing)
     except FileRefused as refused:
+        _check_there(process)
         name = type(refused).__name__
         return CallResult(kind=Kind.ERROR, error_type=name, traceback=str(refused))
     except BaseException:
@@ -85,7 +86,17 @@ async def get(process: SessionProcess, name: str, limits: Limits) -> bytes:
     """A file in the work folder of a process. Raises FileRefused, SandboxFailure."""
     if not await process.stopped():
         raise SandboxFailure("the session's process was lost")
-    return await aside(_read, process.folder, name, limits)
+    try:
+        return await aside(_read, process.folder, name, limits)
+    except FileRefused:
+        _check_there(process)
+        raise
+
+
+def _check_there(process: SessionProcess) -> None:
+    """Raise SandboxFailure if the process was lost, and perhaps its folder with it."""
+    if not process.alive and not process.ended_itself:
+        raise SandboxFailure("the session's process was lost")
 
 
 def _refusal(name: str, error: OSError) -> Exception:

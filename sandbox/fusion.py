@@ -24,6 +24,7 @@ from sandbox.limits import OUTPUT_KILL_BYTES, Limits, check_number
 from sandbox.metrics import Metrics
 from sandbox.results import (
     ACCIDENTAL,
+    FENCED,
     CallResult,
     Entry,
     FileRefused,
@@ -191,6 +192,7 @@ class FusionSandbox:
             "mark": mark,
             "keep": self.limits.output_kib << 10,
             "accidental": ACCIDENTAL.pattern,
+            "fenced": FENCED.pattern,
         }
         program = f"{_HARNESS}\nrun_cells(**json.loads({json.dumps(payload)!r}))\n"
         asked = time.monotonic()

@@ -9,8 +9,11 @@ our own, so that a state may go from one kind of host to the other.
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
+import builtins
 import hashlib
+import inspect
 import json
 import os
 import random
@@ -24,6 +27,9 @@ from typing import Any
 MAX_FILE_BYTES = 2 << 20
 """A larger file does not fit into an answer."""
 HOME = os.getcwd()
+AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+FENCED: list[str] = []
+"""The pattern of `sandbox.results.FENCED`, once it is known."""
 Said = tuple[str, "str | None", "str | None", str]
 """Kind, value, error type and traceback of a cell."""
 
@@ -74,17 +80,28 @@ def run_step(step: str | list[str], number: int, names: dict[str, Any], keep: in
     return "error", None, "FileRefused", f"file {name!r}: {said}"
 
 
+def evaluated(code: Any, names: dict[str, Any]) -> Any:
+    """What code comes to that may await at its top level."""
+    result = eval(code, names)
+    return asyncio.run(result) if code.co_flags & inspect.CO_COROUTINE else result
+
+
 def run_cell(code: str, number: int, names: dict[str, Any], keep: int) -> Said:
     """Run one cell."""
     name = f"<cell {number}>"
     try:
-        tree = ast.parse(code, name)
+        fenced = re.fullmatch(FENCED[0], code, re.DOTALL)
+        tree = ast.parse(code if fenced is None else fenced[2], name)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, name, "exec", dont_inherit=True), names)
-        value = None
+        evaluated(compile(tree, name, "exec", AWAITS, dont_inherit=True), names)
+        value = shown = None
         if isinstance(last, ast.Expr):
-            value = eval(compile(ast.Expression(last.value), name, "eval"), names)
-        return "ok", None if value is None else cut_text(repr(value), keep), None, ""
+            expression = ast.Expression(last.value)
+            value = evaluated(compile(expression, name, "eval", AWAITS, dont_inherit=True), names)
+        if value is not None:
+            shown = cut_text(repr(value), keep)
+            vars(builtins)["_"] = value
+        return "ok", shown, None, ""
     except MemoryError:
         return "memory", None, "MemoryError", "MemoryError"
     except BaseException as error:
@@ -115,10 +132,16 @@ def run_quietly(
 
 
 def run_cells(
-    setup: str, cells: list[str | list[str]], mark: str, keep: int, accidental: str
+    setup: str,
+    cells: list[str | list[str]],
+    mark: str,
+    keep: int,
+    accidental: str,
+    fenced: str,
 ) -> None:
     """Run the setup and all cells, or what `run_step` has beside them; report the last one. `keep`
     bounds each text."""
+    FENCED.append(fenced)
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     random.seed(0)
     names: dict[str, Any] = {"__name__": "__main__"}

@@ -18,6 +18,9 @@ from sandbox.limits import MAX_CODE_BYTES
 ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}(?:/\w{1,32}){1,2}")
 """Memory addresses and work folders: never the same twice. Linear in hostile text."""
 
+FENCED = re.compile(r"\s*(`{3,}|~{3,})[^\n`]*\n(.*?)[ \t]*\1\s*", re.DOTALL)
+"""Code, the second group, that stands in a Markdown fence."""
+
 KEPT = "kept"
 """`CallResult.snapshot` of a process from which branches can be forked."""
 

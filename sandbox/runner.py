@@ -10,6 +10,7 @@ hang a fork.
 
 from __future__ import annotations
 
+import _sitebuiltins
 import ast
 import builtins
 import inspect
@@ -33,7 +34,7 @@ from typing import Any, cast
 from sandbox import branch
 from sandbox.figures import Gallery
 from sandbox.programs import refuse_programs
-from sandbox.results import Kind
+from sandbox.results import FENCED, Kind
 from sandbox.shortage import explained
 from sandbox.wire import (
     CELL_HEADER_BYTES,
@@ -52,7 +53,6 @@ _BROKEN_RUNNER_STATUS = 70
 _NAME_CHARS = 200
 _MAX_GIVEN = 4
 _AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-_FENCE = "```"
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
 
@@ -67,10 +67,8 @@ def _cut(text: str, limit: int) -> tuple[str, bool]:
 
 def _unfenced(code: str) -> str:
     """What stands in a Markdown fence, if that is all there is."""
-    stripped = code.strip()
-    if not (stripped.startswith(_FENCE) and stripped.endswith(_FENCE) and "\n" in stripped):
-        return code
-    return stripped.partition("\n")[2].removesuffix(_FENCE)
+    found = FENCED.fullmatch(code)
+    return code if found is None else found[2]
 
 
 def _compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
@@ -155,7 +153,7 @@ class Runner:
         module.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = module
         self._names: dict[str, Any] = module.__dict__
-        vars(builtins).update(exit=sys.exit, quit=sys.exit)
+        vars(builtins).update(exit=sys.exit, quit=sys.exit, help=_sitebuiltins._Helper())
         refuse_programs()
         _tell_memory()
         # fork() reseeded it from the system; the same beginning everywhere makes replay exact
@@ -238,6 +236,8 @@ class Runner:
             figures, notes = self._gallery.take(value)
             self._streams["stderr"].writelines(f"{note}\n" for note in notes)
         except BaseException:  # code of the cell's, drawing
+            return reply
+        if not figures and not notes:
             return reply
         cut = (*reply.truncated, *(["figures"] if notes else []))
         return replace(reply, figures=tuple(figures), truncated=cut)

@@ -256,6 +256,8 @@ def _import(names: list[str]) -> None:
             raise Unimportable(f"{name!r}: {type(error).__name__}: {error}") from error
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # lazy, and seeded at the start of each session
+    if "tempfile" in sys.modules:
+        vars(sys.modules["tempfile"])["tempdir"] = None  # each session has a place of its own
 
 
 def main() -> None:

@@ -178,17 +178,23 @@ class Tree:
 
         Raises FileRefused, SandboxFailure, ReplayDiverged.
         """
-        try:
-            held, reason = await self._reach(state)
-        except ReplayDiverged:
-            if _node_of(state) not in self._broken:
-                raise
-            raise FileRefused(f"file {name!r}: {BROKEN.traceback}") from None
-        try:
-            async with held.forking:
-                return await files.get(held.process, name, self._means.limits), reason
-        finally:
-            self._release(held)
+        for again in (False, True):
+            try:
+                held, reason = await self._reach(state)
+            except ReplayDiverged:
+                if _node_of(state) not in self._broken:
+                    raise
+                raise FileRefused(f"file {name!r}: {BROKEN.traceback}") from None
+            try:
+                async with held.forking:
+                    return await files.get(held.process, name, self._means.limits), reason
+            except SandboxFailure:
+                held.give_up()
+                if again:
+                    raise
+            finally:
+                self._release(held)
+        raise AssertionError("unreachable")
 
     async def close(self) -> None:
         """Give everything up; ends when no process and no folder is left."""

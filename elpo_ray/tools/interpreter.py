@@ -34,7 +34,7 @@ _MIN_CALLS = 100
 
 
 MAX_FIGURE_BYTES = 1 << 20
-"""Images that the results of one session carry; later ones are only named in the text."""
+"""Images that the results of one session carry; what does not fit is only named in the text."""
 
 
 class HostHandle(Protocol):
@@ -208,10 +208,9 @@ class PooledSession:
         """The images for which there is room."""
         carried = list[bytes]()
         for image in figures:
-            self._figure_room -= len(image)
-            if self._figure_room < 0:
-                break
-            carried.append(image)
+            if len(image) <= self._figure_room:
+                self._figure_room -= len(image)
+                carried.append(image)
         return tuple(carried)
 
     async def reward(self) -> RewardValue:

@@ -227,8 +227,8 @@ def _figures(node: Node) -> list[str] | None:
             image = cleaned(base64.b64decode(text, validate=True))
         except (TypeError, ValueError):  # no base64, or no text at all
             continue
-        room -= len(image or b"")
-        if image is not None and room >= 0:
+        if image is not None and len(image) <= room:
+            room -= len(image)
             found.append(base64.b64encode(image).decode())
     return found or None
 

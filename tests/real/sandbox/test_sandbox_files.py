@@ -194,6 +194,18 @@ async def test_a_name_that_was_given_up_leaves_nothing(sandbox: Sandbox) -> None
     assert len(running()) <= len(before)
 
 
+async def test_files_survive_a_process_that_is_killed_from_outside(sandbox: Sandbox) -> None:
+    session = await sandbox.open()
+    await session.put("a", b"x")
+    for wanted in (session.get("a"), session.put("b", b"y")):
+        for snapshot in list(sandbox._shelf._kept):
+            os.kill(snapshot.process.pid, signal.SIGKILL)
+        assert await wanted in (b"x", None)
+    assert (await session.get("a"), await session.get("b")) == (b"x", b"y")
+    assert (await session.call("1")).replay_reason == "lost"
+    await session.close()
+
+
 # --- figures --------------------------------------------------------------------------------------
 
 
@@ -235,6 +247,8 @@ async def test_figures_work_where_matplotlib_was_imported_beforehand() -> None:
     async with Sandbox(LIMITS, preload=["matplotlib.pyplot"]) as made:
         session = await made.open()
         assert sizes(await session.call("import pylab\npylab.plot([1, 2])")) == [(640, 480)]
+        result = await session.call("import tempfile\ntempfile.TemporaryFile().write(b'x')")
+        assert result.value == "1", result
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,28 @@ async def test_files_go_in_and_out(remote: FusionSandbox) -> None:
         await empty.put("a", b"x")
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "```python\n'fenced'\n```",
+        "import asyncio\nawait asyncio.sleep(0)\nawait asyncio.sleep(0, 'slept')",
+        "_ + 1",
+        "_ = 3\n_",
+        "print('no value')",
+    ],
+)
+async def test_cells_mean_the_same_on_both_kinds_of_hosts(remote: FusionSandbox, code: str) -> None:
+    async with Sandbox(remote.limits) as own:
+        here, there = await own.open(), await remote.open()
+        for each in (here, there):
+            await each.call("41")
+        results = [await each.call(code) for each in (here, there)]
+        assert results[0].digest() == results[1].digest(), results
+        assert results[0].kind is Kind.OK
+        moved = await remote.open(at=here.state)
+        assert (await moved.call("1 + 1")).value == "2"
+
+
 async def test_a_state_with_files_goes_from_one_kind_of_host_to_the_other(
     remote: FusionSandbox,
 ) -> None:
