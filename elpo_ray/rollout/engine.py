@@ -168,6 +168,9 @@ class Engine:
                 # Huge pages: new weights load in two thirds of the time.
                 "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
             }
+        elif self._model.precision is Precision.fp32:
+            # Triton, whose kernel computes attention then, would multiply in tf32.
+            variables["TRITON_F32_DEFAULT"] = "ieee"
         if self._config.transfer is Transfer.ipc:
             # The handles of the learner's memory, which arrive as a pickle.
             variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"

@@ -28,6 +28,7 @@ from elpo_ray.config.task import TaskConfig
 from elpo_ray.credit.parts import leaf_mean
 from elpo_ray.tree import RolloutTree
 from elpo_ray.types import FinishReason, Score, Step, Turn
+from tests import gpu_page
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r'```python title="([^"]+)"\n(.*?)```', re.DOTALL)
@@ -73,6 +74,11 @@ def test_the_paths_that_a_document_names_exist(document: Path) -> None:
     named = re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*+(?![*{{])", document.read_text())
     names = {name.rstrip(".") for name in named if "NAME" not in name}
     assert not [name for name in sorted(names) if not (ROOT / name).exists()]
+
+
+def test_the_table_of_what_fits_is_that_of_check_only() -> None:
+    text = gpu_page.PAGE.read_text()
+    assert gpu_page.written(text, gpu_page.fits()) == text, "python -m tests.gpu_page writes it"
 
 
 def test_the_map_for_contributors_has_the_order_of_the_imports() -> None:

@@ -218,3 +218,15 @@ def test_the_lines_of_a_gpu_run_and_of_a_cpu_run() -> None:
 def test_every_published_name_is_found() -> None:
     for name in PUBLISHED:
         assert shape_of(ModelConfig(path=f"owner/{name}-Instruct")) == published(name)
+
+
+def test_random_weights_have_the_shape_of_the_real_model() -> None:
+    config = composed(["+experiment=aime_1gpu", "model=random_1_5b", "task=countdown"])
+    assert shape_of(config.model) == published("Qwen2.5-1.5B")
+    real = composed(["+experiment=aime_1gpu"])
+    assert config.learner == real.learner and config.engine == real.engine
+
+
+def test_the_larger_quickstart_is_as_large_as_it_says() -> None:
+    shape = shape_of(composed(["+experiment=quickstart_gpu"]).model)
+    assert shape is not None and shape.parameters == pytest.approx(35e6, rel=0.02)

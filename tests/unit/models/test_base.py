@@ -84,3 +84,20 @@ def test_without_demonstrations_there_is_no_tiny_model(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("task: {train_file: a.jsonl, eval_file: a.jsonl}\n")
     with pytest.raises(ValueError, match=r"model\.path=None: .*task\.demonstrations_file"):
         composed([str(tmp_path / "run.yaml")])
+
+
+def test_it_is_built_for_the_kind_of_problems_of_reasoning_gym() -> None:
+    """Another kind, or the same one with other settings, is another model."""
+
+    def key(*overrides: str) -> str:
+        words = ["task=reasoning_gym", "task.tools=[]", *overrides]
+        config = composed(words)
+        assert config.model.path is None
+        return digest(base_key(config, make_task(config.task, 0)))
+
+    keys = [
+        key("task.dataset=chain_sum"),
+        key("task.dataset=chain_sum", "task.options={max_terms: 3}"),
+        key("task.dataset=basic_arithmetic"),
+    ]
+    assert len(set(keys)) == 3

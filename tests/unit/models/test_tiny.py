@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from elpo_ray.chat.template import Chat
 from elpo_ray.config.model import TinyModelConfig
 from elpo_ray.config.task import CountdownConfig, TaskConfig
-from elpo_ray.models.tiny import build_tiny
+from elpo_ray.models.tiny import build_tiny, tiny_config
 from elpo_ray.tasks.countdown import Countdown
 from elpo_ray.tools.code_interpreter import SCHEMA
 
@@ -65,3 +65,26 @@ def test_the_seed_decides_the_weights_and_only_the_weights(tmp_path: Path) -> No
 def test_too_small_a_vocabulary_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.tiny\.vocab_size=200: use at least \d+"):
         build(tmp_path, TinyModelConfig(vocab_size=200))
+
+
+def test_an_embedding_may_have_more_rows_than_the_tokenizer_has_tokens(tmp_path: Path) -> None:
+    """As in a large model, whose shape is tried with a small tokenizer."""
+    shape = TinyModelConfig(vocab_size=500, intermediate_size=64, num_layers=1, padded_vocab=3000)
+    folder = build(tmp_path, shape)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    chat = Chat.from_folder(str(folder), [SCHEMA])
+    assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size == 3000
+    assert len(chat.tokenizer) <= 500
+    assert chat.tokenizer.decode([2999, 2998]) == "", "a token of no text"
+    with pytest.raises(ValueError, match=r"padded_vocab=499: use vocab_size=500 or more"):
+        TinyModelConfig(vocab_size=500, padded_vocab=499)
+
+
+def test_wider_models_start_with_smaller_weights() -> None:
+    def spread(hidden: int) -> float:
+        config = TinyModelConfig(hidden_size=hidden, num_heads=2, num_kv_heads=2)
+        made = tiny_config(config, 64, bos_token_id=None, eos_token_id=1, pad_token_id=0)
+        return float(made.initializer_range)
+
+    assert spread(64) == spread(128) == pytest.approx(0.06)
+    assert spread(512) == pytest.approx(0.03)
