@@ -48,9 +48,9 @@ CONFIG = "config.yaml"
 CONFIGS = "configs"
 WRITTEN = (
     CONFIG, CONFIGS, "metrics.jsonl", "trackers.json", "trees", "checkpoints", "set_aside", "base",
-    "tokenizer.json", "summary.json", "tensorboard", "wandb", "model",
+    "tokenizer.json", "summary.json", "tensorboard", "wandb",
 )  # fmt: skip
-"""What a run writes into its folder."""
+"""What a start that comes to no step may have written into its folder."""
 WEIGHT_FILES = (
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json",
 )  # fmt: skip
@@ -134,7 +134,7 @@ class RunFolder:
     @classmethod
     def _new(cls, config: Config, key: str, name: str) -> RunFolder:
         run = cls(Path(config.trainer.run_dir) / name)
-        if (run.path / CONFIG).exists() and (run._lock.held or not run.failed_start):
+        if (run.path / CONFIG).exists() and not run.failed_start:
             raise ValueError(
                 f"trainer.{key}={name!r}: {run.path} holds a run already; choose another name, or "
                 f"continue it with trainer.resume={run.path}"
@@ -143,7 +143,10 @@ class RunFolder:
 
     @property
     def failed_start(self) -> bool:
-        """Whether nothing that was learned is in the folder: no checkpoint after a step."""
+        """Whether a run began here, whose process is gone, and left nothing that was learned: no
+        checkpoint after a step."""
+        if self._lock.held or not self._lock.begun:
+            return False  # it may hold a run of an older version, or no run at all
         newest = self.newest_checkpoint()
         return newest is None or read_state(newest).step == 0
 

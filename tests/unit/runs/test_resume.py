@@ -187,6 +187,15 @@ def test_a_run_with_a_checkpoint_is_never_taken(tmp_path: Path) -> None:
         made(tmp_path)
 
 
+def test_a_folder_that_no_run_began_is_left_alone(tmp_path: Path) -> None:
+    """It has a config.yaml: a run of an older version, or a project of the user's."""
+    (tmp_path / "run" / "trees").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("a: 1\n")
+    with pytest.raises(ValueError, match="holds a run already"):
+        made(tmp_path)
+    assert (tmp_path / "run" / "trees").is_dir()
+
+
 HOLD = """
 import sys
 from elpo_ray.runs.lock import FolderLock
