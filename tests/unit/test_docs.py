@@ -71,6 +71,21 @@ def test_the_paths_that_a_document_names_exist(document: Path) -> None:
     assert not [name for name in sorted(names) if not (ROOT / name).exists()]
 
 
+LIST = re.compile(r"(?:(?<=\s)|(?<=`)|^)[a-z_]+(?:\.[a-z_]+)*=\[[^\]\s]*\](?![),])", re.MULTILINE)
+"""A list on a command line without quotes: zsh takes it for a pattern of file names."""
+HELPS = [*ROOT.glob("conf/**/*.yaml"), *ROOT.glob("launch/conf/**/*.yaml")]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [*DOCUMENTS, *HELPS, *ROOT.glob("examples/**/*.md")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_lists_on_command_lines_are_quoted(document: Path) -> None:
+    if document.suffix != ".svg":
+        assert not LIST.findall(document.read_text())
+
+
 def test_the_map_for_contributors_has_the_order_of_the_imports() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     names = re.findall(r"^ ([a-z]+)  +\S", page, re.MULTILINE)
