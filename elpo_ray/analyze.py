@@ -1,4 +1,4 @@
-"""`python -m elpo_ray.analyze analysis=localization model=… tasks=[countdown]`: the paper's own
+"""`python -m elpo_ray.analyze analysis=localization model=… 'tasks=[countdown]'`: the paper's own
 analyses of where trajectories go wrong.
 
 Exit codes: `config.arguments`. After 1 (problems were lost) or 130 the same command goes on.

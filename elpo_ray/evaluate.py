@@ -1,4 +1,4 @@
-"""`python -m elpo_ray.evaluate model=… tasks=[aime24] n=32`: avg@n, Pass@K, Major@K.
+"""`python -m elpo_ray.evaluate model=… 'tasks=[aime24]' n=32`: avg@n, Pass@K, Major@K.
 
 Exit codes: `config.arguments`. After 1 (samples were lost) or 130 the same command goes on.
 """

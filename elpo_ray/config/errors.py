@@ -39,7 +39,8 @@ def explain(
         options = [line.strip() for line in rest.split("\n") if line.startswith("\t")]
         options = [o for o in options if "=" not in o]
         name = wanted.removeprefix(group + "/")
-        return f"{group}={name}: no such option; choose one of {', '.join(options)}"
+        other = f", or write model.path={name}" if group == "model" else ""
+        return f"{group}={name}: no such option; choose one of {', '.join(options)}{other}"
     if match := re.search(r"Could not override '(\w+)'\.\s*No match in the defaults list", text):
         return f"{match[1]}: this group is added, not overridden; write +{match[1]}=OPTION"
     if re.search(r"Key '[^']*' (?:is )?not in", text) and key is not None:

@@ -27,7 +27,7 @@ class MeasureConfig(Section, key=""):
     served_model: str | None = None
     """The model to ask a server for; null = the only one that it lists."""
     tasks: list[str] = field(default_factory=list)
-    """Names of conf/task/, or runs' files, whose tasks are meant: tasks=[aime24,shop.yaml]."""
+    """Names of conf/task/, or runs' files, whose tasks are meant: 'tasks=[aime24,shop.yaml]'."""
     data_dir: str | None = None
     """Folder with the tasks' files (docs/tasks.md); null = from the hub."""
     task: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class MeasureConfig(Section, key=""):
             named = "a Hugging Face folder, a run folder, a checkpoint or http://host:port/v1"
             yield "model", f"name {named}"
         if not self.tasks:
-            yield "tasks", "name some, as in tasks=[aime24,aime25]"
+            yield "tasks", "name some, as in 'tasks=[aime24,aime25]'"
         repeated = sorted({name for name in self.tasks if self.tasks.count(name) > 1})
         if repeated:
             yield "tasks", f"name {', '.join(repeated)} once"

@@ -70,8 +70,11 @@ def resolve(config: MeasureConfig) -> ModelSource:
         )
     run = run_of(Path(name))
     if run is None:
-        check_model_path(name)
-        folder, saved = local_folder(name), ModelConfig(max_context=MAX_CONTEXT, precision=default)
+        check_model_path(name, "model")
+        folder, saved = (
+            local_folder(name, key="model"),
+            ModelConfig(max_context=MAX_CONTEXT, precision=default),
+        )
     else:
         folder, saved = saved_model(run, Path(name), "model"), saved_config(run).model
     max_context = saved.max_context

@@ -12,28 +12,34 @@ from elpo_ray.config.rules import require
 from elpo_ray.runs.folder import WEIGHT_FILES, RunFolder, run_of
 
 
-def check_model_path(path: str) -> None:
+def check_model_path(path: str, key: str = "model.path") -> None:
     """Raise ValueError unless `path` is a usable folder, a run or a checkpoint of one that has
-    weights, or looks like a hub name `owner/name`."""
+    weights, or looks like a hub name `owner/name`. `key` is where it stands."""
     folder = Path(path)
     run = run_of(folder)
     if run is not None:
-        checkpoint_of(run, folder, "model.path")
+        checkpoint_of(run, folder, key)
         return
     if not folder.exists():
         is_hub_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))
-        require(is_hub_name, "model.path", path, "no such folder, and no hub name (owner/name)")
+        require(
+            is_hub_name and folder.parent != Path("runs"),
+            key,
+            path,
+            "no such folder, and no hub name (owner/name); name a model's "
+            "folder, a run's, or a model on the hub",
+        )
         return
     require(
         (folder / "config.json").is_file(),
-        "model.path",
+        key,
         path,
         "no config.json in it, hence no model, and no config.yaml with checkpoints, hence no run; "
         "name a Hugging Face model folder or a run folder",
     )
     require(
         any((folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")),
-        "model.path",
+        key,
         path,
         "no tokenizer in it; copy tokenizer.json and tokenizer_config.json beside the weights",
     )
@@ -110,7 +116,7 @@ WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.h5"
 """Files of a model on the hub that are large, and needed by what computes with it only."""
 
 
-def local_folder(path: str | Path, *, weights: bool = True) -> Path:
+def local_folder(path: str | Path, *, weights: bool = True, key: str = "model.path") -> Path:
     """The folder itself, or this node's snapshot of a hub name, if need be without its `weights`.
     ValueError if it is neither."""
     folder = Path(path)
@@ -123,7 +129,7 @@ def local_folder(path: str | Path, *, weights: bool = True) -> Path:
     except (OSError, ValueError) as fault:
         reason = str(fault).strip().split("\n")[0]
         raise ValueError(
-            f"model.path={str(path)!r}: not a folder here and not to be had from the hub "
+            f"{key}={str(path)!r}: not a folder here and not to be had from the hub "
             f"({reason}); download it first and give its folder"
         ) from None
 

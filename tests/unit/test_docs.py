@@ -81,6 +81,21 @@ def test_the_table_of_what_fits_is_that_of_check_only() -> None:
     assert gpu_page.written(text, gpu_page.fits()) == text, "python -m tests.gpu_page writes it"
 
 
+LIST = re.compile(r"(?:(?<=\s)|(?<=`)|^)[a-z_]+(?:\.[a-z_]+)*=\[[^\]\s]*\](?![),])", re.MULTILINE)
+"""A list on a command line without quotes: zsh takes it for a pattern of file names."""
+HELPS = [*ROOT.glob("conf/**/*.yaml"), *ROOT.glob("launch/conf/**/*.yaml")]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [*DOCUMENTS, *HELPS, *ROOT.glob("examples/**/*.md")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_lists_on_command_lines_are_quoted(document: Path) -> None:
+    if document.suffix != ".svg":
+        assert not LIST.findall(document.read_text())
+
+
 def test_the_map_for_contributors_has_the_order_of_the_imports() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     names = re.findall(r"^ ([a-z]+)  +\S", page, re.MULTILINE)

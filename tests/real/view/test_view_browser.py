@@ -95,6 +95,31 @@ def test_the_run_page_has_curves_and_every_tree(page: "playwright.Page", run: Pa
     assert not wide, "wider than a laptop's window"
 
 
+@pytest.mark.parametrize("route", ["", "#/tree/2/1"])
+def test_a_telephone_is_wide_enough(page: "playwright.Page", run: Path, route: str) -> None:
+    """390 pixels: nothing but a table or a drawing, which scroll by themselves, is wider."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    show(page, run / "view.html", route)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for button in page.locator("button:visible").all():
+        box = button.bounding_box()
+        inside = button.evaluate("each => each.closest('.scroller') === null")
+        assert box is not None and not (inside and box["x"] + box["width"] > 391)
+    page.locator(".scroller tr.row td, g.node").first.click()
+    page.wait_for_selector("main.tree .details")
+    details = page.locator(".details").bounding_box()
+    assert details is not None and round(details["width"]) == 390
+
+
+def test_a_comparison_fits_a_telephone(page: "playwright.Page", tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    runs = [str(write_run(tmp_path / f"run{steps}", steps, 2)) for steps in (2, 3)]
+    out = tmp_path / "compare.html"
+    assert compare.main([*runs, "--out", str(out)]) == 0
+    show(page, out)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
 def test_the_table_sorts_filters_and_searches(page: "playwright.Page", run: Path) -> None:
     show(page, run / "view.html")
     rows = page.locator(".scroller tbody tr.row")
