@@ -102,7 +102,7 @@ class Study:
 def _study(values: Mapping[str, Any], path: Path) -> Study:
     shared = _base(values, path) | _overrides(values.get("set"), "set")
     arms = dict(_crossed(_arms(values), _grid(values)))
-    alone = Path(shared.get("file", shared.get("experiment", "task"))).stem
+    alone = Path(str(shared.get("file", shared.get("experiment", "task")))).stem
     tasks = _entries(values.get("tasks", [alone]), "tasks")
     seeds = _seeds(values.get("seeds", 1), "seeds")
     baseline = values.get("baseline")
