@@ -15,7 +15,6 @@ import math
 import re
 import reprlib
 import sys
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -188,7 +187,7 @@ def dump_tree(tree: RolloutTree, tokens: bool = True) -> dict[str, Any]:
     }
     if tree.branches:
         record["branches"] = msgspec.to_builtins(
-            [_relabelled(branch, label) for branch in tree.branches]
+            [branch.renamed(label) for branch in tree.branches]
         )
     return record | {"messages": tree.messages} if tree.messages else record
 
@@ -245,7 +244,7 @@ def read_tree(record: Any) -> RolloutTree:
     tree.localizations = found.localizations
     for i, branch in enumerate(found.branches or ()):
         _check_branch(tree, index, branch, f"branches[{i}]")
-        tree.branches.append(_relabelled(branch, index))
+        tree.branches.append(branch.renamed(index))
     for i, entry in enumerate(found.ledger or ()):
         leaf = entry.get("leaf")
         known = leaf is None or (_is_int(leaf) and leaf in index)
@@ -267,16 +266,6 @@ def _figures(tree: RolloutTree) -> dict[int, dict[str, list[str]]]:
         if kept:
             found[node.id] = {"figures": kept}
     return found
-
-
-def _relabelled(branch: Branch, names: Mapping[int, int] | Sequence[int]) -> Branch:
-    """Return a branch with other names for its leaves."""
-    return Branch(
-        parent=names[branch.parent],
-        anchor=branch.anchor,
-        leaves=[names[leaf] for leaf in branch.leaves],
-        kept=[names[leaf] for leaf in branch.kept],
-    )
 
 
 def _step_record(step: Step) -> dict[str, Any]:

@@ -8,7 +8,7 @@ and carries its reward and success; inner nodes carry neither. `dump` writes and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -121,6 +121,11 @@ class Branch:
         list[int],
         Meta(description="Those that are trained on; the others are paid for and left out."),
     ]
+
+    def renamed(self, names: Mapping[int, int] | Sequence[int]) -> Branch:
+        """Return the branch with other names for its leaves."""
+        leaves, kept = ([names[leaf] for leaf in part] for part in (self.leaves, self.kept))
+        return Branch(names[self.parent], self.anchor, leaves, kept)
 
 
 class RolloutTree:

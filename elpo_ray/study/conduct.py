@@ -19,13 +19,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.arguments import EXIT_CONFIGURATION
 from elpo_ray.config.memory import model_states
-from elpo_ray.config.values import hydra_value
+from elpo_ray.config.values import hydra_value, plain
+from elpo_ray.runs.atomic import write_whole
 from elpo_ray.runs.folder import RunFolder
-from elpo_ray.study.plan import Cell, Study
+from elpo_ray.study.plan import Cell, Samples, Study
 from elpo_ray.study.record import Record, memory_gib
 
 TRIES = 3
@@ -50,6 +53,8 @@ class Progress:
     note: str = ""
     process: subprocess.Popen[bytes] | None = None
     slot: int = 0
+    sampling: bool = False
+    """It is trained, and its samples are being taken."""
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -63,6 +68,11 @@ class Progress:
             return int(json.loads(lines[-1])["step"]) if lines else 0
         except (ValueError, KeyError, TypeError):
             return 0
+
+    @property
+    def samples(self) -> Path:
+        """Where its samples lie."""
+        return self.folder / "samples"
 
     @property
     def log(self) -> Path:
@@ -79,11 +89,12 @@ class Conductor:
         results: Path,
         jobs: int | None = None,
         command: Callable[[Cell, Path], list[str]] | None = None,
+        sampler: Callable[[Cell, Path, Path, Samples], list[str]] | None = None,
     ) -> None:
         """`runs`: where run folders lie; `results`: where their records do; `jobs`: runs at once,
-        by what the machine holds without it; `command`: the command line of a run in a folder,
-        `train_command` without it. Raises ValueError for a record that was made with other
-        settings."""
+        by what the machine holds without it; `command` and `sampler`: command lines,
+        `train_command` and `sample_command` without them. Raises ValueError for a record that was
+        made with other settings."""
         self.progress = [
             Progress(cell, runs / study.name / cell.name, result_of(results, study, cell))
             for cell in study.cells
@@ -91,6 +102,7 @@ class Conductor:
         self.jobs = jobs or min(at_once(cell.config) for cell in study.cells)
         self._study = study
         self._command = command or train_command
+        self._sampler = sampler or sample_command
         for one in self.progress:
             if finished(one.cell, one.result) is not None:
                 one.state = "done"
@@ -122,7 +134,11 @@ class Conductor:
 
     def _begin(self, one: Progress) -> None:
         one.folder.parent.mkdir(parents=True, exist_ok=True)
-        words = self._command(one.cell, one.folder)
+        samples = self._study.samples
+        if one.sampling and samples is not None:
+            words = self._sampler(one.cell, one.folder, one.samples, samples)
+        else:
+            words = self._command(one.cell, one.folder)
         environment = dict(os.environ)
         gpus = gpus_asked(one.cell.config)
         if gpus and self.jobs > 1:
@@ -138,8 +154,12 @@ class Conductor:
     def _ended(self, one: Progress) -> None:
         assert one.process is not None
         code, one.process = one.process.returncode, None
+        if code == 0 and self._study.samples is not None and not one.sampling:
+            one.state, one.sampling, one.tries = "waiting", True, 0
+            return
         if code == 0:
-            Record.of(self._study.name, one.cell, one.folder).write(one.result)
+            samples = one.samples if one.sampling else None
+            Record.of(self._study.name, one.cell, one.folder, samples).write(one.result)
             one.state, one.note = "done", ""
             return
         one.note = f"exit code {code}: {last_line(one.log)}"
@@ -202,6 +222,29 @@ def train_command(cell: Cell, folder: Path) -> list[str]:
     if not any(word.startswith("logging.wandb=") for word in words):
         words.append("logging.wandb=disabled")
     return [sys.executable, "-m", "elpo_ray.main", *words]
+
+
+def sample_command(cell: Cell, folder: Path, out: Path, samples: Samples) -> list[str]:
+    """The command line that samples a trained model on its own task. The task, and where it is
+    sampled, stand in a file beside the run."""
+    whole = plain(cell.config)
+    sections = {key: whole[key] for key in ("task", "engine", "sandbox", "cluster")}
+    file = folder / f"{cell.task}.yaml"
+    write_whole(file, OmegaConf.to_yaml(OmegaConf.create(sections)))
+    words = [
+        str(file),
+        f"model={hydra_value(str(folder))}",
+        f"out={hydra_value(str(out))}",
+        f"n={samples.n}",
+        f"ks=[{','.join(map(str, samples.ks))}]",
+        f"seed={cell.seed}",
+        "sampling.temperature=1.0",
+        "sampling.top_p=1.0",
+        "progress=false",
+    ]
+    if samples.problems is not None:
+        words.append(f"problems={samples.problems}")
+    return [sys.executable, "-m", "elpo_ray.evaluate", *words]
 
 
 def at_once(config: Config) -> int:

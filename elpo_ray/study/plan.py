@@ -7,6 +7,7 @@
     tasks: {easy: {}, hard: {task.countdown.numbers: 6}}
     seeds: 3
     baseline: grpo
+    samples: {n: 16, ks: [4, 16], problems: 100}     # of every trained model, for Pass@K
 
 A run is an arm on a task with a seed. Nothing starts before all configurations are sound.
 """
@@ -30,11 +31,12 @@ from yaml import MarkedYAMLError, YAMLError
 
 from elpo_ray.config import CONF_DIR, Config
 from elpo_ray.config.compose import composed
+from elpo_ray.config.measure import DEFAULT_KS
 from elpo_ray.config.values import flattened, hydra_value, plain
 
 Overrides = dict[str, Any]
 
-KEYS = ("experiment", "file", "set", "arms", "grid", "tasks", "seeds", "baseline")
+KEYS = ("experiment", "file", "set", "arms", "grid", "tasks", "seeds", "baseline", "samples")
 BASES = ("experiment", "file")
 """Keys that say what a run begins with; a task may have its own."""
 OURS = ("trainer.seed", "trainer.run_name", "trainer.run_dir", "trainer.resume", "check_only")
@@ -80,6 +82,17 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Samples of held-out problems, from which Pass@K and Major@K follow."""
+
+    n: int
+    """Samples of each problem."""
+    ks: tuple[int, ...]
+    problems: int | None
+    """None: as many as the task's evaluation has."""
+
+
+@dataclass(frozen=True)
 class Study:
     """All runs that a file asks for."""
 
@@ -87,6 +100,8 @@ class Study:
     cells: tuple[Cell, ...]
     baseline: str | None
     """The arm that the others are compared with."""
+    samples: Samples | None = None
+    """What is sampled of every trained model."""
 
     @classmethod
     def read(cls, path: Path) -> Study:
@@ -133,7 +148,23 @@ def _study(values: Mapping[str, Any], path: Path) -> Study:
         ranks.append(order[cell.task, cell.arm])
         order[cell.task, cell.arm] += 1
     ranked = sorted(zip(ranks, cells, strict=True), key=itemgetter(0))
-    return Study(path.stem, tuple(cell for _, cell in ranked), baseline)
+    samples = _samples(values["samples"]) if values.get("samples") is not None else None
+    return Study(path.stem, tuple(cell for _, cell in ranked), baseline, samples)
+
+
+def _samples(given: Any) -> Samples:
+    keys = ("n", "ks", "problems")
+    if not isinstance(given, Mapping):
+        raise ValueError(f"samples={given}: give keys with values, as in {{n: 16}}")
+    _known(given, keys, "samples.")
+    n, ks, problems = given.get("n", 16), given.get("ks"), given.get("problems")
+    for key, value in (("n", n), ("problems", 1 if problems is None else problems)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"samples.{key}={value}: give a whole number above 0")
+    chosen = [k for k in DEFAULT_KS if k <= n] if ks is None else ks
+    if not isinstance(chosen, list) or not all(type(k) is int and 1 <= k <= n for k in chosen):
+        raise ValueError(f"samples.ks={ks}: give a list of whole numbers from 1 to n={n}")
+    return Samples(n, tuple(chosen), problems)
 
 
 def _cells(task: str, arm: str, seeds: list[int], settings: Overrides) -> Iterator[Cell]:

@@ -60,15 +60,16 @@ class Record:
     held_out: list[Point]
     metrics: dict[str, list[float | None]]
     """One value a step."""
+    samples: dict[str, Any] | None = None
+    """What `elpo evaluate` found, where the study asks for samples."""
     format: int = FORMAT
 
     @classmethod
-    def of(cls, study: str, cell: Cell, run: Path) -> Record:
-        """Read a finished run's folder. Raises ValueError if it has no summary."""
-        try:
-            summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{run}/summary.json: {error}") from None
+    def of(cls, study: str, cell: Cell, run: Path, samples: Path | None = None) -> Record:
+        """Read a finished run's folder, and that of its samples. Raises ValueError if one has no
+        summary."""
+        summary = _summary(run)
+        sampled = None if samples is None else next(iter(_summary(samples).values()))
         rows = _rows(run / "metrics.jsonl")
         return cls(
             study=study,
@@ -83,6 +84,7 @@ class Record:
             summary=summary,
             held_out=held_out(rows, summary),
             metrics=columns([row for row in rows if "rollouts" in row]),
+            samples=sampled,
         )
 
     @classmethod
@@ -104,6 +106,14 @@ class Record:
         """Mean of a metric over the last steps that have it."""
         values = [value for value in self.metrics.get(name, []) if value is not None][-steps:]
         return math.fsum(values) / len(values) if values else None
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def held_out(rows: list[dict[str, Any]], summary: dict[str, Any]) -> list[Point]:

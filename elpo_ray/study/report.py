@@ -61,6 +61,7 @@ def _task(arms: Records, baseline: str | None) -> dict[str, Any]:
         arm: {
             "seeds": sorted(record.seed for record in arms[arm]),
             **{name: _json(estimate(list(seeds.values()))) for name, seeds in row.items()},
+            **_sampled(arms[arm]),
             "less_baseline": {
                 name: _json(difference(row[name], values[baseline][name])) for name in COMPARED
             }
@@ -70,6 +71,17 @@ def _task(arms: Records, baseline: str | None) -> dict[str, Any]:
         for arm, row in values.items()
     }
     return {"common_budgets": budgets, "arms": rows}
+
+
+def _sampled(records: Sequence[Record]) -> dict[str, Any]:
+    """Pass@K and Major@K by K, where models were sampled and the task has them."""
+    found: dict[str, Any] = {}
+    for name in ("pass_at_k", "major_at_k"):
+        tables = [(record.samples or {}).get(name) or {} for record in records]
+        ks = sorted({k for table in tables for k in table}, key=int)
+        values = {k: [table[k] for table in tables if table.get(k) is not None] for k in ks}
+        found[name] = {k: _json(estimate(each)) for k, each in values.items() if each}
+    return found
 
 
 Measure = Callable[[Record], float | None]
@@ -145,6 +157,7 @@ def markdown(report: Mapping[str, Any], missing: Sequence[str]) -> str:
             if part["common_budgets"][axis] is not None
         ]
         lines += [f"## {task}", "", *_table(part, baseline), ""]
+        lines += _k_table(part)
         if budgets:
             lines += [f"Reached by all runs: {', '.join(budgets)}.", ""]
         lines += [f"![Held-out pass@1 of {task}]({task}.svg)", ""]
@@ -173,6 +186,23 @@ def _table(part: Mapping[str, Any], baseline: str | None) -> list[str]:
         rows.append(cells)
     table = [heads, ["---"] * len(heads), *rows]
     return ["| " + " | ".join(cells) + " |" for cells in table]
+
+
+def _k_table(part: Mapping[str, Any]) -> list[str]:
+    """Pass@K and Major@K, if any arm has them."""
+    columns = {
+        (name, k): f"{label}@{k}"
+        for name, label in (("pass_at_k", "Pass"), ("major_at_k", "Major"))
+        for k in sorted({k for row in part["arms"].values() for k in row[name]}, key=int)
+    }
+    if not columns:
+        return []
+    rows = [
+        [arm, *(percent(row[name].get(k)) for name, k in columns)]
+        for arm, row in part["arms"].items()
+    ]
+    table = [["arm", *columns.values()], ["---"] * (1 + len(columns)), *rows]
+    return [*("| " + " | ".join(cells) + " |" for cells in table), ""]
 
 
 def percent(found: Mapping[str, Any] | None, *, sign: bool = False) -> str:

@@ -28,6 +28,8 @@ from elpo_ray.config.algorithm import (
 )
 from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.credit import assign
+from elpo_ray.forest.items import Shape
+from elpo_ray.forest.layout import lay_out
 from elpo_ray.forest.trees import pack
 from elpo_ray.tree import Branch, RolloutTree
 from elpo_ray.types import UNGRADED, FinishReason, Score, Step, ToolKind, ToolResult, Turn
@@ -319,3 +321,35 @@ def test_a_step_belongs_to_the_completion_that_added_it() -> None:
     assert [tree.owners()[node] for nodes in owned[1:] for node in nodes] == [
         *[leaves[0]] * 3, *[leaves[1]] * 2, leaves[2],
     ]  # fmt: skip
+
+
+@settings(deadline=None)
+@given(
+    chains=inputs(),
+    room=st.sampled_from([0, 12, 200]),
+    parent=st.sampled_from(BranchParent),
+    skip_zero=st.booleans(),
+)
+def test_each_trained_token_is_scored_once_however_the_tree_is_packed(
+    chains: list[Chain], room: int, parent: BranchParent, skip_zero: bool
+) -> None:
+    """Shared prefixes once, or each leaf as a sequence: the terms add up to the same weights and
+    advantages, token by token. A prefix that its leaf does not train is context only."""
+    loss = LossConfig(aggregation=Aggregation.seq_mean_token_mean)
+    credit = CreditConfig(
+        rule=CreditRule.group_each, train=Train.own, parent=parent, skip_zero=skip_zero
+    )
+    (tree, _) = built(chains)
+    found = assign([tree], AlgorithmConfig(credit=credit, loss=loss))
+    (train,) = pack([tree], found, loss, LearnerConfig()).trees
+    shape = Shape.of(train, needs_advantage=True)
+    signed = train.token_weight * found[0].advantage[train.token_node]
+    longest = max((item.size.tokens for item in shape.flat()), default=0)
+    for items in (shape.flat(), shape.shared(max(room, longest))):
+        pulled, times = np.zeros(len(train.ids)), np.zeros(len(train.ids))
+        for item in items:
+            packed = lay_out([item])
+            np.add.at(pulled, packed.scored, packed.columns.weight * packed.columns.advantage)
+            np.add.at(times, packed.scored, 1)
+        np.testing.assert_allclose(pulled, signed, rtol=1e-9, atol=1e-15)
+        assert times.max(initial=0) <= 1

@@ -18,9 +18,16 @@ import yaml
 
 from elpo_ray.config import CONF_DIR
 from elpo_ray.study.__main__ import main
-from elpo_ray.study.conduct import Conductor, at_once, finished, result_of, train_command
+from elpo_ray.study.conduct import (
+    Conductor,
+    at_once,
+    finished,
+    result_of,
+    sample_command,
+    train_command,
+)
 from elpo_ray.study.figures import area, common_budget, difference, estimate, value_at
-from elpo_ray.study.plan import Cell, Study
+from elpo_ray.study.plan import Cell, Samples, Study
 from elpo_ray.study.record import Point, Record, held_out
 from elpo_ray.study.report import markdown, numbers
 
@@ -129,6 +136,11 @@ def test_the_studies_of_the_project_are_sound(path: Path) -> None:
         ({"seeds": [-1]}, "seeds=[-1]: give how many"),
         ({"seeds": True}, "seeds=True: give how many"),
         ({"seeds": 1.5}, "seeds=1.5: give how many"),
+        ({"samples": 3}, "samples=3: give keys with values"),
+        ({"samples": {"m": 3}}, "samples.m: unknown key"),
+        ({"samples": {"n": 0}}, "samples.n=0: give a whole number above 0"),
+        ({"samples": {"n": 4, "problems": 0}}, "samples.problems=0: give a whole number"),
+        ({"samples": {"n": 4, "ks": [8]}}, "samples.ks=[8]: give a list of whole numbers from 1"),
         ({"baseline": "dapo"}, "baseline=dapo: no such arm; use one of grpo, elpo"),
         ({"experiment": "quick"}, "experiment=quick: no such option; choose one of"),
         ({"file": "x.yaml"}, "file: leave it out, or leave out experiment"),
@@ -355,6 +367,37 @@ def test_held_out_values_are_read_from_the_log_or_the_summary() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_sampled_is_what_the_command_reads(tmp_path: Path) -> None:
+    """`elpo evaluate` understands the command line, up to the model, which is not there."""
+    study = study_of(tmp_path, samples={"n": 8, "problems": 5}, set={"task.countdown.numbers": 4})
+    assert study.samples == Samples(8, (4,), 5)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    words = sample_command(study.cells[0], folder, tmp_path / "out", study.samples)
+    root = Path(__file__).parents[3]
+    done = subprocess.run([*words, "check_only=true"], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 2 and "no config.json" in done.stderr and done.stderr.count("\n") == 1
+    written = yaml.safe_load((folder / "quickstart.yaml").read_text())
+    assert written["task"]["countdown"]["numbers"] == 4
+
+
+def test_a_trained_model_is_sampled_before_the_record_is_written(tmp_path: Path) -> None:
+    study = study_of(tmp_path, samples={"n": 8}, seeds=1)
+    script = "import json, pathlib, sys; out = pathlib.Path(sys.argv[1]); out.mkdir(); "
+    script += "(out / 'summary.json').write_text(json.dumps({'t': {'pass_at_k': {'4': 0.5}}}))"
+
+    def sampler(cell: Cell, folder: Path, out: Path, samples: Samples) -> list[str]:
+        assert (folder / "summary.json").exists(), "it is trained"
+        return [sys.executable, "-c", script, str(out)]
+
+    conductor = Conductor(study, tmp_path / "runs", tmp_path / "results", 2, acted(), sampler)
+    conductor.run(lambda: None)
+    for cell in study.cells:
+        record = finished(cell, result_of(tmp_path / "results", study, cell))
+        assert record is not None and record.samples == {"pass_at_k": {"4": 0.5}}
+    assert len(calls(tmp_path)) == 2, "each is trained once"
+
+
 # --- the report ---
 
 
@@ -391,6 +434,20 @@ def test_the_report_compares_at_equal_leaves_and_at_equal_tokens(tmp_path: Path)
     text = markdown(numbers(study, records), ["quickstart-elpo-9"])
     assert "| elpo | 3 | 40.0 ± 0.0 | 60.0 ± 5.0 | +10.0 ± 0.0 |" in text
     assert "Not finished: quickstart-elpo-9." in text and "90.0 ± 0.0 | 3.50 |" in text
+
+
+def test_the_report_has_pass_at_k_where_models_were_sampled(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    records = [
+        replace(
+            record_of(study, cell, 0.5, 100),
+            samples={"pass_at_k": {"4": 0.5 + cell.seed / 10, "16": 0.9}, "major_at_k": None},
+        )
+        for cell in study.cells
+    ]
+    text = markdown(numbers(study, records), [])
+    assert "| arm | Pass@4 | Pass@16 |" in text and "| grpo | 55.0 ± 63.5 | 90.0 ± 0.0 |" in text
+    assert "Major" not in markdown(numbers(study, records[:1]), [])
 
 
 def test_the_command_writes_text_numbers_and_curves(
