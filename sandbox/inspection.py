@@ -19,8 +19,10 @@ from sandbox.wire import WORK_FD
 from sandbox.workdir import size
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_KCMP_FILE, _CAPABILITY_VERSION = 0, 0x20080522
+_CAPABILITY_VERSION = 0x20080522
 
+THREADS, DESCRIPTORS = "threads", "descriptors"
+"""What may keep a process from being forked."""
 Identity = tuple[int, int]
 """Device and inode number: of a file, a folder, a pipe or a socket."""
 
@@ -42,9 +44,9 @@ class Sight:
     threads: int
     given: tuple[Identity, ...]
     """What its descriptors 0 to 4 are."""
-    others: dict[int, tuple[Identity, int]]
-    """Identity and position of each further descriptor; -1 if it is anything but a plain file that
-    was opened for reading and lies outside the sandbox's folders."""
+    plain: bool
+    """Whether its further descriptors are all plain files that were opened for reading and lie
+    outside the sandbox's folders."""
     working: Identity
     """The folder that it stands in."""
     nameless: int
@@ -68,9 +70,9 @@ class Sight:
         own = [number for number in numbers if number <= WORK_FD]
         return cls(
             pid=pid,
-            threads=len(os.listdir(f"/proc/{pid}/task")),
+            threads=num_threads(pid),
             given=tuple(identity(os.stat(f"/proc/{pid}/fd/{number}")) for number in own),
-            others={number: _other(pid, number, root) for number in numbers[len(own) :]},
+            plain=all(_is_plain(pid, number, root) for number in numbers[len(own) :]),
             working=identity(os.stat(f"/proc/{pid}/cwd")),
             nameless=nameless_bytes(pid, mapped=True) if count else 0,
             weight=proportional_bytes(pid) if weigh else None,
@@ -80,29 +82,12 @@ class Sight:
         """What keeps it from being forked, in a word; empty if nothing does. `given`: what it was
         given as descriptors 0 to 3; 4 must be its work `folder`, in which it must stand."""
         if self.threads > 1:
-            return "threads"
-        if any(position < 0 for _, position in self.others.values()):
-            return "descriptors"
+            return THREADS
         try:
             honest = self.given == (*given, identity(os.stat(folder))) and self._stands_in(folder)
         except OSError:  # it removed the folder
             honest = False
-        return "" if honest else "descriptors"
-
-    def like(self, before: Sight) -> bool:
-        """Whether nothing that was there `before` has changed."""
-        return (self.threads, self.given, self.others, self.working) == (
-            before.threads,
-            before.given,
-            before.others,
-            before.working,
-        )
-
-    def shares(self, pid: int) -> bool:
-        """Whether one of its further descriptors has its position in common with the descriptor of
-        the same number in another process, as far as one knows."""
-        with _as_owner(pid):
-            return any(_shared(pid, self.pid, number) for number in self.others)
+        return "" if honest and self.plain else DESCRIPTORS
 
     def _stands_in(self, folder: str) -> bool:
         """Whether it stands in its work folder, or in one below."""
@@ -111,13 +96,23 @@ class Sight:
         return any(self.working == identity(os.stat(path)) for path, _, _ in os.walk(folder))
 
 
+def num_descriptors(pid: int) -> int:
+    """How many descriptors a process has open, by the kernel's count, which it shows to everybody;
+    0 where it does not count (before Linux 6.2). Raises OSError if the process is gone."""
+    return os.stat(f"/proc/{pid}/fd").st_size
+
+
+def num_threads(pid: int) -> int:
+    """Threads of a process, of which the id of any will do. Raises OSError if it is gone."""
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
 def nameless_bytes(pid: int, *, mapped: bool) -> int:
     """Bytes of files that have no name any more but are kept open or, if these are asked for,
     mapped; 0 where the kernel does not show them."""
     found = dict[Identity, int]()
     try:
-        numbers = os.listdir(f"/proc/{pid}/fd")
-        for number in numbers if len(numbers) > WORK_FD + 1 else ():
+        for number in os.listdir(f"/proc/{pid}/fd"):
             status = os.stat(f"/proc/{pid}/fd/{number}")
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
                 found[identity(status)] = size(status)
@@ -178,19 +173,11 @@ def _become(user: int) -> None:
     _LIBC.capset(header, struct.pack("<6I", *words))
 
 
-def _other(pid: int, number: int, root: str) -> tuple[Identity, int]:
+def _is_plain(pid: int, number: int, root: str) -> bool:
     link = f"/proc/{pid}/fd/{number}"
     found = os.stat(link)
     with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
         facts = dict(line.split(":", 1) for line in file if ":" in line)
     reads = int(facts["flags"], 8) & os.O_ACCMODE == os.O_RDONLY
     outside = not os.readlink(link).startswith(root)
-    plain = stat.S_ISREG(found.st_mode) and found.st_nlink > 0
-    return identity(found), int(facts["pos"]) if reads and outside and plain else -1
-
-
-def _shared(one: int, other: int, number: int) -> bool:
-    """Whether both processes have the same open file as descriptor `number`, as far as one knows:
-    an old kernel may not tell."""
-    compared = _LIBC.syscall(number_of("kcmp"), one, other, _KCMP_FILE, number, number)
-    return int(compared) <= 0
+    return reads and outside and stat.S_ISREG(found.st_mode) and found.st_nlink > 0

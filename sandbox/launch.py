@@ -12,16 +12,18 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sandbox import bubblewrap
+from sandbox.channels import Ends
 from sandbox.confine import DEVICES, readable
 from sandbox.inspection import Sight, Unseen
 from sandbox.limits import Limits
-from sandbox.process import FORK_PATIENCE_S, End, Ends, SessionProcess, Tampered
+from sandbox.process import End, SessionProcess, Tampered
 from sandbox.results import SandboxFailure, SandboxUnavailable
 from sandbox.workdir import TreeFolder, aside, remove
 
@@ -59,14 +61,14 @@ class SpawnerClient:
         process: subprocess.Popen[bytes],
         channel: socket.socket,
         root: str,
-        max_threads: int,
+        limits: Limits,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._process = process
         self._channel = channel
         self.root = root
         """The folder that holds the work folders of all trees."""
-        self.max_threads = max_threads
+        self.max_threads, self.max_descriptors = limits.threads, limits.open_files
         self._next = 0
         self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._turn = asyncio.Semaphore(_MAX_ASKED)
@@ -75,6 +77,10 @@ class SpawnerClient:
         """Processes by the process id that the spawner knows."""
         self._early: dict[int, tuple[float, End]] = {}
         """Ends, and when they were heard of, of processes that are not known yet."""
+        self.bereaved: dict[int, Callable[[End], None]] = {}
+        """Told of the end of a process that is not known, by the spawner's id of its family."""
+        self._folders = -1
+        """The folder of all work folders as the sessions see it, through their own mounts."""
         self.alive = True
         self.isolation = ""
         """The tier in force, see `sandbox.confine.TIERS`; empty until started."""
@@ -106,7 +112,7 @@ class SpawnerClient:
             remove(root)
             raise
         ours.setblocking(False)
-        client = cls(process, ours, root, limits.threads)
+        client = cls(process, ours, root, limits)
         job = {
             "supervisor": os.getpid(),
             "crowd": process.pid,
@@ -165,28 +171,29 @@ class SpawnerClient:
         process.pause()
         return process, TreeFolder(tree, names)
 
-    async def adopt(self, branch: SessionProcess, first: SessionProcess) -> None:
-        """Identify the branch that a process of `first`'s tree forked, by its greeting.
+    def adopt(self, branch: SessionProcess, pid: int, first: SessionProcess) -> None:
+        """Take the process `pid`, which waits for an answer, for a branch of `first`'s family.
 
-        Raises SandboxFailure, and Tampered if the process that greeted cannot be that branch.
+        Raises OSError, and Tampered if it cannot be one.
         """
-        pid = await branch.greeter()
-        while self._on_message():  # an end that frees a process id, above all
-            pass
+        pidfd = os.pidfd_open(pid)
         try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            raise SandboxFailure(f"a branch died at once: {error}") from error
-        here, inner = _ids(pidfd)
-        if here != pid or os.getsid(pid) != first.pid or inner in self._live:
+            here, inner = _ids(pidfd)
+            while inner in self._live and self._on_message():  # an end that frees a process id
+                pass
+            if here != pid or os.getsid(pid) != first.pid or inner in self._live:
+                raise Tampered("somebody else came for a branch")
+        except BaseException:
             os.close(pidfd)
-            raise Tampered("somebody else greeted for a branch")
+            raise
+        self._early.pop(inner, None)
+        self._live[inner] = branch
         branch.identify(pid, inner, pidfd)
-        self._follow(branch)
-        try:
-            await branch.started(FORK_PATIENCE_S)
-        except SandboxFailure as failure:
-            raise Tampered(str(failure)) from None
+
+    def open_folder(self, path: str) -> int:
+        """A descriptor of a work folder for the process that works in it. Raises OSError."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return os.open(path.removeprefix(f"{self.root}/"), flags, dir_fd=self._folders)
 
     def sight(self, pid: int, *, count: bool = False, weigh: bool = False) -> Sight:
         """Look at a process of a session, see `Sight.of`. Raises Unseen."""
@@ -231,6 +238,9 @@ class SpawnerClient:
         """End the spawner, and with it all its sessions, and wait until both are gone."""
         self._lose("the sandbox was closed")
         self._channel.close()
+        if self._folders >= 0:
+            os.close(self._folders)
+            self._folders = -1
         try:
             await aside(self._process.wait, _ANSWER_S)
         except subprocess.TimeoutExpired:
@@ -255,9 +265,11 @@ class SpawnerClient:
         for inner in list(self._live):
             self._on_ended(inner, End(None))
 
-    def _on_ended(self, inner: int, end: End) -> None:
+    def _on_ended(self, inner: int, end: End, family: int = -1) -> None:
         process = self._live.pop(inner, None)
-        if process is None:
+        if process is None and family in self.bereaved and family != inner:
+            self.bereaved[family](end)
+        elif process is None:
             while len(self._early) >= _MAX_EARLY:
                 del self._early[next(iter(self._early))]
             self._early[inner] = (time.monotonic(), end)
@@ -279,9 +291,11 @@ class SpawnerClient:
             return False
         message = json.loads(data)
         if "ready" in message:
+            self._folders = pidfds[0]
             self._ready.set_result(message)
         elif "ended" in message:
-            self._on_ended(message["ended"], End(message["status"], message["cpu_s"]))
+            end = End(message["status"], message["cpu_s"])
+            self._on_ended(message["ended"], end, message["family"])
         elif "refused" in message:
             waiting = self._asked.get(message["refused"])
             if waiting is not None and not waiting.done():

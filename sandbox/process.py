@@ -3,32 +3,32 @@
 Invariants: the process is stopped (SIGSTOP) except while a call runs or a branch is being forked,
 so nothing it left behind runs between calls; every wait has an end; whatever goes wrong ends in
 SIGKILL through a pidfd, which cannot hit another process. The kernel identifies a process: by
-the spawner for the first of a tree, by the credentials on its greeting for a forked one.
+the spawner for the first of a tree, by the question that it asks for a forked one.
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import secrets
 import signal
 import socket
-import struct
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
-from sandbox.inspection import Sight, identity, nameless_bytes
+from sandbox.channels import Ends
+from sandbox.inspection import Sight, nameless_bytes, num_descriptors
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
 from sandbox.streams import HeadTail
 from sandbox.wire import (
-    LISTENER_MARK,
+    LISTENER_MARKS,
     NONCE_BYTES,
     OUT_OF_MEMORY_STATUS,
     START_NONCE,
+    WORK_FD,
     Breach,
     Reply,
     pack_cell,
@@ -45,16 +45,19 @@ _GRACE_S = 0.25
 _PATIENCE_S = 30.0
 """Seconds that the spawner and the kernel may take; beyond them they are broken."""
 FORK_PATIENCE_S = 5.0
-"""Seconds that a process, possibly hostile, may take to fork."""
+"""Seconds that a process, possibly hostile, may take to do what it is told."""
 _STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] * 25)
 """Waits between looks whether a process that was told to stop has done so."""
 _THERE = {"R", "S", "D", "T", "t", "I"}
 """Letters in /proc for a process that has not ended."""
 _CHUNK = 1 << 16
+_LINKS_OF_A_LEAF = 2
+"""Links of a folder that has none in it, on most file systems."""
+_CLOCK_TICK_NS = 20_000_000
+"""Two changes of a file within so many nanoseconds may bear the same time."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LAST_BYTES = 2 << 20
 """Bytes of address space below which nearly every allocation fails."""
-_CREDENTIALS = struct.Struct("3i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,52 +86,6 @@ class Refused(SandboxFailure):
     """A process could not fork, for want of resources as far as one knows: it may later."""
 
 
-class Ends:
-    """The supervisor's ends of one process's channels, and those to hand to the process: stdin,
-    which is at its end, stdout, stderr and control. No two processes are given the same."""
-
-    def __init__(self) -> None:
-        """Raises OSError."""
-        self._given: list[int] = []
-        self.pipes: list[int] = []
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            stdin, unused = os.pipe()
-            os.close(unused)
-            self._given.append(stdin)
-            for _ in ("stdout", "stderr"):
-                reading, writing = os.pipe()
-                self.pipes.append(reading)
-                self._given.append(writing)
-        except OSError:
-            theirs.close()
-            self.close()
-            raise
-        self._given.append(theirs.detach())
-        self.identities = tuple(identity(os.fstat(end)) for end in self._given)
-        """What the kernel knows the given ends by, also once they are in the process."""
-        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        for descriptor in (self.control.fileno(), *self.pipes):
-            os.set_blocking(descriptor, False)
-
-    @property
-    def given(self) -> list[int]:
-        """stdin, stdout, stderr and control of the process, in the order of its descriptors."""
-        return list(self._given)
-
-    def sent(self) -> None:
-        """The process has its ends: close our copies."""
-        while self._given:
-            os.close(self._given.pop())
-
-    def close(self) -> None:
-        """Close everything."""
-        self.sent()
-        self.control.close()
-        while self.pipes:
-            os.close(self.pipes.pop())
-
-
 class SessionProcess:
     """The supervisor's side of one process. Belongs to one event loop."""
 
@@ -137,72 +94,93 @@ class SessionProcess:
         self.ends, self.folder = ends, folder
         """Its channels, and where it works."""
         self.pid = self.inner_pid = self._pidfd = -1
-        self.given = ends.identities
-        """What its descriptors 0 to 3 are."""
         self.undisturbed: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
         """Held while it is told to run a cell, see `Lineage.undisturbed`."""
         self.sight: Sight | None = None
         """As it was last seen by `Lineage.look`."""
         self.listener = -1
         """Decides about the forks of this process's tree; -1 where there is no such thing."""
+        self.steadfast = True
+        """Whether only SIGKILL disturbs who waits for such a decision."""
         self.end: asyncio.Future[End] = self._loop.create_future()
         """Set by the spawner's report."""
         self.end.add_done_callback(lambda _: self._on_end())
-        self._greeter: asyncio.Future[int] = self._loop.create_future()
-        """The process id that the kernel attached to its first words."""
-        self._nonce = START_NONCE
-        self._verdict: asyncio.Future[Reply | _Stop] | None = self._loop.create_future()
-        """What the running call (at first, the start) is waiting for."""
+        self._nonce = b""
+        self._verdict: asyncio.Future[Reply | _Stop | None] | None = None
+        """What the running call (or the start, or a fork, which comes to None) is waiting for."""
+        self._starting = False
         self._said = bytearray()
         self._unsent = memoryview(b"")
         self._max_reply = OUTPUT_KILL_BYTES
         self._streams = [HeadTail(0), HeadTail(0)]
-        self._folder_was = 0
+        self._folder_was: int | None = None
+        self._touched = False
+        """Whether the last call may have created or removed files."""
+        self.odd = False
+        """Whether it was once seen with other descriptors than those that it was given."""
         self._own_end = False
         self._hung_up = False
         """Whether its control channel is at its end."""
+        self.at_rest = self._stops = False
+        """Whether it is known to be stopped; whether it was told to."""
         self._closing: asyncio.Task[None] | None = None
-        self._loop.add_reader(ends.control, self._on_control)
-        for index, pipe in enumerate(ends.pipes):
-            self._loop.add_reader(pipe, self._on_print, index)
 
     def identify(self, pid: int, inner_pid: int, pidfd: int) -> None:
         """Who it is, here and to the spawner; `pidfd` belongs to this object from here on."""
         self.pid, self.inner_pid, self._pidfd = pid, inner_pid, pidfd
+        self._loop.add_reader(self.ends.control, self._on_control)
+        for index, pipe in enumerate(self.ends.pipes):
+            self._loop.add_reader(pipe, self._on_print, index)
 
-    async def greeter(self) -> int:
-        """The id of the process that greeted. Raises SandboxFailure if none does."""
+    async def started(self) -> None:
+        """Wait until the first process of a family is confined. Raises SandboxFailure, then
+        closed."""
+        self._starting = True
         try:
-            async with asyncio.timeout(FORK_PATIENCE_S):
-                return await self._greeter
-        except TimeoutError:
-            raise Tampered("a snapshot did not fork in time") from None
-
-    async def started(self, patience_s: float = _PATIENCE_S) -> None:
-        """Wait until the process is confined. Raises SandboxFailure, then closed."""
-        assert self._verdict is not None
-        try:
-            async with asyncio.timeout(patience_s):
-                verdict = await self._verdict
-        except TimeoutError:
-            verdict = _Stop(Kind.SANDBOX_FAILURE, "a session did not start in time")
+            verdict = await self._settled(START_NONCE, _PATIENCE_S)
         except asyncio.CancelledError:
             await self.close()
             raise
-        self._verdict = None
+        self._starting = False
         if isinstance(verdict, Reply) and verdict.kind is Kind.OK:
             return
         await self.close()
-        why = verdict.why if isinstance(verdict, _Stop) else verdict.traceback
-        raise SandboxFailure(f"session not started: {why}")
+        raise SandboxFailure(f"session not started: {_said(verdict)}")
 
-    def order_fork(self, branch: Ends, folder: str) -> None:
-        """Have it fork a branch that works in `folder`. Raises OSError."""
+    async def fork(self, ticket: bytes, folder: str) -> None:
+        """Have it fork a branch that works in `folder`; ends when `forked` says so.
+
+        Raises Refused; Tampered if it does anything else; SandboxFailure if it is gone.
+        """
+        if not self.alive:
+            raise SandboxFailure("no fork: the process was lost")
         self.resume()
-        message = pack_fork(folder)
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", branch.given))]
-        if self.ends.control.sendmsg([message], rights) != len(message):
-            raise OSError("the control channel is full")
+        self._send(pack_fork(ticket, folder))
+        verdict = await self._settled(ticket, FORK_PATIENCE_S)
+        if isinstance(verdict, Reply):
+            raise Refused(verdict.traceback)
+        if verdict is not None:
+            raise (Tampered if self.alive else SandboxFailure)(f"no fork: {verdict.why}")
+
+    def forked(self) -> None:
+        """The branch that was ordered is there."""
+        self._settle(None)
+
+    async def _settled(self, nonce: bytes, patience_s: float) -> Reply | _Stop | None:
+        """What comes of an order that goes by this nonce."""
+        assert self._verdict is None, "one order at a time"
+        self._nonce, self._verdict = nonce, self._loop.create_future()
+        late = _Stop(Kind.SANDBOX_FAILURE, f"nothing came of it for {patience_s:g} s")
+        alarm = self._loop.call_later(patience_s, self._settle, late)
+        try:
+            return await self._verdict
+        finally:
+            alarm.cancel()
+            self._verdict, self._nonce = None, b""
+
+    def _send(self, message: bytes) -> None:
+        self._unsent = memoryview(message)
+        self._on_writable()
 
     async def run(self, code: bytes, index: int, limits: Limits) -> CallResult:
         """Run one cell. A result without `state_kept` means that the process is closed."""
@@ -212,13 +190,12 @@ class SessionProcess:
         self._verdict = self._loop.create_future()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._streams = [HeadTail(limits.output_kib << 10) for _ in self.ends.pipes]
-        self._folder_was = self._folder_changed()
+        self._folder_was = self._folder_state()
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         async with self.undisturbed():
             self.resume()
         cpu_before, start = self.cpu_s(), time.monotonic()
-        self._unsent = memoryview(pack_cell(self._nonce, index, code))
-        self._on_writable()
+        self._send(pack_cell(self._nonce, index, code))
         watch = self._loop.create_task(self._watch(start, cpu_before, limits))
         try:
             verdict = await self._verdict
@@ -230,6 +207,7 @@ class SessionProcess:
         finally:
             watch.cancel()
             self._verdict = None
+        assert verdict is not None, "no fork was ordered"
         for stream in range(len(self.ends.pipes)):
             self._drain(stream)
         if isinstance(verdict, Reply):
@@ -294,21 +272,24 @@ class SessionProcess:
         return self._closing is None and not self.end.done()
 
     def resume(self) -> None:
+        self.at_rest = self._stops = False
         self._signal(signal.SIGCONT)
 
     def pause(self) -> None:
+        self._stops = True
         self._signal(signal.SIGSTOP)
 
     async def stopped(self) -> bool:
         """Stop it, and wait until nothing of it runs; False if that cannot be had."""
         self.pause()
         for wait_s in _STOPPED_S:
-            await asyncio.sleep(wait_s)
             state = _state_of(self.pid)
             if state not in _THERE or not self.alive:
                 return False
             if state == "T":
+                self.at_rest = self._stops
                 return True
+            await asyncio.sleep(wait_s)
         return False
 
     @property
@@ -318,25 +299,12 @@ class SessionProcess:
 
     async def uncover(self, visible: bool) -> bool:
         """Have it let its owner see its `/proc` entries, or no longer; whether it says so."""
-        self._verdict, self._nonce = self._loop.create_future(), secrets.token_bytes(NONCE_BYTES)
+        nonce = secrets.token_bytes(NONCE_BYTES)
         self.resume()
-        self._unsent = memoryview(pack_uncover(self._nonce, visible))
-        self._on_writable()
-        try:
-            async with asyncio.timeout(FORK_PATIENCE_S):
-                verdict = await self._verdict
-        except TimeoutError:
-            return False
-        finally:
-            self._verdict = None
-        return isinstance(verdict, Reply) and await self.stopped()
-
-    @property
-    def said_something(self) -> bool:
-        """Whether anything came through its channels since it started."""
-        for stream in range(len(self.ends.pipes)):
-            self._drain(stream)
-        return self._on_control() or any(stream.total for stream in self._streams)
+        self._send(pack_uncover(nonce, visible))
+        return isinstance(await self._settled(nonce, FORK_PATIENCE_S), Reply) and (
+            await self.stopped()
+        )
 
     def accuse(self, why: str) -> None:
         """It was seen to do what no honest code does: end its call."""
@@ -344,26 +312,20 @@ class SessionProcess:
 
     # --- what the process does, as events ---------------------------------------------------------
 
-    def _settle(self, verdict: Reply | _Stop) -> None:
+    def _settle(self, verdict: Reply | _Stop | None) -> None:
         if self._verdict is not None and not self._verdict.done():
             self._verdict.set_result(verdict)
 
     def _receive(self) -> bytes:
         """What it wrote, b"" at the end. Raises BlockingIOError."""
         control = self.ends.control
-        if self._greeter.done():
+        if not self._starting or self.listener >= 0:
             return control.recv(_CHUNK)
-        room = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(4)
-        data, ancillary, _, _ = control.recvmsg(_CHUNK, room)
-        for _, kind, content in ancillary:
-            if kind == socket.SCM_RIGHTS:
-                self.listener = int.from_bytes(content[:4], "little", signed=True)
-                assert data == LISTENER_MARK, "the filter lets no session send descriptors"
-                return self._receive()
-            if data:
-                self._greeter.set_result(_CREDENTIALS.unpack(content)[0])
-                control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-        return data
+        mark, descriptors, _, _ = socket.recv_fds(control, len(LISTENER_MARKS[0]), 1)
+        if descriptors:
+            self.listener, self.steadfast = descriptors[0], mark == LISTENER_MARKS[True]
+            return self._receive()
+        return mark
 
     def _on_control(self) -> bool:
         """Read what is there; whether there may be more."""
@@ -376,9 +338,6 @@ class SessionProcess:
         if not data:
             self._hung_up = True
             self._loop.remove_reader(self.ends.control)
-            if not self._greeter.done():
-                self._greeter.set_exception(Refused("a snapshot could not fork"))
-                self._greeter.exception()  # seen, should nobody wait for it
             gone = _Stop(Kind.KILLED, "the control channel was closed")
             self._loop.call_later(_GRACE_S, self._settle, gone)
             return False
@@ -467,22 +426,37 @@ class SessionProcess:
         this call: the state that it left is broken."""
         if self._flooded():
             return _Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
-        if self._over_quota(limits, mapped=self._folder_changed() != self._folder_was):
+        self._touched = self._folder_was is None or self._folder_state() != self._folder_was
+        if self._over_quota(limits, mapped=self._touched):
             return _over_quota(limits)
         return reply
 
-    def _folder_changed(self) -> int:
-        """When something was last created or removed in the work folder, by the kernel's clock."""
+    def _folder_state(self) -> int | None:
+        """Other than before once something was created or removed in the work folder, by the
+        kernel's clock; None if that cannot be known."""
         try:
-            return os.stat(self.folder).st_mtime_ns
+            found = os.stat(self.folder)
         except OSError:  # it removed the folder
-            return 0
+            return None
+        inner_folders = found.st_nlink != _LINKS_OF_A_LEAF
+        too_soon = time.time_ns() - found.st_mtime_ns < _CLOCK_TICK_NS
+        return None if inner_folders or too_soon else found.st_mtime_ns
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether, as far as everybody can see, it has no file of its own that has no name: nothing
+        but its first descriptors, which were the given ones when it last touched a file. Raises
+        OSError if it is gone."""
+        return not (self._touched or self.odd) and num_descriptors(self.pid) == WORK_FD + 1
 
     def _over_quota(self, limits: Limits, *, mapped: bool) -> bool:
         """Whether it has too much in files, those included that it removed and still holds."""
         named = usage(self.folder, limits)
         if named is None:
             return True
+        with suppress(OSError):  # it is gone
+            if not mapped and self.keeps_nothing:
+                return False
         return named + nameless_bytes(self.pid, mapped=mapped) > limits.file_mib << 20
 
     def hoards(self, limits: Limits) -> bool:
@@ -550,6 +524,12 @@ def _state_of(pid: int) -> str:
             return file.read().rsplit(")", 1)[1].split()[0]
     except OSError:
         return ""
+
+
+def _said(verdict: Reply | _Stop | None) -> str:
+    if isinstance(verdict, Reply):
+        return verdict.traceback
+    return verdict.why if verdict is not None else ""
 
 
 def beyond_quota(limits: Limits) -> str:

@@ -1,0 +1,53 @@
+"""The channels between one process of a session and its supervisor."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from sandbox.inspection import identity
+
+
+class Ends:
+    """The supervisor's ends of one process's channels, and those to hand to the process: stdin,
+    which is at its end, stdout, stderr and control. No two processes are given the same."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._given: list[int] = []
+        self.pipes: list[int] = []
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            stdin, unused = os.pipe()
+            os.close(unused)
+            self._given.append(stdin)
+            for _ in ("stdout", "stderr"):
+                reading, writing = os.pipe()
+                self.pipes.append(reading)
+                self._given.append(writing)
+        except OSError:
+            theirs.close()
+            self.close()
+            raise
+        self._given.append(theirs.detach())
+        self.identities = tuple(identity(os.fstat(end)) for end in self._given)
+        """What the kernel knows the given ends by, also once they are in the process."""
+        for descriptor in (self.control.fileno(), *self.pipes):
+            os.set_blocking(descriptor, False)
+
+    @property
+    def given(self) -> list[int]:
+        """stdin, stdout, stderr and control of the process, in the order of its descriptors."""
+        return list(self._given)
+
+    def sent(self) -> None:
+        """The process has its ends: close our copies."""
+        while self._given:
+            os.close(self._given.pop())
+
+    def close(self) -> None:
+        """Close everything."""
+        self.sent()
+        self.control.close()
+        while self.pipes:
+            os.close(self.pipes.pop())
