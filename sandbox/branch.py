@@ -13,10 +13,11 @@ import os
 import resource
 import select
 import signal
+import socket
 import stat
 
 from sandbox.seccomp import STEP_FORK, number_of
-from sandbox.wire import WORK_FD
+from sandbox.wire import CONTROL_FD, STREAMS_MARK, WORK_FD
 
 _LIBC = ctypes.PyDLL(None, use_errno=True)
 """Keeps the interpreter lock: the process must be alone in itself when it forks."""
@@ -38,7 +39,7 @@ def take_over(place: Place, folder: str, ticket: int, spawner: int) -> None:
     """Go on as a branch that works in `folder`, and end when the spawner does.
 
     What it has open until now is not its own: the supervisor gives it other descriptors when it
-    asks, with its `ticket`, to stand in its work folder.
+    asks, with its `ticket`, to stand in its work folder, a control channel above all.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # a fork clears it
     if os.getppid() != spawner:
@@ -50,9 +51,13 @@ def take_over(place: Place, folder: str, ticket: int, spawner: int) -> None:
     except OSError as error:
         problem = error.errno or errno.EIO
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    os.closerange(WORK_FD + 1, most)
+    os.closerange(0, most)
     _be_born(ticket, problem)
-    os.closerange(WORK_FD + 1, most)  # what else the supervisor may have put there
+    os.closerange(0, CONTROL_FD)  # what the supervisor puts there that is not sure of the rest
+    os.closerange(WORK_FD + 1, most)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, CONTROL_FD) as control:
+        socket.recv_fds(control, len(STREAMS_MARK), CONTROL_FD)  # they become 0 to 2
+        control.detach()
     for reading in readings:
         reading.resume()
     place.settle(folder, inner)

@@ -6,11 +6,12 @@ import os
 import socket
 
 from sandbox.inspection import identity
+from sandbox.wire import CONTROL_FD, STREAMS_MARK
 
 
 class Ends:
-    """The supervisor's ends of one process's channels, and those to hand to the process: stdin,
-    which is at its end, stdout, stderr and control. No two processes are given the same."""
+    """The supervisor's ends of one process's channels, and those of the process: stdin, which is at
+    its end, stdout, stderr and control. No two processes are given the same."""
 
     def __init__(self) -> None:
         """Raises OSError."""
@@ -39,6 +40,10 @@ class Ends:
     def given(self) -> list[int]:
         """stdin, stdout, stderr and control of the process, in the order of its descriptors."""
         return list(self._given)
+
+    def hand_over_streams(self) -> None:
+        """Send the process the others through its control channel. Raises OSError."""
+        socket.send_fds(self.control, [STREAMS_MARK], self._given[:CONTROL_FD])
 
     def sent(self) -> None:
         """The process has its ends: close our copies."""

@@ -20,6 +20,8 @@ from sandbox.workdir import size
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CAPABILITY_VERSION = 0x20080522
+_LINKS_OF_NONE = 2
+"""Links of a folder that has none in it."""
 
 THREADS, DESCRIPTORS = "threads", "descriptors"
 """What may keep a process from being forked."""
@@ -59,8 +61,11 @@ class Sight:
         """`root`: the folder that holds all work folders. `count`: ask for `nameless` as well;
         `weigh`: for `weight`. Raises Unseen."""
         try:
-            with _as_owner(pid):
+            try:
                 return cls._of(pid, root, count, weigh)
+            except PermissionError:
+                with _as_owner(pid):
+                    return cls._of(pid, root, count, weigh)
         except OSError as error:
             raise Unseen(f"/proc/{pid}: {error.strerror}") from None
 
@@ -104,7 +109,7 @@ def num_descriptors(pid: int) -> int:
 
 def num_threads(pid: int) -> int:
     """Threads of a process, of which the id of any will do. Raises OSError if it is gone."""
-    return len(os.listdir(f"/proc/{pid}/task"))
+    return os.stat(f"/proc/{pid}/task").st_nlink - _LINKS_OF_NONE
 
 
 def nameless_bytes(pid: int, *, mapped: bool) -> int:

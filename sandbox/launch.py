@@ -43,6 +43,8 @@ _REMOVED_S = (0.0, 0.01, 0.1, 0.5, 2.0)
 """Waits before a dead spawner's folder is removed, again and again until it is gone."""
 _ANSWER_S = 30.0
 _IN_MEMORY, _ROOM_BYTES = "/dev/shm", 1 << 30
+_FACTS_BYTES = 4096
+"""More than the kernel says of a pidfd."""
 _MAX_ASKED = 8
 """Requests under way at once; the spawner serves them one by one anyway."""
 _EARLY_S, _MAX_EARLY = 60.0, 256
@@ -327,10 +329,10 @@ def _quick_folder() -> str | None:
 
 def _ids(pidfd: int) -> tuple[int, int]:
     """A process's id here and in the innermost namespace it is in; -1 once it was reaped."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    here = int(fields["Pid"])
-    return here, int(fields.get("NSpid", fields["Pid"]).split()[-1])
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb", buffering=0) as file:
+        _, _, after = file.read(_FACTS_BYTES).partition(b"\nPid:")
+    here, _, inner = after.partition(b"\nNSpid:")
+    return int(here.split()[0]), int((inner or here).split(b"\n", 1)[0].split()[-1])
 
 
 def _bubblewrap(packages: list[str], root: str) -> list[str]:

@@ -25,7 +25,7 @@ from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned
 from sandbox.process import End, Refused, SessionProcess, Tampered
 from sandbox.results import SandboxFailure
-from sandbox.wire import NONCE_BYTES, ticket_of
+from sandbox.wire import CONTROL_FD, NONCE_BYTES, WORK_FD, ticket_of
 from sandbox.workdir import TreeFolder, aside
 
 UNSEEN = "unseen"
@@ -125,13 +125,15 @@ class Lineage:
 
     def _unborn(self) -> SessionProcess:
         """What a branch will need. Raises SandboxFailure."""
-        folder = self._folder.take()
-        if folder is None:
-            raise Refused("no work folder is free")
+        folder = None
         try:
+            folder = self._folder.take()
+            if folder is None:
+                raise Refused("no work folder is free")
             return SessionProcess(Ends(), folder)
         except OSError as error:
-            self._folder.give_back(folder)
+            if folder is not None:
+                self._folder.give_back(folder)
             raise SandboxFailure(f"no branch: {error}") from error
 
     async def _reclaim(self, branch: SessionProcess) -> None:
@@ -357,11 +359,13 @@ class Lineage:
             raise Refused(f"a snapshot could not be branched: {os.strerror(problem)}")
         folder = self._client.open_folder(branch.folder)
         try:
-            question.furnish([*branch.ends.given, folder], self._client.max_descriptors)
+            own = {CONTROL_FD: branch.ends.given[CONTROL_FD], WORK_FD: folder}
+            question.furnish(own, self._client.max_descriptors)
         finally:
             os.close(folder)
         if question.num_threads != 1 or not question.grant():
             raise Tampered("a branch did not wait for its birth")
+        branch.ends.hand_over_streams()
         branch.ends.sent()
         branch.undisturbed = self.undisturbed
         self._members[branch.pid] = branch

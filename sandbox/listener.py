@@ -90,17 +90,17 @@ class Question:
         except OSError:
             return 0
 
-    def furnish(self, descriptors: list[int], most: int) -> None:
-        """Leave the process, whatever it had open, copies of `descriptors` alone, as its 0, 1, ….
-        It can have none from `most` on. Should there be more, they are replaced by copies of the
-        first one. Raises OSError."""
-        for number, descriptor in enumerate(descriptors):
+    def furnish(self, descriptors: dict[int, int], most: int) -> None:
+        """Leave the process, whatever it had open, copies of these descriptors alone, by number.
+        It can have none from `most` on. Should there be more, they are replaced by copies of one of
+        these. Raises OSError."""
+        for number, descriptor in descriptors.items():
             self._install(descriptor, number)
         if num_descriptors(self.task) == len(descriptors):
             return
-        for number in range(len(descriptors), most):
+        for number in set(range(most)).difference(descriptors):
             try:
-                self._install(descriptors[0], number)
+                self._install(descriptor, number)
             except OSError as error:
                 if error.errno != errno.EBADF:  # beyond its limit
                     raise

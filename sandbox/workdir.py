@@ -105,14 +105,18 @@ class TreeFolder:
     that who knew the old one is none the wiser."""
 
     def __init__(self, path: str, names: Sequence[str]) -> None:
-        """`names` as from `make_folders`; the first one is in use, and the others get new ones: the
-        code of the tree could find the old ones in the spawner's memory. Raises OSError."""
+        """`names` as from `make_folders`; the first one is in use, and the others get new ones
+        before they are: the code of the tree could find the old ones in the spawner's memory."""
         self.path = path
-        self._free = [self.rename(os.path.join(path, name)) for name in names[1:]]
+        self._free: list[str] = []
+        self._fresh = [os.path.join(path, name) for name in names[1:]]
 
     def take(self) -> str | None:
-        """An empty work folder's path, which nobody has seen; None if all are in use."""
-        return self._free.pop() if self._free else None
+        """An empty work folder's path, which nobody has seen; None if all are in use. Raises
+        OSError."""
+        if self._free:
+            return self._free.pop()
+        return self.rename(self._fresh.pop()) if self._fresh else None
 
     def give_back(self, folder: str) -> None:
         """Its process has ended: empty it for the next one. It is lost if that fails."""
