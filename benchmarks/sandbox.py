@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -394,7 +394,7 @@ def better_by(name: str, found: list[Values], others: list[Values]) -> Values:
     }
 
 
-def compare(other: Path, turns: int) -> None:
+def compare(other: Path, turns: int, names: Sequence[str]) -> None:
     """Print, after each turn, how this checkout compares with another one; above 1 is better."""
     command = [sys.executable, str(Path(__file__).resolve()), SERVE]
     servers = [
@@ -403,7 +403,7 @@ def compare(other: Path, turns: int) -> None:
         )
         for root in (ROOT, other.resolve())
     ]
-    found: dict[str, tuple[list[Values], list[Values]]] = {name: ([], []) for name in COMPARISONS}
+    found: dict[str, tuple[list[Values], list[Values]]] = {name: ([], []) for name in names}
     for turn in range(turns):
         for name, values in found.items():
             for at in (0, 1) if turn % 2 else (1, 0):
@@ -453,11 +453,12 @@ if __name__ == "__main__":
         "--against", type=Path, metavar="CHECKOUT", help="compare with another one, in turns"
     )
     parser.add_argument("--turns", type=int, default=6, help="of a comparison")
+    parser.add_argument("--what", nargs="+", choices=COMPARISONS, default=COMPARISONS)
     parser.add_argument(SERVE, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
         asyncio.run(serve())
     elif asked.against:
-        compare(asked.against, asked.turns)
+        compare(asked.against, asked.turns, asked.what)
     else:
         print(json.dumps(asyncio.run(run(asked.quick)), indent=2))

@@ -22,7 +22,8 @@ from sandbox.wire import CONTROL_FD, STREAMS_MARK, WORK_FD
 _LIBC = ctypes.PyDLL(None, use_errno=True)
 """Keeps the interpreter lock: the process must be alone in itself when it forks."""
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
-_LASTING = f"/proc/self/fd/{WORK_FD}"
+_DESCRIPTORS = "/proc/self/fd"
+_LASTING = f"{_DESCRIPTORS}/{WORK_FD}"
 _CHUNK = 1 << 20
 _ORPHANED_STATUS, _UNBORN_STATUS = 73, 74
 
@@ -50,14 +51,12 @@ def take_over(place: Place, folder: str, ticket: int, spawner: int) -> None:
         inner = place.copy(folder)
     except OSError as error:
         problem = error.errno or errno.EIO
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = place.numbers.stop
     os.closerange(0, most)
     _be_born(ticket, problem)
     os.closerange(0, CONTROL_FD)  # what the supervisor puts there that is not sure of the rest
     os.closerange(WORK_FD + 1, most)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, CONTROL_FD) as control:
-        socket.recv_fds(control, len(STREAMS_MARK), CONTROL_FD)  # they become 0 to 2
-        control.detach()
+    socket.recv_fds(place.control, len(STREAMS_MARK), CONTROL_FD)  # they become 0 to 2
     for reading in readings:
         reading.resume()
     place.settle(folder, inner)
@@ -100,14 +99,16 @@ class _Reading:
 
 
 class Place:
-    """The work folder. Made once, in the first process of a tree."""
+    """The work folder and the descriptors. Made once, in the first process of a tree."""
 
     def __init__(self) -> None:
         self._getcwd, self._folder = os.getcwd, os.getcwd()
         self._given = _first_descriptors()
+        self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, CONTROL_FD)
+        self.numbers = range(WORK_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        """Those that descriptors of the code's own may have."""
         self._beyond = select.poll()
-        self._numbers = range(WORK_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        for number in self._numbers:
+        for number in self.numbers:
             self._beyond.register(number)
         try:
             self._lasts = os.path.samestat(os.stat(_LASTING), os.stat("."))
@@ -122,8 +123,10 @@ class Place:
         which a branch cannot go on with."""
         if _first_descriptors() != self._given:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if self._lasts and os.stat(_DESCRIPTORS).st_size == self.numbers.start:  # none beyond
+            return []
         closed = {number for number, event in self._beyond.poll(0) if event & select.POLLNVAL}
-        return [number for number in self._numbers if number not in closed]
+        return [number for number in self.numbers if number not in closed]
 
     def copy(self, folder: str) -> str:
         """Put a copy of everything into `folder`, an empty one; where this process stands, from its

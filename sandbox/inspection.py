@@ -35,7 +35,11 @@ def identity(found: os.stat_result) -> Identity:
 
 
 class Unseen(Exception):
-    """The kernel does not let this supervisor look at the process, or it is gone."""
+    """The process is gone."""
+
+
+class Hidden(Unseen):
+    """The kernel does not let this supervisor look at the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Sight:
     @classmethod
     def of(cls, pid: int, root: str, *, count: bool = False, weigh: bool = False) -> Sight:
         """`root`: the folder that holds all work folders. `count`: ask for `nameless` as well;
-        `weigh`: for `weight`. Raises Unseen."""
+        `weigh`: for `weight`. Raises Unseen, Hidden."""
         try:
             try:
                 return cls._of(pid, root, count, weigh)
@@ -67,17 +71,22 @@ class Sight:
                 with _as_owner(pid):
                     return cls._of(pid, root, count, weigh)
         except OSError as error:
-            raise Unseen(f"/proc/{pid}: {error.strerror}") from None
+            unseen = Hidden if isinstance(error, PermissionError) else Unseen
+            raise unseen(f"/proc/{pid}: {error.strerror}") from None
 
     @classmethod
     def _of(cls, pid: int, root: str, count: bool, weigh: bool) -> Sight:
-        numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
-        own = [number for number in numbers if number <= WORK_FD]
+        own: Sequence[int] = range(WORK_FD + 1)
+        others = list[int]()
+        if num_descriptors(pid) != len(own):
+            numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+            own = [number for number in numbers if number <= WORK_FD]
+            others = numbers[len(own) :]
         return cls(
             pid=pid,
             threads=num_threads(pid),
-            given=tuple(identity(os.stat(f"/proc/{pid}/fd/{number}")) for number in own),
-            plain=all(_is_plain(pid, number, root) for number in numbers[len(own) :]),
+            given=tuple(_identity_of(pid, number) for number in own),
+            plain=all(_is_plain(pid, number, root) for number in others),
             working=identity(os.stat(f"/proc/{pid}/cwd")),
             nameless=nameless_bytes(pid, mapped=True) if count else 0,
             weight=proportional_bytes(pid) if weigh else None,
@@ -176,6 +185,14 @@ def _become(user: int) -> None:
     words = list(struct.unpack("<6I", held.raw))
     words[0], words[3] = words[1], words[4]  # a change of the user has taken some out of force
     _LIBC.capset(header, struct.pack("<6I", *words))
+
+
+def _identity_of(pid: int, number: int) -> Identity:
+    """What a descriptor is; nothing at all if it is closed."""
+    try:
+        return identity(os.stat(f"/proc/{pid}/fd/{number}"))
+    except FileNotFoundError:
+        return 0, 0
 
 
 def _is_plain(pid: int, number: int, root: str) -> bool:

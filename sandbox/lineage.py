@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sandbox.channels import Ends
-from sandbox.inspection import THREADS, Sight, Unseen, num_threads
+from sandbox.inspection import THREADS, Hidden, Sight, Unseen, num_threads
 from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned
 from sandbox.process import End, Refused, SessionProcess, Tampered
@@ -223,9 +223,7 @@ class Lineage:
         if not self.covered:
             try:
                 return self._client.sight(process.pid)
-            except Unseen:
-                if not process.alive:
-                    raise
+            except Hidden:
                 self.covered = True
         return await self._shown(
             process, lambda: self._client.sight(process.pid, count=True, weigh=weigh)

@@ -116,6 +116,8 @@ class SessionProcess:
         self._folder_was: int | None = None
         self._touched = False
         """Whether the last call may have created or removed files."""
+        self.file_bytes = 0
+        """Bytes of files in its folder after the last call."""
         self.odd = False
         """Whether it was once seen with other descriptors than those that it was given."""
         self._own_end = False
@@ -454,6 +456,7 @@ class SessionProcess:
         named = usage(self.folder, limits)
         if named is None:
             return True
+        self.file_bytes = named
         with suppress(OSError):  # it is gone
             if not mapped and self.keeps_nothing:
                 return False
@@ -462,7 +465,7 @@ class SessionProcess:
     def hoards(self, limits: Limits) -> bool:
         """Whether, as it was last seen, it keeps too much in files that have no name any more."""
         nameless = self.sight.nameless if self.sight is not None else 0
-        return nameless > 0 and (usage(self.folder, limits) or 0) + nameless > limits.file_mib << 20
+        return nameless > 0 and self.file_bytes + nameless > limits.file_mib << 20
 
     def _honest(self, reply: Reply, duration: float, cpu_s: float) -> CallResult:
         out, err = self._streams

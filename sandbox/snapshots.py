@@ -95,7 +95,7 @@ class Snapshot:
 
     @classmethod
     async def of(
-        cls, process: SessionProcess, lineage: Lineage, inherited: int, files: int, **facts: Any
+        cls, process: SessionProcess, lineage: Lineage, inherited: int, **facts: Any
     ) -> Snapshot:
         """Look at a stopped process. `facts`: node, generation, cost_s and `status`, what speaks
         against forking it as far as is known."""
@@ -121,7 +121,7 @@ class Snapshot:
             inherited=inherited,
             anonymous=footprint.anonymous,
             threads=footprint.threads,
-            size=files + (size if exact is None else exact + _PAGE_TABLES),
+            size=process.file_bytes + (size if exact is None else exact + _PAGE_TABLES),
             exact=exact is not None,
             status=status or KEPT,
             **facts,

@@ -31,7 +31,6 @@ from sandbox.results import (
     SessionState,
 )
 from sandbox.snapshots import Shelf, Snapshot
-from sandbox.workdir import usage
 
 _REPLAY_PATIENCE = 2.0
 """A replayed call may take this many times the wall-clock limit: it did end once."""
@@ -265,8 +264,7 @@ class Tree:
         self, process: SessionProcess, lineage: Lineage, *, inherited: int, **facts: object
     ) -> Snapshot:
         """A stopped process as a snapshot, held, not in the table yet."""
-        files = usage(process.folder, self._means.limits) or 0
-        snapshot = await Snapshot.of(process, lineage, inherited, files, **facts)
+        snapshot = await Snapshot.of(process, lineage, inherited, **facts)
         snapshot.users = 1
         process.end.add_done_callback(lambda _: self._forget(snapshot))
         return snapshot
