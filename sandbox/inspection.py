@@ -20,6 +20,8 @@ from sandbox.wire import WORK_FD
 from sandbox.workdir import size
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+BY_CODE = ("threads", "descriptors")
+"""What may keep a process from being forked that its code has brought about."""
 _KCMP_FILE, _CAPABILITY_VERSION = 0, 0x20080522
 
 Identity = tuple[int, int]

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 
+from sandbox.inspection import BY_CODE
 from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
 from sandbox.lineage import UNSEEN, Lineage
@@ -100,8 +101,9 @@ class Tree:
         """The least recently used first."""
         self._lineages: set[Lineage] = set()
         self._broken: set[str] = set()
-        """States whose process did not outlive its own code, or not in order: should they not come
-        out the same again, that is no failure of the sandbox."""
+        """States that nobody can fork by the doing of their own code: it left what cannot be
+        branched, did not fork in order or ended the process. Should they not come out the same
+        again, that is no failure of the sandbox."""
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -305,6 +307,8 @@ class Tree:
             if not held.process.alive:
                 raise SandboxFailure("the session's process was lost")
             held.spent = True
+            if held.status in BY_CODE:
+                self._broken.add(held.node)
             return held.process
         process = await self._unhurried(self._forked(held))
         self._means.metrics.forks += 1
