@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 
 from sandbox.inspection import identity
 from sandbox.wire import CONTROL_FD, STREAMS_MARK
+
+_SPARE = 16
+"""Descriptors that must be left for looking at processes once one has its channels."""
 
 
 class Ends:
@@ -14,7 +18,8 @@ class Ends:
     its end, stdout, stderr and control. No two processes are given the same."""
 
     def __init__(self) -> None:
-        """Raises OSError."""
+        """Raises OSError, also when so few descriptors are left that nobody could look after the
+        process."""
         self._given: list[int] = []
         self.pipes: list[int] = []
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -26,6 +31,7 @@ class Ends:
                 reading, writing = os.pipe()
                 self.pipes.append(reading)
                 self._given.append(writing)
+            _require_spare(max(self._given))
         except OSError:
             theirs.close()
             self.close()
@@ -56,3 +62,17 @@ class Ends:
         self.control.close()
         while self.pipes:
             os.close(self.pipes.pop())
+
+
+def _require_spare(descriptor: int) -> None:
+    """Raises OSError if few more descriptors can be had than one that was just opened: the kernel
+    gives out the lowest numbers first."""
+    if descriptor + _SPARE < resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+        return
+    spare = list[int]()
+    try:
+        for _ in range(_SPARE):
+            spare.append(os.dup(descriptor))
+    finally:
+        for each in spare:
+            os.close(each)

@@ -129,9 +129,13 @@ def _limit_resources(limits: Limits, tasks: int) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
     }
     for which, ceiling in ceilings.items():
-        hard = resource.getrlimit(which)[1]
-        allowed = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
-        resource.setrlimit(which, (allowed, allowed))
+        _lower(which, ceiling)
+
+
+def _lower(which: int, ceiling: int) -> None:
+    hard = resource.getrlimit(which)[1]
+    allowed = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
+    resource.setrlimit(which, (allowed, allowed))
 
 
 DEVICES = ("/dev/null", "/dev/random", "/dev/urandom")
@@ -194,9 +198,12 @@ class Berth:
     """Become 0, 1, …; all others are closed."""
     uid: int
     tasks: int
-    """Most threads that the user may have in all."""
+    """Most threads that the user may have in all, while there are no branches."""
     ruleset: int | None
     """Landlock's descriptor of the file rules; None where that layer is missing."""
+    tasks_of_branches: int = 0
+    """How many more if there are any: then each process's threads are decided from outside, and
+    one must not use up what others have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +248,7 @@ class Confinement:
             os.chdir(berth.folder)
             for number, descriptor in enumerate(berth.descriptors):
                 os.dup2(descriptor, number)
-            _limit_resources(self.limits, berth.tasks)
+            _limit_resources(self.limits, berth.tasks + berth.tasks_of_branches)
         with _layer("identity"):
             _drop_identity(self.plan, berth.uid)
         with _layer("process"):
@@ -257,6 +264,8 @@ class Confinement:
         if "seccomp" in self.plan.missing:
             return
         forking = announce is not None and self._listen(announce)
+        if not forking:
+            _lower(resource.RLIMIT_NPROC, berth.tasks)
         with _layer("seccomp"):
             seccomp.install(self.program, forking=forking)
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sandbox.seccomp import number_of
+from sandbox.shortage import is_shortage
 from sandbox.wire import WORK_FD
 from sandbox.workdir import size
 
@@ -61,21 +62,23 @@ class Sight:
     """Its share of memory, see `proportional_bytes`; None if nobody asked."""
 
     @classmethod
-    def of(cls, pid: int, root: str, *, count: bool = False, weigh: bool = False) -> Sight:
-        """`root`: the folder that holds all work folders. `count`: ask for `nameless` as well;
-        `weigh`: for `weight`. Raises Unseen, Hidden."""
+    def of(cls, pid: int, root: str, *, largest: int = 0, weigh: bool = False) -> Sight:
+        """`root`: the folder that holds all work folders. `largest`: ask for `nameless` as well;
+        `weigh`: for `weight`. Raises Unseen, Hidden, and OSError for want of something here."""
         try:
             try:
-                return cls._of(pid, root, count, weigh)
+                return cls._of(pid, root, largest, weigh)
             except PermissionError:
                 with _as_owner(pid):
-                    return cls._of(pid, root, count, weigh)
+                    return cls._of(pid, root, largest, weigh)
         except OSError as error:
+            if is_shortage(error):
+                raise
             unseen = Hidden if isinstance(error, PermissionError) else Unseen
             raise unseen(f"/proc/{pid}: {error.strerror}") from None
 
     @classmethod
-    def _of(cls, pid: int, root: str, count: bool, weigh: bool) -> Sight:
+    def _of(cls, pid: int, root: str, largest: int, weigh: bool) -> Sight:
         own: Sequence[int] = range(WORK_FD + 1)
         others = list[int]()
         if num_descriptors(pid) != len(own):
@@ -88,7 +91,7 @@ class Sight:
             given=tuple(_identity_of(pid, number) for number in own),
             plain=all(_is_plain(pid, number, root) for number in others),
             working=identity(os.stat(f"/proc/{pid}/cwd")),
-            nameless=nameless_bytes(pid, mapped=True) if count else 0,
+            nameless=nameless_bytes(pid, largest=largest) if largest else 0,
             weight=proportional_bytes(pid) if weigh else None,
         )
 
@@ -121,25 +124,35 @@ def num_threads(pid: int) -> int:
     return os.stat(f"/proc/{pid}/task").st_nlink - _LINKS_OF_NONE
 
 
-def nameless_bytes(pid: int, *, mapped: bool) -> int:
-    """Bytes of files that have no name any more but are kept open or, if these are asked for,
-    mapped; 0 where the kernel does not show them."""
+def nameless_bytes(pid: int, *, largest: int = 0) -> int:
+    """Bytes of files that have no name any more but are kept open or, if it is said how many a file
+    may have at most, mapped; 0 where the kernel does not show them."""
     found = dict[Identity, int]()
     try:
         for number in os.listdir(f"/proc/{pid}/fd"):
             status = os.stat(f"/proc/{pid}/fd/{number}")
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
                 found[identity(status)] = size(status)
-        if mapped:
-            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    if line.endswith(" (deleted)\n"):
-                        low, _, high = line.split(" ", 1)[0].partition("-")
-                        device, inode = line.split()[3:5]
-                        found.setdefault(_identity(device, inode), int(high, 16) - int(low, 16))
-    except OSError:
+        mapped = _mapped(pid) if largest else {}
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return 0
-    return sum(found.values())
+    only_mapped = [least for file, least in mapped.items() if file not in found]
+    return sum(found.values()) + sum(only_mapped[:1]) + largest * len(only_mapped[1:])
+
+
+def _mapped(pid: int) -> dict[Identity, int]:
+    """Files without a name that are mapped, and the bytes of each that are: its whole size is not
+    shown, so that only one of them may be small. Raises OSError."""
+    found = dict[Identity, int]()
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.endswith(" (deleted)\n"):
+                low, _, high = line.split(" ", 1)[0].partition("-")
+                mapped = _identity(*line.split()[3:5])
+                found[mapped] = found.get(mapped, 0) + int(high, 16) - int(low, 16)
+    return found
 
 
 def proportional_bytes(pid: int) -> int | None:

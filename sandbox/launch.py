@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from sandbox.inspection import Sight, Unseen
 from sandbox.limits import Limits
 from sandbox.process import End, SessionProcess, Tampered
 from sandbox.results import SandboxFailure, SandboxUnavailable
+from sandbox.shortage import explained
 from sandbox.workdir import TreeFolder, aside, remove
 
 _SOURCE = str(Path(__file__).resolve().parent.parent)
@@ -47,6 +50,7 @@ _FACTS_BYTES = 4096
 """More than the kernel says of a pidfd."""
 _MAX_ASKED = 8
 """Requests under way at once; the spawner serves them one by one anyway."""
+_NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 _EARLY_S, _MAX_EARLY = 60.0, 256
 """How long, and how many, ends of processes are remembered that nobody knows yet."""
 
@@ -71,6 +75,7 @@ class SpawnerClient:
         self.root = root
         """The folder that holds the work folders of all trees."""
         self.max_threads, self.max_descriptors = limits.threads, limits.open_files
+        self._max_file_bytes = limits.file_mib << 20
         self._next = 0
         self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._turn = asyncio.Semaphore(_MAX_ASKED)
@@ -101,19 +106,30 @@ class SpawnerClient:
         bubblewrap: bool,
     ) -> SpawnerClient:
         """Start a spawner and let it probe. Raises SandboxUnavailable or SandboxFailure."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            return await cls._start(limits, preload, isolation, allow_degraded, bubblewrap)
+        except OSError as error:
+            raise SandboxFailure(f"no spawner: {explained(error)}") from error
+
+    @classmethod
+    async def _start(
+        cls,
+        limits: Limits,
+        preload: tuple[str, ...],
+        isolation: str,
+        allow_degraded: bool,
+        bubblewrap: bool,
+    ) -> SpawnerClient:
         root = tempfile.mkdtemp(prefix="sandbox-", dir=_quick_folder())
         os.chmod(root, 0o711)  # sessions of other users pass through, without listing
         paths = sysconfig.get_paths()
         packages = sorted({paths["purelib"], paths["platlib"]})
         try:
             outside = _bubblewrap(packages, root) if bubblewrap else []
-            process = _execute(outside, theirs)
+            process, ours = _execute(outside)
         except BaseException:
-            ours.close()
             remove(root)
             raise
-        ours.setblocking(False)
         client = cls(process, ours, root, limits)
         job = {
             "supervisor": os.getpid(),
@@ -154,24 +170,28 @@ class SpawnerClient:
         """
         self._next += 1
         session = self._next
-        tree = os.path.join(self.root, str(session))
+        tree = os.path.join(self.root, secrets.token_hex(8))
         try:
             ends = Ends()
         except OSError as error:
-            raise SandboxFailure(f"no session: {error}") from error
+            raise SandboxFailure(f"no session: {explained(error)}") from error
         process = SessionProcess(ends, tree)
         try:
             async with self._turn:
-                inner, names, pidfd = await self._ask(session, folders, ends)
+                inner, names, pidfd = await self._ask(session, tree, folders, ends)
             process.identify(_ids(pidfd)[0], inner, pidfd)
-            process.folder = os.path.join(tree, names[0])
             self._follow(process)
-        except BaseException:
-            process.kill()
+            await process.started()
+            process.pause()
+            folder = TreeFolder(tree, names)
+            process.folder = os.path.join(folder.path, names[0])
+            return process, folder
+        except BaseException as error:
+            await process.close()
+            await aside(remove, tree)
+            if isinstance(error, OSError):  # its folder may be gone with its spawner
+                raise SandboxFailure(f"no session: {explained(error)}") from error
             raise
-        await process.started()
-        process.pause()
-        return process, TreeFolder(tree, names)
 
     def adopt(self, branch: SessionProcess, pid: int, first: SessionProcess) -> None:
         """Take the process `pid`, which waits for an answer, for a branch of `first`'s family.
@@ -198,8 +218,10 @@ class SpawnerClient:
         return os.open(path.removeprefix(f"{self.root}/"), flags, dir_fd=self._folders)
 
     def sight(self, pid: int, *, count: bool = False, weigh: bool = False) -> Sight:
-        """Look at a process of a session, see `Sight.of`. Raises Unseen."""
-        return Sight.of(pid, self.root, count=count, weigh=weigh)
+        """Look at a process of a session, see `Sight.of`; `count`: ask for `nameless` as well.
+
+        Raises Unseen."""
+        return Sight.of(pid, self.root, largest=count * self._max_file_bytes, weigh=weigh)
 
     def sees(self, pid: int) -> bool:
         """Whether the kernel shows it."""
@@ -219,19 +241,21 @@ class SpawnerClient:
         if not self.alive or time.monotonic() - heard < _EARLY_S:
             self._on_ended(process.inner_pid, end)
 
-    async def _ask(self, session: int, folders: int, ends: Ends) -> Opened:
-        """Have a process forked."""
+    async def _ask(self, session: int, tree: str, folders: int, ends: Ends) -> Opened:
+        """Have a process forked, and the folder `tree` made for it."""
         answer: asyncio.Future[Opened] = self._loop.create_future()
         self._asked[session] = answer
         try:
             if not self.alive:
                 raise SandboxFailure("the spawner died")
-            request = json.dumps({"open": session, "folders": folders}).encode()
+            request = json.dumps({"open": session, "tree": tree, "folders": folders}).encode()
             socket.send_fds(self._channel, [request], ends.given)
             async with asyncio.timeout(_ANSWER_S):
                 return await answer
-        except (OSError, TimeoutError) as error:
-            raise SandboxFailure(f"no session from the spawner: {error!r}") from error
+        except TimeoutError:
+            raise SandboxFailure("no session: the spawner did not answer in time") from None
+        except OSError as error:
+            raise SandboxFailure(f"no session: {explained(error)}") from error
         finally:
             ends.sent()
             del self._asked[session]
@@ -293,18 +317,27 @@ class SpawnerClient:
             return False
         message = json.loads(data)
         if "ready" in message:
-            self._folders = pidfds[0]
-            self._ready.set_result(message)
+            self._folders = pidfds[0] if pidfds else -1
+            if not self._ready.done():
+                self._ready.set_result(message)
         elif "ended" in message:
             end = End(message["status"], message["cpu_s"])
             self._on_ended(message["ended"], end, message["family"])
         elif "refused" in message:
-            waiting = self._asked.get(message["refused"])
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(SandboxFailure(f"no session: {message['why']}"))
+            self._refuse(message["refused"], message["why"])
+        elif "failed" in message:
+            self._lose(f"no spawner: {message['failed']}")
+            return False
+        elif not pidfds:  # it ends by itself, since its control channel is going to be closed
+            self._refuse(message["opened"], explained(_NO_DESCRIPTOR))
         else:
             self._on_opened(message["opened"], (message["pid"], message["folders"], pidfds[0]))
         return True
+
+    def _refuse(self, session: int, why: str) -> None:
+        waiting = self._asked.get(session)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(SandboxFailure(f"no session: {why}"))
 
     def _on_opened(self, session: int, opened: Opened) -> None:
         waiting = self._asked.get(session)
@@ -340,17 +373,24 @@ def _bubblewrap(packages: list[str], root: str) -> list[str]:
     return bubblewrap.command([*readable(packages), source], DEVICES, root)
 
 
-def _execute(outside: list[str], channel: socket.socket) -> subprocess.Popen[bytes]:
+def _execute(outside: list[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Exec the spawner, by the command `outside` if there is one, with a clean environment and
-    `channel`."""
-    with channel:
+    a channel, of which our end is returned. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
         command = [*outside, sys.executable, "-S", "-s", "-P", "-B", "-c", _START, _SOURCE]
-        command.append(str(channel.fileno()))
-        return subprocess.Popen(
-            command,
-            env=_ENVIRONMENT,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            pass_fds=[channel.fileno()],
-            start_new_session=True,
-        )
+        command.append(str(theirs.fileno()))
+        try:
+            process = subprocess.Popen(
+                command,
+                env=_ENVIRONMENT,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+    ours.setblocking(False)
+    return process, ours

@@ -25,11 +25,14 @@ from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned
 from sandbox.process import End, Refused, SessionProcess, Tampered
 from sandbox.results import SandboxFailure
+from sandbox.shortage import explained, full
 from sandbox.wire import CONTROL_FD, NONCE_BYTES, WORK_FD, ticket_of
 from sandbox.workdir import TreeFolder, aside
 
 UNSEEN = "unseen"
 """What `Lineage.look` says of a process that is gone, or that the kernel does not show."""
+_NO_FORK = f"no branch: {explained(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))}"
+_NO_ROOM = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 _WINDING_UP_S = 0.05
 """Between looks whether anybody still runs in a family that is to end."""
 _CONDOLENCE_S = 0.25
@@ -65,6 +68,8 @@ class Lineage:
         first.undisturbed = self.undisturbed
         self._births: dict[int, _Birth] = {}
         """Forks under way, by the ticket of the branch."""
+        self._strays = 0
+        """Processes that were nobody's branch and were killed, or ended themselves."""
         self._clean = asyncio.Event()
         """Cleared while there may be processes that are nobody's branch."""
         self._clean.set()
@@ -101,7 +106,7 @@ class Lineage:
 
         Raises SandboxFailure; Tampered if the two did anything else, and then they are gone.
         """
-        branch = self._unborn()
+        branch, strays = self._unborn(), self._strays
         birth = _Birth(parent, branch)
         ticket = secrets.token_bytes(NONCE_BYTES)
         try:
@@ -111,17 +116,26 @@ class Lineage:
             if not self.first.steadfast and await self.look(branch):
                 raise Tampered("a branch is not what it must be")
         except BaseException as error:
+            if isinstance(error, Refused) and not birth.done:
+                error = await self._judged(birth, strays)
+            by_others = isinstance(error, Tampered | Refused) and await self._lost(parent, branch)
             if not birth.done:
                 self._clean_up(self._reclaim(branch))
             branch.kill()
+            if by_others:
+                raise SandboxFailure("a process was killed from outside while it forked") from error
             if isinstance(error, Tampered):
                 self.give_up(parent)
             if isinstance(error, OSError):
-                raise SandboxFailure(f"no branch: {error}") from error
-            raise
+                raise SandboxFailure(f"no branch: {explained(error)}") from error
+            raise error
         finally:
             parent.pause()
         return branch
+
+    async def _lost(self, *processes: SessionProcess) -> bool:
+        """Whether one of them was killed from outside, the first of the family included."""
+        return any([await each.killed_from_outside() for each in (*processes, self.first)])
 
     def _unborn(self) -> SessionProcess:
         """What a branch will need. Raises SandboxFailure."""
@@ -134,7 +148,7 @@ class Lineage:
         except OSError as error:
             if folder is not None:
                 self._folder.give_back(folder)
-            raise SandboxFailure(f"no branch: {error}") from error
+            raise SandboxFailure(f"no branch: {explained(error)}") from error
 
     async def _reclaim(self, branch: SessionProcess) -> None:
         """Give back the folder of a branch that came to nothing, once nobody can work in it."""
@@ -166,14 +180,22 @@ class Lineage:
         finally:
             del self._births[ticket]
             if not self._births and not self._clean.is_set():
-                self._kill_strays()
+                self._strays += self._kill_strays()
                 self._clean.set()
+
+    async def _judged(self, birth: _Birth, strays_before: int) -> SandboxFailure:
+        """What a fork was that its parent calls impossible: it may have brought forth a process all
+        the same, or not have been tried. Otherwise the kernel refused it."""
+        await self._clean.wait()
+        if birth.permitted and self._strays == strays_before:
+            return Refused(_NO_FORK)
+        return Tampered("a snapshot could have forked")
 
     def _on_bereavement(self, end: End) -> None:
         """A process ended that is nobody's branch yet."""
+        self._strays += not end.killed
         waiting = [birth for birth in self._births.values() if birth.permitted and not birth.done]
-        own_doing = end.status is not None and os.waitstatus_to_exitcode(end.status) != -_KILL
-        failure = Tampered if own_doing and len(waiting) == 1 else SandboxFailure
+        failure = SandboxFailure if end.killed or len(waiting) > 1 else Tampered
         for birth in waiting:
             sorry = failure("a branch died at its birth")
             self._loop.call_later(_CONDOLENCE_S, self._fail, birth, sorry)
@@ -267,11 +289,14 @@ class Lineage:
         """It will only be forked: give up what printing needs, and hide its folder from the code
         of its branches, which may have noted where it was."""
         if process.retire():
-            with suppress(FileNotFoundError):  # it died meanwhile
+            try:
                 process.folder = self._folder.rename(process.folder)
+            except OSError:  # it died meanwhile; or its folder cannot be hidden
+                self.give_up(process)
 
-    def _kill_strays(self) -> None:
-        """Kill every process of the family that is none of its members."""
+    def _kill_strays(self) -> int:
+        """Kill every process of the family that is none of its members; how many there were."""
+        killed = 0
         for name in os.listdir("/proc"):
             pid = int(name) if name.isdigit() else 0
             with suppress(OSError):  # it is gone
@@ -280,8 +305,10 @@ class Lineage:
                     try:
                         if os.getsid(pid) == self.first.pid:
                             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                            killed += 1
                     finally:
                         os.close(pidfd)
+        return killed
 
     def _on_end(self, member: SessionProcess) -> None:
         self._members.pop(member.pid, None)
@@ -345,7 +372,7 @@ class Lineage:
         except SandboxFailure as failure:
             self._fail(birth, failure)
         except OSError as error:  # it died
-            self._fail(birth, SandboxFailure(f"no branch: {error}"))
+            self._fail(birth, SandboxFailure(f"no branch: {explained(error)}"))
         else:
             birth.done = True
             birth.parent.forked()
@@ -354,7 +381,9 @@ class Lineage:
         """Raises SandboxFailure, OSError."""
         self._client.adopt(branch, question.task, self.first)
         if problem:
-            raise Refused(f"a snapshot could not be branched: {os.strerror(problem)}")
+            if full(self._client.root):
+                raise SandboxFailure(f"no branch: {explained(_NO_ROOM)}")
+            raise Tampered(f"a snapshot cannot be branched: {os.strerror(problem)}")
         folder = self._client.open_folder(branch.folder)
         try:
             own = {CONTROL_FD: branch.ends.given[CONTROL_FD], WORK_FD: folder}

@@ -138,8 +138,12 @@ def namespace_trial(packages: list[str], root: str) -> tuple[bool, OSError | Non
 
 
 def wall_off(packages: list[str], root: str) -> Problem | None:
-    """Move this process into namespaces if they work here; why they do not, otherwise."""
+    """Move this process into namespaces if they work here; why they do not, otherwise.
+
+    Raises OSError if something was too short to find out."""
     privileged, error = namespace_trial(packages, root)
+    if error is not None and error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE):
+        raise error  # they may well work here, once that is no longer short
     if error is not None:
         return Problem("namespaces", error.strerror or str(error), error.errno or 0)
     namespaces.enter(*_rooms(packages, root), privileged=privileged)

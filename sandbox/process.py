@@ -9,6 +9,7 @@ the spawner for the first of a tree, by the question that it asks for a forked o
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import signal
@@ -22,6 +23,7 @@ from sandbox.channels import Ends
 from sandbox.inspection import Sight, nameless_bytes, num_descriptors
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
+from sandbox.shortage import explained, full, is_shortage
 from sandbox.streams import HeadTail
 from sandbox.wire import (
     LISTENER_MARKS,
@@ -44,6 +46,8 @@ _GRACE_S = 0.25
 """Seconds that a process which closed its control channel has to end by itself."""
 _PATIENCE_S = 30.0
 """Seconds that the spawner and the kernel may take; beyond them they are broken."""
+_REPORT_S = 0.5
+"""Seconds that the report of a process's end may take, once it has ended."""
 FORK_PATIENCE_S = 5.0
 """Seconds that a process, possibly hostile, may take to do what it is told."""
 _STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] * 25)
@@ -51,8 +55,8 @@ _STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] *
 _THERE = {"R", "S", "D", "T", "t", "I"}
 """Letters in /proc for a process that has not ended."""
 _CHUNK = 1 << 16
-_LINKS_OF_A_LEAF = 2
-"""Links of a folder that has none in it, on most file systems."""
+_LONE_FOLDER_LINKS = 2
+"""Links to a folder that has none below, on file systems that count them."""
 _CLOCK_TICK_NS = 20_000_000
 """Two changes of a file within so many nanoseconds may bear the same time."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -69,6 +73,11 @@ class End:
     cpu_s: float = 0.0
     """CPU time of its whole life."""
 
+    @property
+    def killed(self) -> bool:
+        """Whether a SIGKILL ended it, which no code can send, or the death of its spawner."""
+        return self.status is None or os.waitstatus_to_exitcode(self.status) == -signal.SIGKILL
+
 
 @dataclass(frozen=True, slots=True)
 class _Stop:
@@ -76,6 +85,9 @@ class _Stop:
 
     kind: Kind
     why: str
+
+
+_HEADLESS = _Stop(Kind.KILLED, "its first thread ended before the others")
 
 
 class Tampered(SandboxFailure):
@@ -120,7 +132,7 @@ class SessionProcess:
         """Bytes of files in its folder after the last call."""
         self.odd = False
         """Whether it was once seen with other descriptors than those that it was given."""
-        self._own_end = False
+        self._own_end = self._killed = False
         self._hung_up = False
         """Whether its control channel is at its end."""
         self.at_rest = self._stops = False
@@ -263,11 +275,21 @@ class SessionProcess:
 
     async def ended_itself_after_all(self) -> bool:
         """`ended_itself`, once there was time to hear of it if it seems to have ended."""
-        while self._closing is None and self._on_control():
-            pass
-        if self._hung_up or _state_of(self.pid) not in _THERE:
-            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
+        await self._heard_of()
         return self.ended_itself
+
+    async def killed_from_outside(self) -> bool:
+        """Whether neither it nor this supervisor brought about its end, likewise: its spawner
+        died, or somebody sent it a SIGKILL, which it cannot have done itself."""
+        await self._heard_of()
+        return self._killed
+
+    async def _heard_of(self) -> None:
+        """Wait for the report if it seems to have ended."""
+        while self._on_control():
+            pass
+        if self.pid > 0 and (self._hung_up or _state_of(self.pid) not in _THERE):
+            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
 
     @property
     def alive(self) -> bool:
@@ -323,7 +345,9 @@ class SessionProcess:
         control = self.ends.control
         if not self._starting or self.listener >= 0:
             return control.recv(_CHUNK)
-        mark, descriptors, _, _ = socket.recv_fds(control, len(LISTENER_MARKS[0]), 1)
+        mark, descriptors, flags, _ = socket.recv_fds(control, len(LISTENER_MARKS[0]), 1)
+        if flags & socket.MSG_CTRUNC:  # sessions send no descriptors: the listener found no room
+            self._settle(_short_of(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
         if descriptors:
             self.listener, self.steadfast = descriptors[0], mark == LISTENER_MARKS[True]
             return self._receive()
@@ -331,6 +355,8 @@ class SessionProcess:
 
     def _on_control(self) -> bool:
         """Read what is there; whether there may be more."""
+        if self._hung_up or self._closing is not None:
+            return False
         try:
             data = self._receive()
         except BlockingIOError:
@@ -358,6 +384,8 @@ class SessionProcess:
         return True
 
     def _on_writable(self) -> None:
+        if self._closing is not None:  # its end was settled too
+            return
         try:
             sent = self.ends.control.send(self._unsent)
         except BlockingIOError:
@@ -387,8 +415,8 @@ class SessionProcess:
     def _on_end(self) -> None:
         if self._closing is not None:
             return
-        status = self.end.result().status
-        self._own_end = status is not None and os.waitstatus_to_exitcode(status) != -signal.SIGKILL
+        self._killed = self.end.result().killed
+        self._own_end = not self._killed
         while self._on_control():  # its last words, if they were complete, come first
             pass
         self._settle(_Stop(Kind.KILLED, "the process ended"))
@@ -399,8 +427,13 @@ class SessionProcess:
             await asyncio.sleep(min(left, _TICK_S))
             if self.cpu_s() - cpu_before > limits.cpu_s:
                 self._settle(self._out_of_time(f"used {limits.cpu_s:g} s of CPU", limits))
-            if self._over_quota(limits, mapped=True):
-                self._settle(_over_quota(limits))
+            try:
+                if self._over_quota(limits, mapped=True):
+                    self._settle(_over_quota(limits))
+                if _headless(self.pid):
+                    self._settle(_HEADLESS)
+            except OSError as error:
+                self._settle(_short_of(error))
         self._settle(self._out_of_time(f"ran for {limits.wall_s:g} s", limits))
 
     def _out_of_time(self, why: str, limits: Limits) -> _Stop:
@@ -429,20 +462,28 @@ class SessionProcess:
         if self._flooded():
             return _Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
         self._touched = self._folder_was is None or self._folder_state() != self._folder_was
-        if self._over_quota(limits, mapped=self._touched):
-            return _over_quota(limits)
+        try:
+            if self._over_quota(limits, mapped=self._touched):
+                return _over_quota(limits)
+            if _headless(self.pid):
+                return _HEADLESS
+        except OSError as error:
+            return _short_of(error)
+        no_room = os.strerror(errno.ENOSPC)
+        if reply.kind is Kind.ERROR and no_room in reply.traceback and full(self.folder):
+            return _short_of(OSError(errno.ENOSPC, no_room))
         return reply
 
     def _folder_state(self) -> int | None:
         """Other than before once something was created or removed in the work folder, by the
-        kernel's clock; None if that cannot be known."""
+        kernel's clock; None if that cannot be known, as where folders are below."""
         try:
             found = os.stat(self.folder)
         except OSError:  # it removed the folder
             return None
-        inner_folders = found.st_nlink != _LINKS_OF_A_LEAF
+        lone = found.st_nlink == _LONE_FOLDER_LINKS
         too_soon = time.time_ns() - found.st_mtime_ns < _CLOCK_TICK_NS
-        return None if inner_folders or too_soon else found.st_mtime_ns
+        return found.st_mtime_ns if lone and not too_soon else None
 
     @property
     def keeps_nothing(self) -> bool:
@@ -452,7 +493,9 @@ class SessionProcess:
         return not (self._touched or self.odd) and num_descriptors(self.pid) == WORK_FD + 1
 
     def _over_quota(self, limits: Limits, *, mapped: bool) -> bool:
-        """Whether it has too much in files, those included that it removed and still holds."""
+        """Whether it has too much in files, those included that it removed and still holds.
+
+        Raises OSError if that cannot be found out for want of something."""
         named = usage(self.folder, limits)
         if named is None:
             return True
@@ -460,7 +503,8 @@ class SessionProcess:
         with suppress(OSError):  # it is gone
             if not mapped and self.keeps_nothing:
                 return False
-        return named + nameless_bytes(self.pid, mapped=mapped) > limits.file_mib << 20
+        most = limits.file_mib << 20
+        return named + nameless_bytes(self.pid, largest=most if mapped else 0) > most
 
     def hoards(self, limits: Limits) -> bool:
         """Whether, as it was last seen, it keeps too much in files that have no name any more."""
@@ -490,6 +534,8 @@ class SessionProcess:
     ) -> CallResult:
         """Close the process and say, by its end, who caused it."""
         kind, why = stop.kind, stop.why
+        if kind is Kind.KILLED and _state_of(self.pid) not in _THERE:
+            await asyncio.wait({self.end}, timeout=_REPORT_S)
         if self.end.done():
             end = self.end.result()
             kind, why = _verdict_of(end)
@@ -521,11 +567,14 @@ class SessionProcess:
 
 
 def _state_of(pid: int) -> str:
-    """The kernel's letter for what a process does; "" if there is none."""
+    """The kernel's letter for what a process does; "" if there is none. Raises OSError for want of
+    something."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rsplit(")", 1)[1].split()[0]
-    except OSError:
+    except OSError as error:
+        if is_shortage(error):
+            raise
         return ""
 
 
@@ -535,6 +584,17 @@ def _said(verdict: Reply | _Stop | None) -> str:
     return verdict.why if verdict is not None else ""
 
 
+def _headless(pid: int) -> bool:
+    """Whether a process goes on although its first thread, which the kernel shows as the process,
+    has ended. No honest one does."""
+    if _state_of(pid) != "Z":
+        return False
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except FileNotFoundError:  # it ended
+        return False
+
+
 def beyond_quota(limits: Limits) -> str:
     """What is said of a process that has too much in files."""
     return f"more than {limits.files} files or {limits.file_mib} MiB of files"
@@ -542,6 +602,10 @@ def beyond_quota(limits: Limits) -> str:
 
 def _over_quota(limits: Limits) -> _Stop:
     return _Stop(Kind.OUTPUT, beyond_quota(limits))
+
+
+def _short_of(error: OSError) -> _Stop:
+    return _Stop(Kind.SANDBOX_FAILURE, explained(error))
 
 
 def _verdict_of(end: End) -> tuple[Kind, str]:

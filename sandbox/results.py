@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from sandbox.limits import MAX_CODE_BYTES
 
-ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}/\d+(?:/\w{1,32})?")
+ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}(?:/\w{1,32}){1,2}")
 """Memory addresses and work folders: never the same twice. Linear in hostile text."""
 
 KEPT = "kept"

@@ -20,6 +20,7 @@ import linecache
 import mmap
 import os
 import random
+import resource
 import signal
 import sys
 import traceback
@@ -107,6 +108,15 @@ def _refuse_programs() -> None:
             module[starts] = refuse
 
 
+def _tell_memory() -> None:
+    """Have `os.sysconf` name the memory that a session may use: how much the machine has, and how
+    much of it is free, the kernel does not tell."""
+    asked, pages = os.sysconf, resource.getrlimit(resource.RLIMIT_AS)[0] // mmap.PAGESIZE
+    names = ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
+    memory = {*names, *(os.sysconf_names[name] for name in names)}
+    vars(os)["sysconf"] = lambda name: pages if name in memory else asked(name)
+
+
 def _disarm() -> None:
     """Clear the alarms that a cell has left: they would end or disturb another cell."""
     for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
@@ -161,6 +171,7 @@ class Runner:
         self._names: dict[str, Any] = module.__dict__
         vars(builtins).update(exit=sys.exit, quit=sys.exit)
         _refuse_programs()
+        _tell_memory()
         # fork() reseeded it from the system; the same beginning everywhere makes replay exact
         random.seed(0)
         if "numpy" in sys.modules:

@@ -29,6 +29,7 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7), "arm64": (1, 0xC00000B7)}
 _LOAD, _JUMP, _RETURN = 0x20, 0x05, 0x06
+_AND = 0x54
 _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT = 0x15, 0x35, 0x45
 _X32 = 0x40000000
 """Numbers from here on are x86_64's second way into the kernel; no other architecture has them."""
@@ -44,7 +45,8 @@ _MAY_SHOW = 0x5EED0005
 STEP_FORK = 0x00008000 | 17
 """Flags of the only fork there is: CLONE_PARENT and SIGCHLD."""
 _SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 8, 32
-_CLONE_THREAD, _TMPFILE = 0x00010000, 0o20000000
+_THREAD, _TMPFILE = 0x00050F00, 0o20000000
+"""What all threads have in common: memory, folder, descriptors, signals, process, semaphores."""
 
 
 def _op(code: int, k: int, jump_true: int = 0, jump_false: int = 0) -> bytes:
@@ -113,16 +115,64 @@ def _named(flags_at: int) -> bytes:
     )
 
 
+def _own_only(error: int) -> bytes:
+    """For calls about a process or thread, which would say whether another one exists: 0, oneself.
+    A process may not name itself otherwise: the filter is inherited."""
+    return _load_argument(0) + _op(_JUMP_EQUAL, 0, 0, 1) + _PERMIT + _refuse(error)
+
+
+# Clocks of this machine, of this process and of its threads. A process's clock that is named by
+# the process's id would tell what a sibling does.
+_CLOCKS = (
+    _load_argument(0)
+    + _op(_JUMP_AT_LEAST, 1 << 31, 0, 2)
+    + _op(_JUMP_EQUAL, 0xFFFFFFFA, 1, 0)  # this process
+    + _op(_JUMP_ANY_BIT, 4, 0, 1)
+    + _PERMIT
+    + _refuse(errno.EINVAL)
+)
+# Whoever maps the same file shares its futexes, also for reading only. Waits on what glibc takes to
+# be shared (the end of a thread that is joined) look again instead.
+_FUTEX = (
+    _load_argument(1)
+    + _op(_JUMP_ANY_BIT, 0x80, 0, 1)
+    + _PERMIT
+    + b"".join(_op(_JUMP_EQUAL, wait, 0, 1) + _refuse(errno.EAGAIN) for wait in (0, 9, 265))
+    + b"".join(_op(_JUMP_EQUAL, wake, 0, 1) + _FEIGN for wake in (1, 3, 4, 5, 10))
+    + _refuse(errno.ENOSYS)
+)
+
 _CONDITIONAL: dict[str, bytes] = {
+    "futex": _FUTEX,
+    # Not CLOSE_RANGE_UNSHARE: descriptors of a thread's own.
+    "close_range": _load_argument(2)
+    + _op(_JUMP_ANY_BIT, 2, 0, 1)
+    + _refuse(errno.EINVAL)
+    + _PERMIT,
+    # Not MADV_MERGEABLE: who has the same page can be told by the time it takes to write to it.
+    "madvise": _load_argument(2) + _op(_JUMP_EQUAL, 12, 0, 1) + _FEIGN + _PERMIT,
+    "clock_gettime": _CLOCKS,
+    "clock_getres": _CLOCKS,
+    "clock_nanosleep": _CLOCKS,
+    "getpgid": _own_only(errno.EPERM),
+    "getsid": _own_only(errno.EPERM),
+    "sched_getparam": _own_only(errno.EPERM),
+    "sched_getscheduler": _own_only(errno.EPERM),
+    # glibc asks by the thread's id, and bears that there is no such call.
+    "sched_getaffinity": _own_only(errno.ENOSYS),
+    # No byte out of band, which the supervisor would see and could not read.
+    "sendto": _load_argument(3) + _op(_JUMP_ANY_BIT, 1, 0, 1) + _refuse(errno.EOPNOTSUPP) + _PERMIT,
     "openat": _named(2),
     "open": _named(1),
     # Private only: what is shared would join branches forked from one snapshot.
     "mmap": _load_argument(3) + _op(_JUMP_ANY_BIT, 1, 0, 1) + _refuse(errno.EPERM) + _PERMIT,
-    # CLONE_THREAD: pthread_create passes, fork and namespaces do not.
+    # pthread_create passes, fork and namespaces do not, nor a thread that has something to itself:
+    # whoever looks at the process would not see it.
     "clone": _load_argument(0)
     + _op(_JUMP_EQUAL, _MAY_FORK, 0, 1)
     + _PERMIT
-    + _op(_JUMP_ANY_BIT, _CLONE_THREAD, 0, 1)
+    + _op(_AND, _THREAD)
+    + _op(_JUMP_EQUAL, _THREAD, 0, 1)
     + _PERMIT
     + _refuse(errno.EAGAIN),
     # Its flags lie in memory, out of the filter's reach: glibc falls back to clone.
@@ -231,8 +281,9 @@ def listen() -> tuple[int, bool]:
         + _on(
             "clone",
             _load_argument(0)
-            + _op(_JUMP_EQUAL, STEP_FORK, 1, 0)
-            + _op(_JUMP_ANY_BIT, _CLONE_THREAD, 0, 1)
+            + _op(_JUMP_EQUAL, STEP_FORK, 2, 0)
+            + _op(_AND, _THREAD)
+            + _op(_JUMP_EQUAL, _THREAD, 0, 1)
             + notify
             + _PERMIT,
         )

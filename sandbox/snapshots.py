@@ -19,6 +19,8 @@ from sandbox.results import KEPT
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PAGE_TABLES = 256 << 10
 """Rough bytes of one process's page tables; the kernel counts them with its other memory."""
+_THREAD = 64 << 10
+"""Rough bytes that the kernel keeps for a thread, with what it touched of its stack."""
 _UNSURE_BYTES = 32 << 20
 """Anonymous memory that an estimate may leave to the ancestors, or count, before the kernel is
 asked: a fault brings 4 KiB or 2 MiB."""
@@ -105,6 +107,7 @@ class Snapshot:
         except OSError:
             footprint = Footprint(inherited, 0, 1)  # it is gone
         size, exact = footprint.private(inherited), None
+        others = process.file_bytes + (footprint.threads - 1) * _THREAD
         unsure = max(size, footprint.anonymous - size) > _UNSURE_BYTES
         if not lineage.forks:
             status = "unsupported"
@@ -121,7 +124,7 @@ class Snapshot:
             inherited=inherited,
             anonymous=footprint.anonymous,
             threads=footprint.threads,
-            size=process.file_bytes + (size if exact is None else exact + _PAGE_TABLES),
+            size=others + (size if exact is None else exact + _PAGE_TABLES),
             exact=exact is not None,
             status=status or KEPT,
             **facts,

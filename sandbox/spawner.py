@@ -32,6 +32,7 @@ from sandbox.confine import (
 )
 from sandbox.limits import Limits
 from sandbox.probe import OPTIONAL_WHEN_DEGRADED, look_around, probe, wall_off
+from sandbox.shortage import explained
 from sandbox.wire import CONTROL_FD, LISTENER_MARKS, WORK_FD
 from sandbox.workdir import make_folders
 
@@ -115,9 +116,13 @@ class Spawner:
             return True
         session = message["open"]
         try:
-            pid, pidfd, folders = self._open(session, message["folders"], descriptors)
-        except (OSError, LayerError) as error:
-            self.say(refused=session, why=str(error))
+            pid, pidfd, folders = self._open(
+                session, message["tree"], message["folders"], descriptors
+            )
+        except OSError as error:
+            self.say(refused=session, why=explained(error))
+        except LayerError as failed:
+            self.say(refused=session, why=f"{failed.layer}: {explained(failed.error)}")
         else:
             self.say(pidfd, opened=session, pid=pid, folders=folders)
             os.close(pidfd)
@@ -126,25 +131,31 @@ class Spawner:
         return True
 
     def _open(
-        self, session: int, num_folders: int, descriptors: list[int]
+        self, session: int, tree: str, num_folders: int, descriptors: list[int]
     ) -> tuple[int, int, list[str]]:
-        """Fork the first process of a tree; `descriptors` are its stdin, stdout, stderr and
-        control channel.
+        """Fork the first process of a tree, with the folder `tree`; `descriptors` are its stdin,
+        stdout, stderr and control channel.
 
         Its process id as it is seen here, its pidfd, which means the same everywhere, and the
         names of the tree's work folders, the first one in use.
         """
         uid = self._confinement.uid(session)
-        tree = os.path.join(self._root, str(session))
-        names = make_folders(tree, num_folders, None if uid == os.getuid() else uid)
+        try:
+            names = make_folders(tree, num_folders, None if uid == os.getuid() else uid)
+        except OSError:
+            workdir.remove(tree)
+            raise
         paths = [os.path.join(tree, name) for name in names]
+        limits = self._confinement.limits
+        kept = 2 * limits.snapshots  # those given up take their time to end
         working = os.open(paths[0], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         ruleset = self._confinement.ruleset(paths)
         berth = Berth(
             folder=paths[0],
             descriptors=(*descriptors, working),
             uid=uid,
-            tasks=self._allowed_tasks(uid),
+            tasks=self._other_tasks(uid) + limits.threads + kept,
+            tasks_of_branches=limits.threads * kept,
             ruleset=ruleset,
         )
         try:
@@ -158,16 +169,14 @@ class Spawner:
         self._sessions[pid] = session
         return pid, os.pidfd_open(pid), names
 
-    def _allowed_tasks(self, uid: int) -> int:
-        """RLIMIT_NPROC counts all of a user's threads: those of others on top of our own."""
-        limits = self._confinement.limits
-        own = limits.threads + 2 * limits.snapshots  # those given up take their time to end
+    def _other_tasks(self, uid: int) -> int:
+        """RLIMIT_NPROC counts all of a user's threads: those that are not of one tree."""
         if self._confinement.plan.own_uid or self._confinement.plan.own_user_namespace:
-            return own
+            return 0
         now = time.monotonic()
         if now - self._tasks[1] > _RECOUNT_S:
             self._tasks = (tasks_of(uid), now)
-        return self._tasks[0] + own + _TASKS_OF_OTHER_TREES
+        return self._tasks[0] + _TASKS_OF_OTHER_TREES
 
     def _kill(self, pid: int) -> None:
         """End a whole tree, named by its first process."""
@@ -252,8 +261,15 @@ def main() -> None:
     os.dup2(0, WORK_FD, inheritable=False)  # keeps the number from being given to anything else
     sys.argv[:] = [""]
     supervisor = socket.socket(fileno=SUPERVISOR_FD)
-    job = json.loads(supervisor.recv(MAX_MESSAGE_BYTES))
+    try:
+        _serve(supervisor, json.loads(supervisor.recv(MAX_MESSAGE_BYTES)))
+    except OSError as error:
+        with suppress(OSError):
+            supervisor.send(json.dumps({"failed": explained(error)}).encode())
+        raise SystemExit(1) from None  # all is said
 
+
+def _serve(supervisor: socket.socket, job: dict[str, Any]) -> None:
     def hang_up(*_: object) -> None:
         with suppress(OSError):
             supervisor.shutdown(socket.SHUT_RDWR)  # `serve` then ends as if the other side had

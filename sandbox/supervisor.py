@@ -21,6 +21,7 @@ from sandbox.limits import Limits
 from sandbox.metrics import Metrics
 from sandbox.process import SessionProcess
 from sandbox.results import CallResult, Keep, Kind, SandboxFailure, SessionState, refusal
+from sandbox.shortage import explained
 from sandbox.snapshots import Shelf
 from sandbox.tree import Means, Tree
 
@@ -75,12 +76,9 @@ class Session:
             try:
                 result = await self._call(code)
             except SandboxFailure as failure:
-                result = CallResult(
-                    kind=Kind.SANDBOX_FAILURE,
-                    error_type=type(failure).__name__,
-                    traceback=str(failure),
-                    state_kept=False,
-                )
+                result = _failed(type(failure), str(failure))
+            except OSError as error:  # this process is short of something
+                result = _failed(SandboxFailure, explained(error))
             result = replace(
                 result,
                 queue_s=result.queue_s + self._waited_s,
@@ -250,8 +248,10 @@ class Sandbox:
         try:
             await session.restore()
         except BaseException as error:
-            self.metrics.failures += isinstance(error, SandboxFailure)
+            self.metrics.failures += isinstance(error, SandboxFailure | OSError)
             await session.close()
+            if isinstance(error, OSError):
+                raise SandboxFailure(f"no session: {explained(error)}") from error
             raise
         self.metrics.opened += 1
         return session
@@ -326,6 +326,12 @@ class Sandbox:
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError("the sandbox is closed: make a new one")
+
+
+def _failed(how: type[SandboxFailure], why: str) -> CallResult:
+    return CallResult(
+        kind=Kind.SANDBOX_FAILURE, error_type=how.__name__, traceback=why, state_kept=False
+    )
 
 
 def _descriptors_for() -> int:

@@ -6,18 +6,18 @@ The rest of `NUMBERS` is decided by its arguments, in `sandbox.seccomp`.
 from __future__ import annotations
 
 _ALLOWED_WORDS = (
-    "read write close futex munmap mprotect mremap brk madvise fstat newfstatat stat lstat statx "
-    "creat lseek readv writev pread64 pwrite64 preadv pwritev close_range access faccessat "
+    "read write close munmap mprotect mremap brk fstat newfstatat stat lstat statx "
+    "creat lseek readv writev pread64 pwrite64 preadv pwritev access faccessat "
     "faccessat2 readlink readlinkat getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink "
-    "unlinkat rename renameat renameat2 ftruncate fallocate fsync fdatasync fadvise64 umask "
-    "statfs fstatfs dup dup2 dup3 pipe pipe2 poll ppoll select pselect6 epoll_create "
+    "unlinkat rename renameat renameat2 ftruncate fallocate fsync fdatasync umask "
+    "dup dup2 dup3 pipe pipe2 poll ppoll select pselect6 epoll_create "
     "epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd2 timerfd_create "
-    "timerfd_settime timerfd_gettime sendto recvfrom recvmsg msync mincore membarrier futex_waitv "
-    "sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max "
+    "timerfd_settime timerfd_gettime recvfrom recvmsg msync "
+    "sched_yield sched_get_priority_max "
     "sched_get_priority_min getcpu set_robust_list set_tid_address rseq gettid getpid getppid "
-    "getpgrp getpgid getsid getuid geteuid getgid getegid getresuid getresgid getgroups capget "
-    "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getrusage "
-    "sysinfo uname getrlimit getrandom rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending "
+    "getpgrp getuid geteuid getgid getegid getresuid getresgid getgroups "
+    "nanosleep gettimeofday time times getrusage "
+    "uname getrlimit getrandom rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending "
     "rt_sigsuspend rt_sigtimedwait sigaltstack pause alarm getitimer setitimer restart_syscall "
     "exit exit_group wait4 waitid arch_prctl"
 )
@@ -32,15 +32,16 @@ _DENIED_WORDS = (
     "keyctl add_key memfd_create shmget shmat semget msgget tkill rt_sigqueueinfo "
     "rt_tgsigqueueinfo pidfd_open pidfd_send_signal pidfd_getfd setpriority sched_setaffinity "
     "open_by_handle_at clock_settime settimeofday timer_create timer_settime timer_gettime "
-    "timer_getoverrun timer_delete"
+    "timer_getoverrun timer_delete statfs fstatfs sysinfo capget mincore membarrier futex_waitv"
 )
 DENIED = tuple(_DENIED_WORDS.split())
 """Answered with EPERM; whatever no list names, with ENOSYS."""
 
-_FEIGNED_WORDS = "chmod fchmod fchmodat fchmodat2 utimensat utime utimes futimesat flock"
+_FEIGNED_WORDS = "chmod fchmod fchmodat fchmodat2 utimensat utime utimes futimesat flock fadvise64"
 FEIGNED = tuple(_FEIGNED_WORDS.split())
 """Answered with success, and without effect: modes, times and locks mean nothing where every file
-has one user, and libraries set them as a matter of course (`shutil.copy`)."""
+has one user, the page cache is everybody's, and libraries set them as a matter of course
+(`shutil.copy`)."""
 
 _LACKING_WORDS = (
     "setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr"

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 
+from sandbox.inspection import DESCRIPTORS, THREADS
 from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
 from sandbox.lineage import UNSEEN, Lineage
@@ -52,7 +53,8 @@ _START = "="
 
 _BROKEN = CallResult(
     kind=Kind.KILLED,
-    traceback="an earlier call broke the session's process",
+    traceback="an earlier call broke the session's process, and what it ran before does not come "
+    "out the same when it is repeated",
     state_kept=False,
 )
 
@@ -98,8 +100,9 @@ class Tree:
         """The least recently used first."""
         self._lineages: set[Lineage] = set()
         self._broken: set[str] = set()
-        """States whose process did not outlive its own code, or not in order: should they not come
-        out the same again, that is no failure of the sandbox."""
+        """States that nobody can fork by the doing of their own code: it left what cannot be
+        branched, did not fork in order or ended the process. Should they not come out the same
+        again, that is no failure of the sandbox."""
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -155,12 +158,17 @@ class Tree:
                         return _BROKEN, True
                     index = len(state.entries) + 1
                     began(process)
-                    result = await self._run(process, code, index, self._means.limits)
-                    if result.state_kept and keep is Keep.NOTHING:
+                    try:
+                        result = await self._run(process, code, index, self._means.limits)
+                        self._note_loss(held, result)
+                        if result.state_kept and keep is Keep.NOTHING:
+                            process.kill()
+                            result = replace(result, snapshot=keep.value)
+                        elif result.state_kept:
+                            result = await self._kept(held, process, result, keep)
+                    except OSError:  # the supervisor is short of something
                         process.kill()
-                        result = replace(result, snapshot=keep.value)
-                    elif result.state_kept:
-                        result = await self._kept(held, process, result, keep)
+                        raise
                     return replace(result, queue_s=queue_s), replayed
             finally:
                 self._release(held)
@@ -275,6 +283,12 @@ class Tree:
         if code and (isinstance(failure, Tampered) or await held.process.ended_itself_after_all()):
             self._broken.add(held.node)
 
+    def _note_loss(self, held: Snapshot, result: CallResult) -> None:
+        """Note if code ended the only process that was in its state."""
+        lost = held.spent and not result.state_kept and result.kind is not Kind.SANDBOX_FAILURE
+        if lost and not held.node.startswith(_START):
+            self._broken.add(held.node)
+
     def _forget(self, snapshot: Snapshot) -> None:
         """Its process ended."""
         self._means.shelf.forget(snapshot)
@@ -291,6 +305,8 @@ class Tree:
             if not held.process.alive:
                 raise SandboxFailure("the session's process was lost")
             held.spent = True
+            if held.status in (THREADS, DESCRIPTORS):
+                self._broken.add(held.node)
             return held.process
         process = await self._unhurried(self._forked(held))
         self._means.metrics.forks += 1

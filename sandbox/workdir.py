@@ -11,13 +11,18 @@ import asyncio
 import itertools
 import os
 import secrets
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 from sandbox.limits import Limits
+from sandbox.shortage import is_shortage
 
 _BLOCK = 512
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="sandbox")
+"""Not the event loop's own: that could not be shut down where no thread can be started."""
 
 
 def size(found: os.stat_result) -> int:
@@ -29,7 +34,7 @@ def usage(path: str, limits: Limits) -> int | None:
     """Bytes of files in a state's folder; None if that is too much, or too many files.
 
     Looks at a bounded number of entries. A folder that cannot be listed counts as too much: only
-    hostile code makes one.
+    hostile code makes one. Raises OSError if this supervisor is short of something.
     """
     count, total, pending = 0, 0, [path]
     while pending:
@@ -44,7 +49,9 @@ def usage(path: str, limits: Limits) -> int | None:
                         pending.append(entry.path)
         except FileNotFoundError:  # removed in between
             continue
-        except OSError:
+        except OSError as error:
+            if is_shortage(error):
+                raise
             return None
     return total
 
@@ -93,11 +100,19 @@ def make_folders(tree: str, count: int, user: int | None) -> list[str]:
 
 
 async def aside(work: Callable[..., Any], *arguments: object) -> None:
-    """Call what may take long in a thread; here, if the system lets no thread be started."""
+    """Call what may take long, once, in a thread; here, if the system lets no thread be started:
+    what was handed to the threads then is still with them, and another one may come to it."""
+    to_do, turn = [work], threading.Lock()
+
+    def once() -> None:
+        with turn:
+            while to_do:
+                to_do.pop()(*arguments)
+
     try:
-        await asyncio.to_thread(work, *arguments)
+        await asyncio.get_running_loop().run_in_executor(_THREADS, once)
     except RuntimeError:
-        work(*arguments)
+        once()
 
 
 class TreeFolder:
@@ -105,11 +120,13 @@ class TreeFolder:
     that who knew the old one is none the wiser."""
 
     def __init__(self, path: str, names: Sequence[str]) -> None:
-        """`names` as from `make_folders`; the first one is in use, and the others get new ones
-        before they are: the code of the tree could find the old ones in the spawner's memory."""
-        self.path = path
+        """`names` as from `make_folders`; the first one is in use. The others get new ones before
+        they are, and so does the tree's folder: code could find the old ones in what it has of the
+        spawner's memory. Raises OSError."""
+        self.path = os.path.join(os.path.dirname(path), secrets.token_hex(8))
+        os.rename(path, self.path)
         self._free: list[str] = []
-        self._fresh = [os.path.join(path, name) for name in names[1:]]
+        self._fresh = [os.path.join(self.path, name) for name in names[1:]]
 
     def take(self) -> str | None:
         """An empty work folder's path, which nobody has seen; None if all are in use. Raises

@@ -255,8 +255,7 @@ async def has_itself_killed(world: World) -> None:
 async def dies_between(world: World) -> None:
     for code in ENDINGS.values():
         async with world.session() as session:
-            await session.call("import os\nx = os.urandom(4)")
-            own_doing(await session.call(PRELUDE + code))
+            own_doing(await session.call(f"{PRELUDE}x = os.urandom(4)\nprint(x)\n{code}"))
             await asyncio.sleep(0.4)
             for _ in range(2):
                 own_doing(await session.call("x"))

@@ -93,5 +93,6 @@ import against_branches_again  # noqa: E402, F401
 import against_files  # noqa: E402, F401
 import against_kernel  # noqa: E402, F401
 import against_limits  # noqa: E402, F401
+import against_others  # noqa: E402, F401
 import against_rest  # noqa: E402, F401
 import against_supervisor  # noqa: E402, F401

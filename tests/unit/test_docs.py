@@ -137,3 +137,19 @@ async def test_the_task_scores_its_own_answers() -> None:
     assert await task.score(problem, [step("= 0")], FakeTools()) == Score(-1.0, False)
     held_out = {held.messages[0]["content"] for held in task.eval_problems(5)}
     assert problem.messages[0]["content"] not in held_out and len(held_out) == 5
+
+
+def test_what_the_page_on_isolation_names_for_a_promise_exists() -> None:
+    page = (ROOT / "docs/isolation.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests/real/sandbox").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 5 and not [name for name in named if f"def {name}(" not in tests]
+    sources = "".join(path.read_text() for path in (ROOT / "tests/attack").glob("against_*.py"))
+    made = set(map(int, re.findall(r"(?:@attack\(|denied\(\s*|ends\(\s*)(\d+),", sources)))
+    assert f"makes {len(made)} attacks" in page
+    cells = [row.split("|")[-2].strip() for row in page.splitlines() if row.startswith("|")]
+    proof = re.compile(r"(?:(?:\d+(?: to \d+)?|`test_\w+`)(?:, |$))+")
+    spans = re.findall(r"\b(\d+)(?: to (\d+))?", " ".join(filter(proof.fullmatch, cells)))
+    shown = {n for low, high in spans for n in range(int(low), int(high or low) + 1)}
+    assert shown <= made
+    assert not {number for number in made - shown if number > 61}, "an attack that shows nothing"

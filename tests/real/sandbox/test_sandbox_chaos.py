@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from processes import children, eventually, family
 
 from sandbox.limits import Limits
-from sandbox.results import Kind, SandboxFailure
+from sandbox.results import Kind, SandboxFailure, SessionState
 from sandbox.supervisor import Sandbox, Session
 
 pytestmark = pytest.mark.real
@@ -27,71 +29,88 @@ CELL = (
 )
 
 
+Victims = Callable[[set[int], bool], set[int]]
+"""Chooses among the spawners' processes; the flag says whether they are in namespaces."""
+
+
 @dataclass
 class Siege:
-    """Sessions that count, and somebody who kills."""
+    """Sessions that count and branch, and somebody who kills."""
 
     sandbox: Sandbox
     mine: set[int]
     """Processes that were there before."""
     until: float
+    source: random.Random
     wrong: list[object] = field(default_factory=list)
     good: int = 0
     failures: int = 0
 
-    async def opened(self) -> Session:
+    async def opened(self, setup: str = "x = 0", at: SessionState | None = None) -> Session:
+        """Opened at last: until then the only exception is the documented one."""
         while True:
             try:
-                session = await self.sandbox.open("x = 0")
-                break
+                return await self.sandbox.open("" if at else setup, at)
             except SandboxFailure:
                 self.failures += 1
-        return session
 
     async def count(self) -> None:
-        """One session after the other, each of which must count on whatever it lost."""
+        """One session after the other, each of which must count on whatever it lost, and so must
+        branches from where they have been."""
         while time.monotonic() < self.until:
-            session, expected = await self.opened(), 1
-            for _ in range(12):
-                started = time.monotonic()
-                result = await session.call(CELL)
-                took = time.monotonic() - started - result.queue_s
-                if result.kind is Kind.OK:
-                    self.good += 1
-                    if result.value != repr((expected, str(expected))):
-                        self.wrong.append(result)
-                    expected += 1
-                else:
-                    self.failures += 1
-                    if result.kind is not Kind.SANDBOX_FAILURE:
-                        self.wrong.append(result)
-                if took > LIMITS.wall_s + 1:
-                    self.wrong.append((took, result))
-            await session.close()
+            session, reached = await self.opened(), list[SessionState]()
+            for expected in range(1, 7):
+                await self.step(session, expected)
+                reached.append(session.state)
+            past = self.source.randrange(len(reached))
+            branches = [await self.opened(at=reached[past]) for _ in range(2)]
+            await asyncio.gather(*(self.step(branch, past + 2) for branch in branches))
+            await asyncio.gather(*(each.close() for each in (session, *branches)))
 
-    async def kill(self, victims: Callable[[set[int]], set[int]], source: random.Random) -> int:
+    async def step(self, session: Session, expected: int) -> None:
+        """One call, made again as often as the sandbox fails."""
+        while True:
+            started = time.monotonic()
+            result = await session.call(CELL)
+            took = time.monotonic() - started - result.queue_s
+            if took > LIMITS.wall_s + 1:
+                self.wrong.append((took, result))
+            if result.kind is not Kind.SANDBOX_FAILURE:
+                break
+            self.failures += 1
+            if time.monotonic() > self.until + 30:
+                self.wrong.append(("no way on", result))
+                return
+        self.good += 1
+        if result.kind is not Kind.OK or result.value != repr((expected, str(expected))):
+            self.wrong.append((expected, result))
+
+    async def kill(self, victims: Victims) -> int:
         """Kill one of the `victims` among the spawner's processes every now and then."""
         killed = 0
         while time.monotonic() < self.until:
-            await asyncio.sleep(source.uniform(0.05, 0.6))
-            found = sorted(victims(children(os.getpid()) - self.mine))
+            await asyncio.sleep(self.source.uniform(0.01, 0.6))
+            found = sorted(
+                victims(children(os.getpid()) - self.mine, self.sandbox.isolation == "strong")
+            )
             if found:
-                os.kill(source.choice(found), signal.SIGKILL)
-                killed += 1
+                with suppress(ProcessLookupError):  # it ended by itself
+                    os.kill(self.source.choice(found), signal.SIGKILL)
+                    killed += 1
         return killed
 
 
-def outer(spawners: set[int]) -> set[int]:
+def outer(spawners: set[int], walled: bool) -> set[int]:
     return spawners
 
 
-def inner(spawners: set[int]) -> set[int]:
+def inner(spawners: set[int], walled: bool) -> set[int]:
     """In namespaces, process 1; else the spawner itself."""
-    return {child for pid in spawners for child in children(pid)} or spawners
+    return {child for pid in spawners for child in children(pid)} if walled else spawners
 
 
-def sessions(spawners: set[int]) -> set[int]:
-    return {member for pid in inner(spawners) for member in family(pid)}
+def sessions(spawners: set[int], walled: bool) -> set[int]:
+    return {member for pid in inner(spawners, walled) for member in family(pid)}
 
 
 def descriptors() -> list[str]:
@@ -105,23 +124,28 @@ def descriptors() -> list[str]:
 )
 @pytest.mark.parametrize("victims", [sessions, inner, outer])
 async def test_kills_at_random_moments_leave_nothing_behind(
-    victims: Callable[[set[int]], set[int]],
+    victims: Victims,
     seconds: float,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    seed: int = 7,
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mine, before = children(os.getpid()), descriptors()
-    sandbox = Sandbox(LIMITS, sessions=8)
-    siege = Siege(sandbox, mine, time.monotonic() + seconds)
-    await siege.opened()
-    killing = asyncio.create_task(siege.kill(victims, random.Random(7)))
+    sandbox = Sandbox(LIMITS, sessions=12)
+    source = random.Random(seed)
+    siege = Siege(sandbox, mine, time.monotonic() + seconds, source)
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: siege.wrong.append(said))
+    await (await siege.opened()).close()
+    killing = asyncio.create_task(siege.kill(victims))
     async with asyncio.timeout(seconds + 60):
         await asyncio.gather(*(siege.count() for _ in range(3)))
         killed = await killing
     await sandbox.close()
+    gc.collect()  # exceptions that nobody waited for are reported now
     assert not siege.wrong, siege.wrong[:3]
     assert killed > 3 and siege.good > 3, (killed, siege.good)
+    print(f"{killed} kills, {siege.good} calls, {siege.failures} failures, each made good")
 
     await eventually(lambda: len(descriptors()) <= len(before), "descriptors are left")
     await eventually(lambda: children(os.getpid()) == mine, "processes are left")

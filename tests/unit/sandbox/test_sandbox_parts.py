@@ -130,6 +130,8 @@ def run_filter(code: bytes, number: int, arch: int, *arguments: int) -> int:
             word = struct.unpack_from("<I", data, k)[0]
         elif op == 0x05:
             at += k
+        elif op == 0x54:
+            word &= k
         else:
             hit = {0x15: word == k, 0x35: word >= k, 0x45: bool(word & k)}[op]
             at += jump_true if hit else jump_false
@@ -153,6 +155,18 @@ def test_filter_decides_as_meant_on_both_architectures(
     denied = {verdict(name) for name in DENIED if NUMBERS[name][column] is not None}
     assert denied == {eperm}
     assert verdict("clone", 0x3D0F00) == allow and verdict("clone", 0x01200011) != allow
+    for own in (0x100, 0x200, 0x400, 0x800):
+        assert verdict("clone", 0x3D0F00 & ~own) == 0x50000 | 11
+    assert verdict("close_range", 5, 9) == allow and verdict("close_range", 5, 9, 2) == 0x50000 | 22
+    assert verdict("futex", 0, 0x80) == allow and verdict("futex", 0, 0x189) == allow
+    assert {verdict("futex", 0, wait) for wait in (0, 9, 0x109)} == {0x50000 | 11}
+    assert {verdict("futex", 0, wake) for wake in (1, 3, 10)} == {0x50000}
+    for clock in (0, 1, 2, 11, -2 % 2**32, -6 % 2**32):
+        assert verdict("clock_gettime", clock) == allow
+    theirs = {verdict("clock_gettime", (~pid << 3 | 2) % 2**32) for pid in (1, 2, 4000, 70_000)}
+    assert theirs == {0x50000 | 22}
+    assert verdict("getsid") == allow and verdict("getsid", 1) == eperm
+    assert verdict("madvise", 0, 0, 14) == allow and verdict("madvise", 0, 0, 12) == 0x50000
     assert verdict("clone", 0x10000000) != allow and verdict("clone3") != allow
     assert verdict("mmap", 0, 4096, 3, 0x22) == allow and verdict("mmap", 0, 4096, 1, 2) == allow
     assert {verdict("mmap", 0, 4096, 1, shared) for shared in (1, 3, 0x21)} == {eperm}
