@@ -9,6 +9,7 @@ and its optional fields as they came in `extra`, and both are written back.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -26,6 +27,8 @@ FORMAT = 1
 """The version of the dump; a reader refuses any other."""
 MAX_REWARD = 1e100
 """No reward in a dump has a larger absolute value, so that no variance overflows."""
+MAX_FIGURE_BYTES = 1 << 20
+"""Images of one tree that its dump holds; those that come later in it are left out."""
 
 T = TypeVar("T")
 NodeT = TypeVar("NodeT")
@@ -75,6 +78,10 @@ class StepRecord(NodeRecord):
     restored_by: Annotated[
         Maybe[Literal["fresh", "fork", "replay"]],
         says("How the tool's state came about: own calls, a forked snapshot, a replayed prefix."),
+    ] = UNSET
+    figures: Annotated[
+        Maybe[list[str]],
+        says("Images that the call showed: PNG in base64, at most 1 MiB of a tree."),
     ] = UNSET
     weight_version: Annotated[Maybe[int], says("Weights that produced the turn.")] = UNSET
 
@@ -165,11 +172,14 @@ def dump_tree(tree: RolloutTree, tokens: bool = True) -> dict[str, Any]:
         entry if entry.get("leaf") is None else {**entry, "leaf": label[entry["leaf"]]}
         for entry in tree.ledger
     ]
+    figures = _figures(tree)
     record = {
         "format": FORMAT,
         "task_id": tree.task_id,
         "budget": tree.budget,
-        "nodes": [_node_record(tree, node, tokens) for node in tree.nodes],
+        "nodes": [
+            {**_node_record(tree, node, tokens), **figures.get(node.id, {})} for node in tree.nodes
+        ],
         "localizations": localizations,
         "ledger": entries,
     }
@@ -232,6 +242,21 @@ def read_tree(record: Any) -> RolloutTree:
         _expect(known, f"ledger[{i}].leaf", leaf, "no such node")
         tree.ledger.append(entry if leaf is None else {**entry, "leaf": index[leaf]})
     return tree
+
+
+def _figures(tree: RolloutTree) -> dict[int, dict[str, list[str]]]:
+    """Return the field with a node's images, for each node that has some, in bounds."""
+    found, room = dict[int, dict[str, list[str]]](), MAX_FIGURE_BYTES
+    for node in tree.nodes:
+        result = node.step.result if node.step is not None else None
+        kept = []
+        for image in result.figures if result is not None else ():
+            room -= len(image)
+            if room >= 0:
+                kept.append(base64.b64encode(image).decode())
+        if kept:
+            found[node.id] = {"figures": kept}
+    return found
 
 
 def _step_record(step: Step) -> dict[str, Any]:

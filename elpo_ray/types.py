@@ -154,6 +154,8 @@ class ToolResult:
     queue_s: float = 0.0
     restored_by: str = ""
     """How the state before the call came about: "fresh", "fork" or "replay"; empty if unknown."""
+    figures: tuple[bytes, ...] = ()
+    """PNG images that the call showed. The policy reads of them in `text`; it does not see them."""
 
 
 @pickled_by_position

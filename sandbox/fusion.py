@@ -8,6 +8,7 @@ The service is trusted with isolation; what comes back is data, as from any sess
 from __future__ import annotations
 
 import asyncio
+import base64
 import inspect
 import json
 import secrets
@@ -18,15 +19,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sandbox import fusion_harness
-from sandbox.limits import OUTPUT_KILL_BYTES, Limits
+from sandbox.files import checked, parts_of
+from sandbox.limits import OUTPUT_KILL_BYTES, Limits, check_number
 from sandbox.metrics import Metrics
 from sandbox.results import (
     ACCIDENTAL,
     CallResult,
     Entry,
+    FileRefused,
     Keep,
     Kind,
+    Put,
     ReplayDiverged,
+    ReplayReason,
     SandboxFailure,
     SessionState,
     refusal,
@@ -52,6 +57,13 @@ class _Run:
     code: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Get:
+    """The wish to have a file."""
+
+    name: str
+
+
 class FusionSession:
     """A session with the interface of `sandbox.supervisor.Session`."""
 
@@ -70,8 +82,7 @@ class FusionSession:
     async def call(self, code: str) -> CallResult:
         """See `Session.call`. A failure of the service is a result too."""
         async with self._one_at_a_time:
-            if self._closed:
-                raise ValueError("the session is closed: open a new one, at its state if need be")
+            self._check_open()
             refused = refusal(code)
             if refused is not None:
                 self._sandbox.metrics.count(refused)
@@ -85,11 +96,35 @@ class FusionSession:
                     traceback=str(failure),
                     state_kept=False,
                 )
-            result = replace(result, restored_by=self._how, isolation="remote")
+            why = ReplayReason.UNSUPPORTED if self._how == "replay" else ""
+            result = replace(result, restored_by=self._how, replay_reason=why, isolation="remote")
             if self._keep is not Keep.NOTHING:
                 self._state = self._state.after(code, result)
             self._sandbox.metrics.count(result)
             return result
+
+    async def put(self, name: str, data: bytes) -> None:
+        """See `Session.put`."""
+        file = checked(name, data, self._sandbox.limits, kept=self._keep is not Keep.NOTHING)
+        async with self._one_at_a_time:
+            self._check_open()
+            result = _answered(await self._sandbox.run(self._state, file))
+            self._state = self._state.after(file, result)
+
+    async def get(self, name: str) -> bytes:
+        """See `Session.get`; of a file of at most 2 MiB."""
+        wanted = Get("/".join(parts_of(name)))
+        async with self._one_at_a_time:
+            self._check_open()
+            result = _answered(await self._sandbox.run(self._state, wanted))
+        try:
+            return base64.b64decode(result.value or "", validate=True)
+        except ValueError as error:
+            raise SandboxFailure(f"file {name!r}: {error}") from None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the session is closed: open a new one, at its state if need be")
 
     async def close(self) -> None:
         if not self._closed:
@@ -104,6 +139,8 @@ class FusionSandbox:
         self, url: str, limits: Limits | None = None, *, sessions: int = 64, running: int = 16
     ) -> None:
         """`running` bounds the requests that the service gets at once."""
+        for name, value in (("sessions", sessions), ("running", running)):
+            check_number(name, value, whole=True, least=1)
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url={url!r}: begin with http:// or https://")
         self.id = secrets.token_hex(8)
@@ -144,10 +181,10 @@ class FusionSandbox:
         self._open -= 1
         self._places.release()
 
-    async def run(self, state: SessionState, code: str) -> CallResult:
-        """Run one cell after all others. Raises SandboxFailure, ReplayDiverged."""
+    async def run(self, state: SessionState, work: str | Put | Get) -> CallResult:
+        """Do one thing after all others. Raises SandboxFailure, ReplayDiverged."""
         mark = secrets.token_hex(16)
-        cells = [*(entry.code for entry in state.effective), code]
+        cells = [_told(step) for step in (*(entry.work for entry in state.effective), work)]
         payload = {
             "setup": state.setup,
             "cells": cells,
@@ -160,8 +197,8 @@ class FusionSandbox:
         async with self._running:
             queue_s = time.monotonic() - asked
             run = await asyncio.to_thread(self._post, program, 1 + len(state.effective))
-        self.metrics.replays += bool(state.effective)
-        self.metrics.replayed_calls += len(state.effective)
+        if state.effective:
+            self.metrics.count_replay(ReplayReason.UNSUPPORTED, len(state.effective))
         return replace(self._read(run, mark, state), queue_s=queue_s)
 
     def _post(self, program: str, cells: int) -> _Run:
@@ -239,6 +276,22 @@ class FusionSandbox:
         kept = HeadTail(self.limits.output_kib << 10)
         kept.add(text.encode("utf-8", "backslashreplace"))
         return kept.text(), kept.truncated
+
+
+def _answered(result: CallResult) -> CallResult:
+    """What came of a file. Raises FileRefused, and SandboxFailure if the run did not get there."""
+    if result.kind is Kind.ERROR:
+        raise FileRefused(result.traceback)
+    if result.kind is not Kind.OK:
+        raise SandboxFailure(f"no file: {result.traceback}")
+    return result
+
+
+def _told(work: str | Put | Get) -> str | list[str]:
+    """A step as the harness takes it."""
+    if isinstance(work, Put):
+        return ["put", work.name, base64.b64encode(work.data).decode()]
+    return work if isinstance(work, str) else ["get", work.name]
 
 
 def _compare(entries: tuple[Entry, ...], digests: list[Any]) -> None:

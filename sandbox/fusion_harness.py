@@ -9,6 +9,7 @@ our own, so that a state may go from one kind of host to the other.
 from __future__ import annotations
 
 import ast
+import base64
 import hashlib
 import json
 import os
@@ -20,6 +21,9 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
+MAX_FILE_BYTES = 2 << 20
+"""A larger file does not fit into an answer."""
+HOME = os.getcwd()
 Said = tuple[str, "str | None", "str | None", str]
 """Kind, value, error type and traceback of a cell."""
 
@@ -47,6 +51,29 @@ def cut_text(text: str, keep: int) -> str:
     return f"{text[:half]}\n... [{len(text) - 2 * half} left out] ...\n{text[-half:]}"
 
 
+def run_step(step: str | list[str], number: int, names: dict[str, Any], keep: int) -> Said:
+    """Run one cell, or deal with a file: ["put", name, data in base64] or ["get", name], whose
+    value is the data in base64."""
+    if isinstance(step, str):
+        return run_cell(step, number, names, keep)
+    word, name, *given = step
+    path = os.path.join(HOME, name)
+    try:
+        if word == "put":
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(base64.b64decode(given[0]))
+            return "ok", None, None, ""
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) <= MAX_FILE_BYTES:
+            return "ok", base64.b64encode(data).decode(), None, ""
+        said = f"it has more than {MAX_FILE_BYTES >> 20} MiB"
+    except OSError as error:
+        said = str(error.strerror)
+    return "error", None, "FileRefused", f"file {name!r}: {said}"
+
+
 def run_cell(code: str, number: int, names: dict[str, Any], keep: int) -> Said:
     """Run one cell."""
     name = f"<cell {number}>"
@@ -68,14 +95,16 @@ def run_cell(code: str, number: int, names: dict[str, Any], keep: int) -> Said:
         return kind, None, type(error).__name__[:200], cut_text("".join(report.format()), keep)
 
 
-def run_quietly(code: str, number: int, names: dict[str, Any], keep: int) -> tuple[Said, bytes]:
-    """One cell, and what it printed to stdout, by whatever way."""
+def run_quietly(
+    step: str | list[str], number: int, names: dict[str, Any], keep: int
+) -> tuple[Said, bytes]:
+    """One step, and what it printed to stdout, by whatever way."""
     sys.stdout.flush()
     saved = [os.dup(number) for number in (1, 2)]
     with tempfile.TemporaryFile() as printed, open(os.devnull, "wb") as nowhere:
         os.dup2(printed.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-        said = run_cell(code, number, names, keep)
+        said = run_step(step, number, names, keep)
         sys.stdout.flush()
         sys.stderr.flush()
         for number, descriptor in zip((1, 2), saved):  # noqa: B905 - for Python before 3.10
@@ -85,8 +114,11 @@ def run_quietly(code: str, number: int, names: dict[str, Any], keep: int) -> tup
         return said, printed.read()
 
 
-def run_cells(setup: str, cells: list[str], mark: str, keep: int, accidental: str) -> None:
-    """Run the setup and all cells; report the last one. `keep` bounds each text."""
+def run_cells(
+    setup: str, cells: list[str | list[str]], mark: str, keep: int, accidental: str
+) -> None:
+    """Run the setup and all cells, or what `run_step` has beside them; report the last one. `keep`
+    bounds each text."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     random.seed(0)
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -97,8 +129,8 @@ def run_cells(setup: str, cells: list[str], mark: str, keep: int, accidental: st
             print(mark + json.dumps({"setup": trace}))
             return
     *before, last = cells
-    for number, code in enumerate(before, 1):
-        (kind, value, error_type, _), data = run_quietly(code, number, names, keep)
+    for number, step in enumerate(before, 1):
+        (kind, value, error_type, _), data = run_quietly(step, number, names, keep)
         digests.append(digest((kind, cut_printed(data, keep), value, error_type), accidental))
-    told = run_cell(last, len(cells), names, keep)
+    told = run_step(last, len(cells), names, keep)
     print("\n" + mark + json.dumps({"told": told, "digests": digests}), flush=True)

@@ -38,6 +38,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
 }
 """All that code in a session finds in its environment, besides HOME and TMPDIR."""
 _MAX_MESSAGE_BYTES = 1 << 16
@@ -153,6 +154,12 @@ class SpawnerClient:
         except BaseException:
             await client.close()
             raise
+        if "unimportable" in said:
+            await client.close()
+            raise SandboxUnavailable(
+                f"preload: sessions cannot import {said['unimportable']}; install it where this "
+                "Python has its packages, or leave it out"
+            )
         client.isolation, client.layers = said["isolation"], tuple(said["layers"])
         if not said["ready"]:
             await client.close()

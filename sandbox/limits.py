@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 OUTPUT_KILL_BYTES = 1 << 20
@@ -10,6 +9,26 @@ OUTPUT_KILL_BYTES = 1 << 20
 
 MAX_CODE_BYTES = 8 << 20
 """Longer cells are refused."""
+
+MAX_FIGURES, MAX_FIGURES_BYTES = 8, 2 << 20
+"""What one call may show, and the size of all its images together."""
+
+
+_MOST = 1 << 31
+"""No limit is larger: the kernel's numbers have an end."""
+
+
+def check_number(name: str, value: object, *, whole: bool, least: float | None = None) -> None:
+    """Raise ValueError unless it is a number, and not below `least`; without that, above 0."""
+    wanted = ""
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        wanted = "a whole number" if whole else "a number"
+    elif not (value > 0 if least is None else value >= least):  # as NaN is not
+        wanted = "a value above 0" if least is None else f"{least:g} or more"
+    elif value > _MOST:
+        wanted = f"at most {_MOST}"
+    if wanted:
+        raise ValueError(f"{name}={value!r:.100}: use {wanted}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +52,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
             whole = field.type == "int"
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                raise ValueError(f"limits.{field.name}={value!r}: use a {'whole ' * whole}number")
-            if not 0 < value < math.inf:  # not true of NaN either
-                raise ValueError(f"limits.{field.name}={value!r}: use a value above 0")
+            check_number(f"limits.{field.name}", getattr(self, field.name), whole=whole)
         if self.output_kib > OUTPUT_KILL_BYTES >> 10:
             raise ValueError(
                 f"limits.output_kib={self.output_kib!r}: use at most {OUTPUT_KILL_BYTES >> 10}, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from sandbox.results import CallResult, Kind
+from sandbox.results import CallResult, Kind, ReplayReason
 
 _WINDOW = 4096
 """Latest calls that the percentiles look at."""
@@ -26,6 +26,8 @@ class Metrics:
     """Branches forked from a snapshot, one a call."""
     replays: int = 0
     """States rebuilt by replay, because no snapshot of them was there."""
+    replay_reasons: Counter[str] = field(default_factory=Counter)
+    """Of these, by `ReplayReason`."""
     replayed_calls: int = 0
     diverged: int = 0
     """Replays that came to another result than when the call was recorded."""
@@ -43,6 +45,12 @@ class Metrics:
         self._durations.append(result.duration_s)
         self._queues.append(result.queue_s)
 
+    def count_replay(self, reason: str, calls: int) -> None:
+        """Take note of a state that was rebuilt by so many calls."""
+        self.replays += 1
+        self.replay_reasons[reason] += 1
+        self.replayed_calls += calls
+
     def values(self) -> dict[str, float]:
         """Flat numbers for a dashboard; seconds where a name ends in `_s`."""
         durations, queues = sorted(self._durations), sorted(self._queues)
@@ -52,6 +60,7 @@ class Metrics:
             "opened": self.opened,
             "forks": self.forks,
             "replays": self.replays,
+            **{f"replays_{reason.value}": self.replay_reasons[reason] for reason in ReplayReason},
             "replayed_calls": self.replayed_calls,
             "diverged": self.diverged,
             "rebased": self.rebased,

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
+from sandbox import png
 from sandbox.channels import Ends
 from sandbox.inspection import Sight, nameless_bytes, num_descriptors
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
@@ -27,6 +28,7 @@ from sandbox.shortage import explained, full, is_shortage
 from sandbox.streams import HeadTail
 from sandbox.wire import (
     LISTENER_MARKS,
+    MAX_REPLY_OVERHEAD,
     NONCE_BYTES,
     OUT_OF_MEMORY_STATUS,
     START_NONCE,
@@ -38,7 +40,7 @@ from sandbox.wire import (
     pack_uncover,
     unpack_reply,
 )
-from sandbox.workdir import usage
+from sandbox.workdir import Contents, contents
 
 _TICK_S = 0.25
 """Between looks at CPU time and files while a call runs."""
@@ -128,8 +130,9 @@ class SessionProcess:
         self._folder_was: int | None = None
         self._touched = False
         """Whether the last call may have created or removed files."""
-        self.file_bytes = 0
-        """Bytes of files in its folder after the last call."""
+        self._files_were: Contents | None = None
+        self._files: Contents | None = None
+        """What was in its folder when it was last looked at."""
         self.odd = False
         """Whether it was once seen with other descriptors than those that it was given."""
         self._own_end = self._killed = False
@@ -205,6 +208,7 @@ class SessionProcess:
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._streams = [HeadTail(limits.output_kib << 10) for _ in self.ends.pipes]
         self._folder_was = self._folder_state()
+        self._files_were = contents(self.folder, limits)
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         async with self.undisturbed():
             self.resume()
@@ -370,7 +374,7 @@ class SessionProcess:
             self._loop.call_later(_GRACE_S, self._settle, gone)
             return False
         self._said += data
-        if len(self._said) > self._max_reply:
+        if len(self._said) > self._max_reply + MAX_REPLY_OVERHEAD:
             self._loop.remove_reader(self.ends.control)
         try:
             reply = unpack_reply(self._said, self._nonce, self._max_reply)
@@ -496,23 +500,30 @@ class SessionProcess:
         """Whether it has too much in files, those included that it removed and still holds.
 
         Raises OSError if that cannot be found out for want of something."""
-        named = usage(self.folder, limits)
-        if named is None:
+        self._files = contents(self.folder, limits)
+        if self._files is None:
             return True
-        self.file_bytes = named
         with suppress(OSError):  # it is gone
             if not mapped and self.keeps_nothing:
                 return False
         most = limits.file_mib << 20
-        return named + nameless_bytes(self.pid, largest=most if mapped else 0) > most
+        nameless = nameless_bytes(self.pid, largest=most if mapped else 0)
+        return self._files.total + nameless > most
 
     def hoards(self, limits: Limits) -> bool:
         """Whether, as it was last seen, it keeps too much in files that have no name any more."""
         nameless = self.sight.nameless if self.sight is not None else 0
         return nameless > 0 and self.file_bytes + nameless > limits.file_mib << 20
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of files in its folder after the last call."""
+        return self._files.total if self._files is not None else 0
+
     def _honest(self, reply: Reply, duration: float, cpu_s: float) -> CallResult:
         out, err = self._streams
+        figures = tuple(filter(None, map(png.cleaned, reply.figures)))
+        less = len(figures) < len(reply.figures) and "figures" not in reply.truncated
         return CallResult(
             kind=reply.kind,
             stdout=out.text(),
@@ -520,7 +531,9 @@ class SessionProcess:
             value=reply.value,
             error_type=reply.error_type,
             traceback=reply.traceback,
-            truncated=(*self._cut(), *reply.truncated),
+            figures=figures,
+            files=self._files.changed_from(self._files_were) if self._files else (),
+            truncated=(*self._cut(), *reply.truncated, *(["figures"] if less else [])),
             duration_s=duration,
             cpu_s=cpu_s,
         )

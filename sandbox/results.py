@@ -11,6 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from sandbox.limits import MAX_CODE_BYTES
 
@@ -19,8 +20,6 @@ ACCIDENTAL = re.compile(r"\b0x[0-9a-fA-F]{6,}|/sandbox-\w{1,16}(?:/\w{1,32}){1,2
 
 KEPT = "kept"
 """`CallResult.snapshot` of a process from which branches can be forked."""
-CHEAP = "cheap"
-"""That of a state which a replay brings back sooner than a fork keeps it."""
 
 
 class Keep(StrEnum):
@@ -32,6 +31,36 @@ class Keep(StrEnum):
     """Where it stands and no more: its calls follow each other in one process, without forks."""
     NOTHING = "nothing"
     """Each call starts from where the session was opened."""
+
+
+class ReplayReason(StrEnum):
+    """Why a state was rebuilt by a replay. The first six are also said by `CallResult.snapshot`."""
+
+    THREADS = "threads"
+    """Its process had more than one, and went on with another session."""
+    DESCRIPTORS = "descriptors"
+    """Its process had open what a fork would share, and went on with another session."""
+    UNSEEN = "unseen"
+    """The kernel did not show its process, or not as it must be, so that it was not forked."""
+    UNSUPPORTED = "unsupported"
+    """Nothing can be forked here."""
+    CHEAP = "cheap"
+    """A replay is sooner done than a fork."""
+    NEWEST = "newest"
+    """Only the newest state of its session was kept."""
+    EVICTED = "evicted"
+    """Its snapshot was given up for want of room."""
+    TAMPERED = "tampered"
+    """Its snapshot did not fork as an honest one does."""
+    LOST = "lost"
+    """Its process ended, or could not fork."""
+    ELSEWHERE = "elsewhere"
+    """It was never here, or its tree was released."""
+    DEEP = "deep"
+    """Its process had too many ancestors; this is not said of a result, only counted."""
+
+
+CHEAP = ReplayReason.CHEAP
 
 
 class Kind(StrEnum):
@@ -64,8 +93,22 @@ class ReplayDiverged(SandboxFailure):
     Another host would diverge as well."""
 
 
+class FileRefused(ValueError):
+    """A file cannot be put or got: because of its name or size, of what the code has left in its
+    place, or because the code broke its session."""
+
+
 class SandboxUnavailable(Exception):
     """This machine cannot enforce a mandatory layer: names primitive, errno and remedy."""
+
+
+class WorkFile(NamedTuple):
+    """A file of a session."""
+
+    name: str
+    """Its path within the work folder."""
+    size: int
+    """Bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +126,15 @@ class CallResult:
     traceback: str = ""
     """The exception as Python prints it, with the caller's own frames only; of a process that
     was lost, why."""
+    figures: tuple[bytes, ...] = ()
+    """PNG images of the matplotlib figures that were shown or left open, in that order. They are
+    bounded (`sandbox.limits`, `sandbox.png`), but the code can draw what it wants."""
+    files: tuple[WorkFile, ...] = ()
+    """Files that the call made or changed, by name; hidden ones are left out, and so are those
+    beyond a bound."""
     truncated: tuple[str, ...] = ()
-    """Which of stdout, stderr, value and traceback lack their middle."""
+    """Which of stdout, stderr, value and traceback lack their middle; "figures" if some are left
+    out."""
     duration_s: float = 0.0
     """Wall clock from the start of the execution."""
     cpu_s: float = 0.0
@@ -94,23 +144,35 @@ class CallResult:
     restored_by: str = "fresh"
     """How the state before this call came about: "fresh" (by the session's own calls), "fork" (of
     a snapshot that another session, or this one before it lost a call, had left) or "replay"."""
+    replay_reason: str = ""
+    """Why by "replay", see `ReplayReason`; empty otherwise."""
     isolation: str = ""
     """The tier that the code ran in, see `docs/isolation.md`; empty if it did not run."""
     state_kept: bool = True
     """False if the process was lost: the next call continues from the state before this one."""
     snapshot: str = ""
-    """`KEPT`, or why branches from here must be replayed: "threads", "descriptors", "unsupported",
-    `CHEAP`, "newest" or "nothing" as asked for; empty if the process was lost."""
+    """`KEPT`, or why branches from here must be replayed, see `ReplayReason`; "newest" or "nothing"
+    as asked for; empty if the process was lost."""
     node: str = ""
     """Names the state after this call, the same in every process that is in it; empty if lost."""
     refused: bool = False
     """The code was not run, because it is too long: the session is as it was."""
 
     def digest(self) -> str:
-        """Fingerprint of what a repetition must reproduce; no clock, address, folder."""
+        """Fingerprint of what a repetition must reproduce; no clock, address, folder. Images and
+        sizes of files are no part of it: they may depend on versions, fonts and dates."""
         said = (self.kind.value, self.stdout, self.value, self.error_type)
         masked = ACCIDENTAL.sub("~", repr(said))
         return hashlib.sha256(masked.encode("ascii", "backslashreplace")).hexdigest()[:32]
+
+
+BROKEN = CallResult(
+    kind=Kind.KILLED,
+    traceback="an earlier call broke the session's process, and what it ran before does not come "
+    "out the same when it is repeated",
+    state_kept=False,
+)
+"""What comes of a call where code left nothing that could go on."""
 
 
 def refusal(code: str) -> CallResult | None:
@@ -119,6 +181,14 @@ def refusal(code: str) -> CallResult | None:
         return None
     said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB; it was not run"
     return CallResult(kind=Kind.ERROR, error_type="ValueError", traceback=said, refused=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A file that a caller puts into a session's work folder, in the place of a call."""
+
+    name: str
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +201,13 @@ class Entry:
     """The call killed its process and so left no effect: a replay passes over it."""
     node: str = ""
     """`CallResult.node`: where a snapshot of the state after the call is looked up."""
+    put: Put | None = None
+    """The file that was put in the place of a call; then there is no code."""
+
+    @property
+    def work(self) -> str | Put:
+        """What is done again in a replay."""
+        return self.code if self.put is None else self.put
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +222,12 @@ class SessionState:
     host: str = ""
     """`Sandbox.id` of where that is."""
 
-    def after(self, code: str, result: CallResult) -> SessionState:
-        """The state once `code` came to `result`; unchanged if it did not run."""
+    def after(self, work: str | Put, result: CallResult) -> SessionState:
+        """The state once `work` came to `result`; unchanged if it did not run."""
         if result.kind is Kind.SANDBOX_FAILURE or result.refused:
             return self
-        entry = Entry(code, result.digest(), not result.state_kept, result.node)
+        code, put = (work, None) if isinstance(work, str) else ("", work)
+        entry = Entry(code, result.digest(), not result.state_kept, result.node, put)
         return replace(self, entries=(*self.entries, entry))
 
     @property

@@ -10,16 +10,16 @@ hang a fork.
 
 from __future__ import annotations
 
+import _sitebuiltins
 import ast
 import builtins
-import errno
-import importlib
 import inspect
 import io
 import linecache
 import mmap
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -27,10 +27,13 @@ import traceback
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 from sandbox import branch
+from sandbox.figures import Gallery
+from sandbox.programs import refuse_programs
 from sandbox.results import Kind
 from sandbox.wire import (
     CELL_HEADER_BYTES,
@@ -49,9 +52,7 @@ from sandbox.wire import (
 _BROKEN_RUNNER_STATUS = 70
 _NAME_CHARS = 200
 _AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-_FENCE = "```"
-_STARTERS = {"fork_exec", "_fork_exec", "posix_spawn", "posix_spawnp", "_posix_spawn", "system"}
-"""Functions that start a program."""
+_FENCED = re.compile(r"\s*(`{3,}|~{3,})[^\n`]*\n(.*?)[ \t]*\1\s*", re.DOTALL)
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
 
@@ -66,10 +67,8 @@ def _cut(text: str, limit: int) -> tuple[str, bool]:
 
 def _unfenced(code: str) -> str:
     """What stands in a Markdown fence, if that is all there is."""
-    stripped = code.strip()
-    if not (stripped.startswith(_FENCE) and stripped.endswith(_FENCE) and "\n" in stripped):
-        return code
-    return stripped.partition("\n")[2].removesuffix(_FENCE)
+    found = _FENCED.fullmatch(code)
+    return code if found is None else found[2]
 
 
 def _compiled(code: str, name: str) -> tuple[CodeType, CodeType | None]:
@@ -91,21 +90,6 @@ def _evaluated(code: CodeType, names: dict[str, Any]) -> Any:
 
         return asyncio.run(result)
     return result
-
-
-def _refuse_programs() -> None:
-    """Say plainly that no program can be started: the kernel's answer (no more processes, or no
-    such permission) depends on how it was tried."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EPERM, "not allowed here: the sandbox starts no programs")
-
-    for name in ("_posixsubprocess", "subprocess", "posix", "os"):
-        if name == "_posixsubprocess":
-            importlib.import_module(name)
-        module = vars(sys.modules[name]) if name in sys.modules else {}
-        for starts in _STARTERS & set(module):
-            module[starts] = refuse
 
 
 def _tell_memory() -> None:
@@ -169,8 +153,8 @@ class Runner:
         module.__dict__["__builtins__"] = builtins
         sys.modules["__main__"] = module
         self._names: dict[str, Any] = module.__dict__
-        vars(builtins).update(exit=sys.exit, quit=sys.exit)
-        _refuse_programs()
+        vars(builtins).update(exit=sys.exit, quit=sys.exit, help=_sitebuiltins._Helper())
+        refuse_programs()
         _tell_memory()
         # fork() reseeded it from the system; the same beginning everywhere makes replay exact
         random.seed(0)
@@ -178,6 +162,7 @@ class Runner:
             sys.modules["numpy"].random.seed(0)
         stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
         vars(sys).update(stdin=stdin, __stdin__=stdin)
+        self._gallery = Gallery()
         self._streams: dict[str, io.TextIOWrapper] = {}
         for name in ("stdout", "stderr"):
             setattr(sys, name, None)  # the spawner's
@@ -221,7 +206,7 @@ class Runner:
 
     def run(self, code: str, index: int) -> Reply:
         """Run one cell to its end, whatever it raises."""
-        name = f"<cell {index}>"
+        name, value = f"<cell {index}>", cast(Any, None)
         try:
             self._open_streams()
             code = _unfenced(code)
@@ -241,8 +226,21 @@ class Runner:
             self._take_ballast()
         except BaseException as error:
             reply = self._reply(Kind.ERROR, error=error)
+        reply = self._with_figures(reply, value)
         self._finish()
         return reply
+
+    def _with_figures(self, reply: Reply, value: object) -> Reply:
+        """The reply with the figures of the cell, `value` among them if it is one."""
+        try:
+            figures, notes = self._gallery.take(value)
+            self._streams["stderr"].writelines(f"{note}\n" for note in notes)
+        except BaseException:  # code of the cell's, drawing
+            return reply
+        if not figures and not notes:
+            return reply
+        cut = (*reply.truncated, *(["figures"] if notes else []))
+        return replace(reply, figures=tuple(figures), truncated=cut)
 
     def _reply(
         self, kind: Kind, *, value: str | None = None, error: BaseException | None = None

@@ -14,7 +14,7 @@ from typing import Any
 from sandbox.inspection import proportional_bytes
 from sandbox.lineage import Lineage
 from sandbox.process import SessionProcess
-from sandbox.results import KEPT
+from sandbox.results import KEPT, ReplayReason
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PAGE_TABLES = 256 << 10
@@ -80,6 +80,8 @@ class Snapshot:
     """What its cells took since the last state that can be forked."""
     spent: bool = False
     """Its process went on itself."""
+    lacks: str = ReplayReason.LOST
+    """Why nobody can go on from it, should that be so."""
     forking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

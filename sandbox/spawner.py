@@ -243,11 +243,18 @@ def _hand_over(listener: int, undisturbed: bool) -> None:
         socket.send_fds(control, [LISTENER_MARKS[undisturbed]], [listener])
 
 
+class Unimportable(Exception):
+    """A module that sessions are to find imported cannot be."""
+
+
 def _import(names: list[str]) -> None:
-    """Once here, so that no session has to."""
+    """Once here, so that no session has to. Raises Unimportable."""
     for name in names:
-        importlib.import_module(name)
-        exec(_WARM_UP.get(name, ""), {})
+        try:
+            importlib.import_module(name)
+            exec(_WARM_UP.get(name, ""), {})
+        except BaseException as error:  # code of the module
+            raise Unimportable(f"{name!r}: {type(error).__name__}: {error}") from error
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random")  # lazy, and seeded at the start of each session
 
@@ -282,7 +289,14 @@ def _serve(supervisor: socket.socket, job: dict[str, Any]) -> None:
         die_with_parent(job["supervisor"], signal.SIGTERM)
         unwalled = wall_off(job["packages"], job["root"])
     sys.path[:] = [*(path for path in sys.path if path != job["source"]), *job["packages"], ""]
-    _import([*_COMMON_IMPORTS.split(), *job["preload"]])
+    os.environ.update(
+        HOME=job["root"], TMPDIR=job["root"]
+    )  # some modules want a place of their own
+    try:
+        _import([*_COMMON_IMPORTS.split(), *job["preload"]])
+    except Unimportable as unimportable:
+        supervisor.send(json.dumps({"ready": False, "unimportable": str(unimportable)}).encode())
+        return
     confinement, problems = probe(
         Limits(**job["limits"]),
         job["packages"],

@@ -16,11 +16,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sandbox.confine import TIERS
+from sandbox.files import checked, parts_of
 from sandbox.launch import SpawnerClient
-from sandbox.limits import Limits
+from sandbox.limits import Limits, check_number
 from sandbox.metrics import Metrics
 from sandbox.process import SessionProcess
-from sandbox.results import CallResult, Keep, Kind, SandboxFailure, SessionState, refusal
+from sandbox.results import (
+    CallResult,
+    FileRefused,
+    Keep,
+    Kind,
+    Put,
+    SandboxFailure,
+    SessionState,
+    refusal,
+)
 from sandbox.shortage import explained
 from sandbox.snapshots import Shelf
 from sandbox.tree import Means, Tree
@@ -48,6 +58,7 @@ class Session:
         self._state = replace(state, tree=tree.key, host=sandbox.id)
         self._keep = keep
         self._restored_by = "fork" if state.entries else "fresh"
+        self._replay_reason = ""
         self._waited_s = waited_s
         """Seconds that the session waited for its place; the first call reports them."""
         self._one_at_a_time = asyncio.Lock()
@@ -67,14 +78,13 @@ class Session:
         Raises ValueError when the session is closed.
         """
         async with self._one_at_a_time:
-            if self._closed:
-                raise ValueError("the session is closed: open a new one, at its state if need be")
+            self._check_open()
             refused = refusal(code)
             if refused is not None:
                 self._sandbox.metrics.count(refused)
                 return refused
             try:
-                result = await self._call(code)
+                result = await self._step(code)
             except SandboxFailure as failure:
                 result = _failed(type(failure), str(failure))
             except OSError as error:  # this process is short of something
@@ -83,15 +93,45 @@ class Session:
                 result,
                 queue_s=result.queue_s + self._waited_s,
                 restored_by=self._restored_by,
+                replay_reason=self._replay_reason,
                 isolation=self._sandbox.isolation,
             )
             self._waited_s = 0.0
-            if self._keep is not Keep.NOTHING:
-                self._state = self._state.after(code, result)
             if not result.state_kept and self._restored_by == "fresh":
                 self._restored_by = "fork"
             self._sandbox.metrics.count(result)
             return result
+
+    async def put(self, name: str, data: bytes) -> None:
+        """Put a file into the work folder, under a relative path; what is there under this name is
+        replaced, and folders that are missing are made. It is a step of the session as a call is:
+        `state` is another one afterwards, and branches of that have the file.
+
+        Raises FileRefused, SandboxFailure, ValueError when the session is closed.
+        """
+        kept = self._keep is not Keep.NOTHING
+        file = checked(name, data, self._sandbox.limits, kept=kept)
+        async with self._one_at_a_time:
+            self._check_open()
+            try:
+                result = await self._step(file)
+            except SandboxFailure:
+                self._sandbox.metrics.failures += 1
+                raise
+        if result.kind is not Kind.OK:
+            raise FileRefused(result.traceback)
+
+    async def get(self, name: str) -> bytes:
+        """A file of the work folder, as it is in `state`, by its relative path.
+
+        Raises FileRefused, SandboxFailure, ValueError when the session is closed.
+        """
+        parts_of(name)
+        async with self._one_at_a_time:
+            self._check_open()
+            data, reason = await self._tree.get(self._state, name)
+            self._note(reason)
+            return data
 
     def interrupt(self) -> bool:
         """End the cell that runs: it comes to "killed", and the session goes on in the state before
@@ -114,21 +154,32 @@ class Session:
 
     async def restore(self) -> None:
         """Have a process in `state`, by replay if there is no snapshot. Raises SandboxFailure."""
-        if await self._tree.ensure(self._state):
-            self._restored_by = "replay"
+        self._note(await self._tree.ensure(self._state))
 
-    async def _call(self, code: str) -> CallResult:
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the session is closed: open a new one, at its state if need be")
+
+    def _note(self, reason: str) -> None:
+        """Note that there was a replay, if there was a reason for one."""
+        if reason:
+            self._restored_by, self._replay_reason = "replay", reason
+
+    async def _step(self, work: str | Put) -> CallResult:
+        """Go on from `state` to the one after `work`. Raises SandboxFailure."""
+
         def began(process: SessionProcess) -> None:
             self._running = process
 
         try:
-            result, replayed = await self._tree.call(
-                self._state, code, keep=self._keep, began=began
-            )
+            result, reason = await self._tree.call(self._state, work, keep=self._keep, began=began)
         finally:
             self._running = None
-        if replayed:
-            self._restored_by = "replay"
+        self._note(reason)
+        if result.kind is Kind.SANDBOX_FAILURE and not isinstance(work, str):
+            raise SandboxFailure(result.traceback)
+        if self._keep is not Keep.NOTHING:
+            self._state = self._state.after(work, result)
         return result
 
 
@@ -169,8 +220,11 @@ class Sandbox:
             ("snapshots", snapshots),
             ("snapshot_mib", snapshot_mib),
         ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value!r}: use 1 or more")
+            if value is not None:
+                check_number(name, value, whole=True, least=1)
+        check_number("replay_below_s", replay_below_s, whole=False, least=0)
+        if isinstance(preload, str):
+            raise ValueError(f"preload={preload!r}: use a list of names")
         if isolation not in TIERS[:2]:
             raise ValueError(
                 f'isolation={isolation!r}: use "strong" or "standard"; for less, allow_degraded'

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 
+from sandbox import files
 from sandbox.inspection import DESCRIPTORS, THREADS
 from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
@@ -23,11 +24,15 @@ from sandbox.lineage import UNSEEN, Lineage
 from sandbox.metrics import Metrics
 from sandbox.process import Refused, SessionProcess, Tampered, beyond_quota
 from sandbox.results import (
+    BROKEN,
     CHEAP,
     CallResult,
+    FileRefused,
     Keep,
     Kind,
+    Put,
     ReplayDiverged,
+    ReplayReason,
     SandboxFailure,
     SessionState,
 )
@@ -49,14 +54,6 @@ _SPARE_FOLDERS = 8
 """Folders for branches that run, and for processes that are slow to end."""
 _START = "="
 """Names the state before any code; with the setup behind it, the state after that."""
-
-
-_BROKEN = CallResult(
-    kind=Kind.KILLED,
-    traceback="an earlier call broke the session's process, and what it ran before does not come "
-    "out the same when it is repeated",
-    state_kept=False,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +96,8 @@ class Tree:
         self._nodes: dict[str, Snapshot] = {}
         """The least recently used first."""
         self._lineages: set[Lineage] = set()
+        self._gone: dict[str, str] = {}
+        """Why a state has no process any more that others could go on from, by its node."""
         self._broken: set[str] = set()
         """States that nobody can fork by the doing of their own code: it left what cannot be
         branched, did not fork in order or ended the process. Should they not come out the same
@@ -110,36 +109,37 @@ class Tree:
         """Kept states, the one before any code included."""
         return len(self._nodes)
 
-    async def ensure(self, state: SessionState) -> bool:
-        """Have a process in `state`; whether it had to be rebuilt by a replay.
+    async def ensure(self, state: SessionState) -> str:
+        """Have a process in `state`; why it had to be rebuilt by a replay, empty if it had not.
 
         Raises SandboxFailure, ReplayDiverged.
         """
         if _node_of(state) in self._broken:
-            return False  # the next call says what comes of that
-        held, replayed = await self._reach(state)
+            return ""  # the next call says what comes of that
+        held, reason = await self._reach(state)
         self._release(held)
-        return replayed
+        return reason
 
     async def call(
         self,
         state: SessionState,
-        code: str,
+        work: str | Put,
         *,
         keep: Keep,
         began: Callable[[SessionProcess], None],
-    ) -> tuple[CallResult, bool]:
-        """Run one cell in `state`; whether a replay came before. `began` is told where it runs.
+    ) -> tuple[CallResult, str]:
+        """Run one cell in `state`, or put a file there; why a replay came before, empty if none
+        did. `began` is told where it runs.
 
         Raises SandboxFailure, ReplayDiverged.
         """
         for anew in (False, True):
             try:
-                held, replayed = await self._reach(state, anew=anew)
+                held, reason = await self._reach(state, anew=anew)
             except ReplayDiverged:
                 if _node_of(state) not in self._broken:
                     raise
-                return _BROKEN, True
+                return BROKEN, self._why(_node_of(state))
             try:
                 if held.generation >= _MAX_GENERATIONS and held.cost_s < _REBASE_S:
                     held = await self._rebased(state, held)
@@ -155,11 +155,11 @@ class Tree:
                             continue
                         if held.node not in self._broken:
                             raise
-                        return _BROKEN, True
+                        return BROKEN, reason
                     index = len(state.entries) + 1
                     began(process)
                     try:
-                        result = await self._run(process, code, index, self._means.limits)
+                        result = await self._run(process, work, index, self._means.limits)
                         self._note_loss(held, result)
                         if result.state_kept and keep is Keep.NOTHING:
                             process.kill()
@@ -169,10 +169,27 @@ class Tree:
                     except OSError:  # the supervisor is short of something
                         process.kill()
                         raise
-                    return replace(result, queue_s=queue_s), replayed
+                    return replace(result, queue_s=queue_s), reason
             finally:
                 self._release(held)
         raise AssertionError("unreachable")
+
+    async def get(self, state: SessionState, name: str) -> tuple[bytes, str]:
+        """A file of `state`; why a replay came before, empty if none did.
+
+        Raises FileRefused, SandboxFailure, ReplayDiverged.
+        """
+        try:
+            held, reason = await self._reach(state)
+        except ReplayDiverged:
+            if _node_of(state) not in self._broken:
+                raise
+            raise FileRefused(f"file {name!r}: {BROKEN.traceback}") from None
+        try:
+            async with held.forking:
+                return await files.get(held.process, name, self._means.limits), reason
+        finally:
+            self._release(held)
 
     async def close(self) -> None:
         """Give everything up; ends when no process and no folder is left."""
@@ -183,24 +200,30 @@ class Tree:
 
     # --- getting hold of a state ------------------------------------------------------------------
 
-    async def _reach(self, state: SessionState, *, anew: bool = False) -> tuple[Snapshot, bool]:
-        """The snapshot of `state`, held, and whether cells were replayed for it.
+    async def _reach(self, state: SessionState, *, anew: bool = False) -> tuple[Snapshot, str]:
+        """The snapshot of `state`, held, and why cells were replayed for it, empty if none were.
 
         `anew`: in a process that runs all cells itself, from the beginning, and is not forked.
         """
         node = _node_of(state)
         if node == _START:
-            return await self._start(), False
+            return await self._start(), ""
         async with self._building[node]:
             held = None if anew else self._take(node)
             if held is not None:
-                return held, False
-            held = await self._build(state, node, anew=anew)
+                return held, ""
+            reason = self._why(node)
+            held = await self._build(state, node, reason, anew=anew)
         if anew:
-            held.status = "rebuilt"
+            held.status = reason
         else:
             self._put(held)
-        return held, bool(state.effective)
+        return held, reason if state.effective else ""
+
+    def _why(self, node: str) -> str:
+        """Why nobody can go on from the process that was in a state."""
+        found = self._nodes.get(node)
+        return self._gone.get(node, ReplayReason.ELSEWHERE) if found is None else found.lacks
 
     def _take(self, node: str) -> Snapshot | None:
         """Hold a kept snapshot; one that cannot be forked leaves the table with it."""
@@ -211,6 +234,7 @@ class Tree:
         if found.forkable:
             self._put(found)
         else:
+            self._gone[node] = found.status
             del self._nodes[node]
         return found
 
@@ -230,6 +254,7 @@ class Tree:
             given_up |= set(own[:too_many])
         for old in given_up:
             self._means.shelf.forget(old)
+            old.lacks = ReplayReason.EVICTED
             old.give_up()
 
     def _release(self, held: Snapshot) -> None:
@@ -278,9 +303,13 @@ class Tree:
         return snapshot
 
     async def _accuse(self, held: Snapshot, failure: SandboxFailure) -> None:
-        """Note whether it was code that kept a state from going on. Before any there is none."""
+        """Note why a state did not go on, and whether it was code that kept it from that. Before
+        any there is none."""
+        tampered = isinstance(failure, Tampered)
+        held.lacks = ReplayReason.TAMPERED if tampered else ReplayReason.LOST
+        self._gone[held.node] = held.lacks
         code = not held.node.startswith(_START)
-        if code and (isinstance(failure, Tampered) or await held.process.ended_itself_after_all()):
+        if code and (tampered or await held.process.ended_itself_after_all()):
             self._broken.add(held.node)
 
     def _note_loss(self, held: Snapshot, result: CallResult) -> None:
@@ -293,6 +322,7 @@ class Tree:
         """Its process ended."""
         self._means.shelf.forget(snapshot)
         if self._nodes.get(snapshot.node) is snapshot:
+            self._gone[snapshot.node] = snapshot.lacks
             del self._nodes[snapshot.node]
         if not snapshot.spent and snapshot.process.ended_itself:
             self._broken.add(snapshot.node)
@@ -343,9 +373,11 @@ class Tree:
         return forking.result()
 
     async def _run(
-        self, process: SessionProcess, code: str, index: int, limits: Limits
+        self, process: SessionProcess, work: str | Put, index: int, limits: Limits
     ) -> CallResult:
-        return await process.run(code.encode("utf-8", "surrogatepass"), index, limits)
+        if isinstance(work, Put):
+            return await files.put(process, work, limits)
+        return await process.run(work.encode("utf-8", "surrogatepass"), index, limits)
 
     async def _kept(
         self, held: Snapshot, process: SessionProcess, result: CallResult, keep: Keep
@@ -400,7 +432,7 @@ class Tree:
         """A snapshot of the same state with fewer ancestors; the same one if that fails."""
         node = held.node
         try:
-            rebuilt = await self._build(state, node, anew=True)
+            rebuilt = await self._build(state, node, ReplayReason.DEEP, anew=True)
         except SandboxFailure:  # it cannot be repeated: live with the ancestors
             held.generation -= _MAX_GENERATIONS
             return held
@@ -409,9 +441,9 @@ class Tree:
         self._release(held)
         return rebuilt
 
-    async def _build(self, state: SessionState, node: str, *, anew: bool) -> Snapshot:
+    async def _build(self, state: SessionState, node: str, reason: str, *, anew: bool) -> Snapshot:
         """A new process in `state`, held: forked from the nearest kept state before it (`anew`:
-        from the beginning), in which the missing cells run again."""
+        from the beginning), in which the missing cells run again, for a `reason`."""
         base, missing = await self._nearest(state, anew=anew)
         started, result = time.monotonic(), CallResult(kind=Kind.OK)
         try:
@@ -428,8 +460,8 @@ class Tree:
         if self._alone:
             result = replace(result, snapshot=Keep.NEWEST)
         replayed = len(missing) - (missing[0] == 0)
-        self._means.metrics.replays += bool(replayed)
-        self._means.metrics.replayed_calls += replayed
+        if replayed:
+            self._means.metrics.count_replay(reason, replayed)
         return await self._after(base, process, node, time.monotonic() - started, result)
 
     async def _nearest(self, state: SessionState, *, anew: bool) -> tuple[Snapshot, list[int]]:
@@ -464,7 +496,7 @@ class Tree:
             return result
         entry = state.entries[index - 1]
         patient = replace(limits, wall_s=limits.wall_s * _REPLAY_PATIENCE)
-        result = await self._run(process, entry.code, index, patient)
+        result = await self._run(process, entry.work, index, patient)
         if result.kind is Kind.SANDBOX_FAILURE:
             raise SandboxFailure(result.traceback)
         if result.digest() != entry.digest:

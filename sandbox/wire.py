@@ -13,15 +13,21 @@ import os
 import struct
 from dataclasses import dataclass
 
+from sandbox.limits import MAX_FIGURES, MAX_FIGURES_BYTES
 from sandbox.results import Kind
 
 NONCE_BYTES = 8
 _CELL = struct.Struct(f"!{NONCE_BYTES}sII")
-_RESULT = struct.Struct(f"!{NONCE_BYTES}sBBIII")
+_RESULT = struct.Struct(f"!{NONCE_BYTES}sBBIIII")
 _WORDS = (Kind.OK, Kind.ERROR, Kind.MEMORY, Kind.EXITED, Kind.SANDBOX_FAILURE)
 """What a child may say of itself; its place is the byte on the wire."""
 
-_CUTTABLE = ("value", "traceback")
+_CUTTABLE = ("value", "traceback", "figures")
+_SIZE = struct.Struct("!I")
+"""Comes before each figure."""
+_MAX_FIGURE_PART = MAX_FIGURES_BYTES + MAX_FIGURES * _SIZE.size
+MAX_REPLY_OVERHEAD = _RESULT.size + _MAX_FIGURE_PART
+"""Bytes of a reply besides its texts, at most."""
 CELL_HEADER_BYTES = _CELL.size
 START_NONCE = b"\0" * NONCE_BYTES
 """Nonce of a process's first message: OK once it is confined, or SANDBOX_FAILURE and why in
@@ -55,6 +61,7 @@ class Reply:
     traceback: str
     truncated: tuple[str, ...]
     """Names of the `_CUTTABLE` fields that were cut."""
+    figures: tuple[bytes, ...] = ()
 
 
 def pack_cell(nonce: bytes, index: int, code: bytes) -> bytes:
@@ -90,17 +97,20 @@ def pack_reply(nonce: bytes, reply: Reply) -> bytes:
     )
     flags = (reply.value is not None) | (reply.error_type is not None) << 1
     flags |= sum(4 << at for at, name in enumerate(_CUTTABLE) if name in reply.truncated)
-    sizes = len(value), len(error_type), len(traceback)
+    figures = b"".join(_SIZE.pack(len(figure)) + figure for figure in reply.figures)
+    sizes = len(value), len(error_type), len(traceback), len(figures)
     header = _RESULT.pack(nonce, _WORDS.index(reply.kind), flags, *sizes)
-    return header + value + error_type + traceback
+    return header + value + error_type + traceback + figures
 
 
 def unpack_reply(data: bytes | bytearray, nonce: bytes, max_bytes: int) -> Reply | None:
-    """The reply to `nonce`, or None while it is incomplete. Raises Breach."""
+    """The reply to `nonce`, or None while it is incomplete. `max_bytes` bounds its texts together.
+    Raises Breach."""
     if len(data) < _RESULT.size:
         return None
     said_nonce, word, flags, *sizes = _RESULT.unpack_from(data)
-    if said_nonce != nonce or word >= len(_WORDS) or sum(sizes) > max_bytes:
+    too_long = sum(sizes[:3]) > max_bytes or sizes[3] > _MAX_FIGURE_PART
+    if said_nonce != nonce or word >= len(_WORDS) or too_long:
         raise Breach("bad header")
     if _WORDS[word] is Kind.SANDBOX_FAILURE and nonce != START_NONCE:
         raise Breach("code cannot speak for the sandbox")
@@ -110,7 +120,7 @@ def unpack_reply(data: bytes | bytearray, nonce: bytes, max_bytes: int) -> Reply
     if missing < 0:
         raise Breach("more than one reply")
     texts, start = [], _RESULT.size
-    for size in sizes:
+    for size in sizes[:3]:
         texts.append(bytes(data[start : start + size]).decode("utf-8", "replace"))
         start += size
     return Reply(
@@ -119,4 +129,19 @@ def unpack_reply(data: bytes | bytearray, nonce: bytes, max_bytes: int) -> Reply
         error_type=texts[1] if flags & 2 else None,
         traceback=texts[2],
         truncated=tuple(name for at, name in enumerate(_CUTTABLE) if flags & 4 << at),
+        figures=_figures(bytes(data[start:])),
     )
+
+
+def _figures(part: bytes) -> tuple[bytes, ...]:
+    """Raises Breach."""
+    found, at = list[bytes](), 0
+    while at < len(part) and len(found) < MAX_FIGURES:
+        if len(part) < at + _SIZE.size:
+            raise Breach("bad figures")
+        at += _SIZE.size
+        found.append(part[at : at + _SIZE.unpack_from(part, at - _SIZE.size)[0]])
+        at += len(found[-1])
+    if at != len(part) or not all(found):
+        raise Breach("bad figures")
+    return tuple(found)

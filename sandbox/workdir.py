@@ -15,14 +15,20 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from sandbox.limits import Limits
+from sandbox.results import WorkFile
 from sandbox.shortage import is_shortage
 
 _BLOCK = 512
 _THREADS = ThreadPoolExecutor(8, thread_name_prefix="sandbox")
 """Not the event loop's own: that could not be shut down where no thread can be started."""
+_LISTED, _LISTED_CHARS = 64, 1 << 13
+"""Most files that a result lists, and most characters of their names together."""
+
+_Result = TypeVar("_Result")
 
 
 def size(found: os.stat_result) -> int:
@@ -30,30 +36,63 @@ def size(found: os.stat_result) -> int:
     return max(found.st_size, found.st_blocks * _BLOCK)
 
 
-def usage(path: str, limits: Limits) -> int | None:
-    """Bytes of files in a state's folder; None if that is too much, or too many files.
+@dataclass(slots=True)
+class Contents:
+    """What is in a state's folder."""
+
+    count: int = 0
+    """Files and folders."""
+    total: int = 0
+    """Bytes of them."""
+    files: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Size, time of the last change and inode number of everything but folders, by the path within
+    the folder."""
+
+    def changed_from(self, before: Contents | None) -> tuple[WorkFile, ...]:
+        """Files that are new or other than `before`, by name, without hidden ones."""
+        old = before.files if before is not None else {}
+        found, chars = list[WorkFile](), 0
+        for name in sorted(name for name, seen in self.files.items() if old.get(name) != seen):
+            chars += len(name)
+            if len(found) < _LISTED and chars <= _LISTED_CHARS and "/." not in f"/{name}":
+                found.append(WorkFile(name, self.files[name][0]))
+        return tuple(found)
+
+
+def contents(path: str, limits: Limits) -> Contents | None:
+    """What is in a state's folder; None if that is too much, or too many files.
 
     Looks at a bounded number of entries. A folder that cannot be listed counts as too much: only
     hostile code makes one. Raises OSError if this supervisor is short of something.
     """
-    count, total, pending = 0, 0, [path]
+    found, pending = Contents(), [path]
     while pending:
         try:
             with os.scandir(pending.pop()) as entries:
                 for entry in entries:
-                    count += 1
-                    total += size(entry.stat(follow_symlinks=False))
-                    if count > limits.files or total > limits.file_mib << 20:
+                    status = entry.stat(follow_symlinks=False)
+                    found.count += 1
+                    found.total += size(status)
+                    if found.count > limits.files or found.total > limits.file_mib << 20:
                         return None
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
+                        continue
+                    seen = status.st_size, status.st_ctime_ns, status.st_ino
+                    found.files[entry.path[len(path) + 1 :]] = seen
         except FileNotFoundError:  # removed in between
             continue
         except OSError as error:
             if is_shortage(error):
                 raise
             return None
-    return total
+    return found
+
+
+def usage(path: str, limits: Limits) -> int | None:
+    """Bytes of files in a state's folder; None as for `contents`."""
+    found = contents(path, limits)
+    return None if found is None else found.total
 
 
 def remove(path: str) -> None:
@@ -99,20 +138,21 @@ def make_folders(tree: str, count: int, user: int | None) -> list[str]:
     return names
 
 
-async def aside(work: Callable[..., Any], *arguments: object) -> None:
+async def aside(work: Callable[..., _Result], *arguments: object) -> _Result:
     """Call what may take long, once, in a thread; here, if the system lets no thread be started:
     what was handed to the threads then is still with them, and another one may come to it."""
-    to_do, turn = [work], threading.Lock()
+    done, turn = list[_Result](), threading.Lock()
 
-    def once() -> None:
+    def once() -> _Result:
         with turn:
-            while to_do:
-                to_do.pop()(*arguments)
+            if not done:
+                done.append(work(*arguments))
+            return done[0]
 
     try:
-        await asyncio.get_running_loop().run_in_executor(_THREADS, once)
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, once)
     except RuntimeError:
-        once()
+        return once()
 
 
 class TreeFolder:

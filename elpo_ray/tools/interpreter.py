@@ -26,10 +26,15 @@ from elpo_ray.types import (
     ToolResult,
     ToolsLost,
 )
+from sandbox.png import size_of
 from sandbox.results import CallResult, Keep, Kind, ReplayDiverged, SandboxFailure, SessionState
 
 _MIN_CALLS = 100
 """Calls before a share of lost ones means anything."""
+
+
+MAX_FIGURE_BYTES = 1 << 20
+"""Images that the results of one session carry; later ones are only named in the text."""
 
 
 class HostHandle(Protocol):
@@ -49,7 +54,11 @@ class HostHandle(Protocol):
 def observation(result: CallResult) -> str:
     """What the policy reads of a call: everything it caused, and nothing else."""
     assert result.kind is not Kind.SANDBOX_FAILURE, "not the policy's doing"
-    said = [result.stdout, result.stderr, result.value or "", result.traceback]
+    figures = [
+        "[figure {}: {} x {}]".format(number, *size_of(image))
+        for number, image in enumerate(result.figures, 1)
+    ]
+    said = [result.stdout, result.stderr, result.value or "", *figures, result.traceback]
     if not result.state_kept:
         undone = "the session continues from before this call"
         said[-1] = f"[{result.kind.value}: {result.traceback}; {undone}]"
@@ -164,6 +173,7 @@ class PooledSession:
         self._keep = keep
         self._host: _Host | None = None
         self._id: str | None = None
+        self._figure_room = MAX_FIGURE_BYTES
         self._closed = False
 
     @property
@@ -191,7 +201,18 @@ class PooledSession:
             duration_s=result.duration_s,
             queue_s=result.queue_s,
             restored_by=result.restored_by,
+            figures=self._carried(result.figures),
         )
+
+    def _carried(self, figures: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The images for which there is room."""
+        carried = list[bytes]()
+        for image in figures:
+            self._figure_room -= len(image)
+            if self._figure_room < 0:
+                break
+            carried.append(image)
+        return tuple(carried)
 
     async def reward(self) -> RewardValue:
         """None: an interpreter does not judge."""

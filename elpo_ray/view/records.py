@@ -7,6 +7,7 @@ schema gives them.
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from elpo_ray.credit import Credit
 from elpo_ray.credit.clip import elc_region
 from elpo_ray.growth.budget import SpendKind
 from elpo_ray.tree import Localization, Node, RolloutTree
+from sandbox.limits import MAX_FIGURES, MAX_FIGURES_BYTES
+from sandbox.png import cleaned
 
 HERMES = "<tool_call>"
 """It begins a call in the text of a turn, in the format that the page reads itself."""
@@ -55,6 +58,7 @@ def tree_record(
         "kind": [_text(node, "tool_kind", limits) for node in nodes],
         "seconds": [short(_number(node, "tool_seconds")) for node in nodes],
         "restored": [_text(node, "restored_by", limits) for node in nodes],
+        "figures": [_figures(node) for node in nodes],
         "entropy": [short(_number(node, "entropy")) for node in nodes],
         "tokens": [_number(node, "num_action_tokens") for node in nodes],
         "observed": [_number(node, "num_observation_tokens") for node in nodes],
@@ -207,6 +211,21 @@ def _arguments(node: Node, limits: PageLimits) -> str | None:
     if isinstance(said, str) and HERMES in said:
         return None
     return _text(node, "arguments", limits)
+
+
+def _figures(node: Node) -> list[str] | None:
+    """Return a call's images in base64: those that are sound PNG, in bounds. None without any."""
+    said = node.extra.get("figures")
+    found, room = [], MAX_FIGURES_BYTES
+    for text in said[:MAX_FIGURES] if isinstance(said, list) else ():
+        try:
+            image = cleaned(base64.b64decode(text, validate=True))
+        except (TypeError, ValueError):  # no base64, or no text at all
+            continue
+        room -= len(image or b"")
+        if image is not None and room >= 0:
+            found.append(base64.b64encode(image).decode())
+    return found or None
 
 
 def _number(node: Node, key: str) -> float | None:

@@ -90,6 +90,7 @@ def ends(number: int, name: str, *kinds: Kind, cells: tuple[str, ...], hasty: bo
 
 import against_branches  # noqa: E402, F401
 import against_branches_again  # noqa: E402, F401
+import against_exchange  # noqa: E402, F401
 import against_files  # noqa: E402, F401
 import against_kernel  # noqa: E402, F401
 import against_limits  # noqa: E402, F401

@@ -1,6 +1,7 @@
 """The tree and its dump: what is written is read back, and what breaks the format is refused."""
 
 import asyncio
+import base64
 import copy
 import json
 from pathlib import Path
@@ -17,7 +18,16 @@ from elpo_ray.credit import assign
 from elpo_ray.credit.hierarchical import step_rewards
 from elpo_ray.dump import MalformedTreeError, dump_tree, read_line, read_tree, schema
 from elpo_ray.tree import RolloutTree
-from elpo_ray.types import UNGRADED, EndReason, FinishReason, Score, Step, Turn
+from elpo_ray.types import (
+    UNGRADED,
+    EndReason,
+    FinishReason,
+    Score,
+    Step,
+    ToolKind,
+    ToolResult,
+    Turn,
+)
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs/tree.schema.json").read_text())
@@ -42,6 +52,24 @@ BARE: dict[str, Any] = {
         }
     ],
 }
+
+
+IMAGE = b"\x89PNG" + bytes(300_000)
+
+
+def test_images_are_dumped_in_bounds_and_read_back() -> None:
+    tree = RolloutTree("t", 2)
+    turn = Turn((1,), (0.0,), (0.0,), FinishReason.STOP, 0)
+    shown = ToolResult(ToolKind.OK, "[figure 1]", figures=(IMAGE, IMAGE))
+    steps = [Step(turn, result=shown), Step(turn, result=ToolResult(ToolKind.OK, ""))]
+    for _ in range(2):
+        tree.add_trajectory(0, [*steps, Step(turn)], Score(1.0, True))
+    record = dump_tree(tree)
+    check_schema(record)
+    texts = [text for node in record["nodes"] for text in node.get("figures", [])]
+    assert [base64.b64decode(text) for text in texts] == [IMAGE] * 3, "at most a MiB of a tree"
+    assert sum("figures" in node for node in record["nodes"]) == 2
+    assert dump_tree(read_tree(record)) == record
 
 
 def check_schema(record: dict[str, Any]) -> None:

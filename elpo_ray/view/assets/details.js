@@ -32,8 +32,11 @@ function responseBlock(tree, id) {
   const kind = tree.value("kind", id);
   const facts = [kind, known(tree.value("seconds", id)) && duration(tree.value("seconds", id)),
     RESTORED[tree.value("restored", id)]].filter(Boolean);
-  return block(["responds", h("span", { class: "facts" }, facts.map((fact) => h("span", {}, fact)))],
+  const made = block(["responds", h("span", { class: "facts" }, facts.map((fact) => h("span", {}, fact)))],
     text, kind && kind !== "ok" ? "fault" : "response");
+  made.append(...(tree.value("figures", id) ?? []).map((image, i) =>
+    h("img", { class: "figure", alt: `figure ${i + 1}`, src: `data:image/png;base64,${image}` })));
+  return made;
 }
 
 const ENDS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from elpo_ray.tools.sandbox_host import SandboxHost, sandbox_of
 from elpo_ray.types import ToolCall, ToolsLost
 from sandbox.fusion import FusionSandbox
 from sandbox.limits import Limits
-from sandbox.results import Kind
+from sandbox.results import FileRefused, Keep, Kind, SandboxFailure
 from sandbox.supervisor import Sandbox
 
 pytestmark = pytest.mark.real
@@ -39,13 +40,17 @@ class Service(BaseHTTPRequestHandler):
             self.send_error(500)
             return
         try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-c", request["code"]],
-                capture_output=True,
-                text=True,
-                timeout=request["run_timeout"],
-                stdin=subprocess.DEVNULL,
-            )
+            with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile() as file:
+                file.write(request["code"].encode())
+                file.flush()
+                done = subprocess.run(
+                    [sys.executable, "-I", file.name],
+                    capture_output=True,
+                    text=True,
+                    timeout=request["run_timeout"],
+                    stdin=subprocess.DEVNULL,
+                    cwd=folder,
+                )
             ran: dict[str, Any] = {
                 "status": "Finished" if done.returncode == 0 else "Error",
                 "execution_time": 0.1,
@@ -133,6 +138,56 @@ async def test_a_state_goes_from_one_kind_of_host_to_the_other(remote: FusionSan
         assert (await there.call("x, random.random()")).value == expected
         back = await own.open(at=replace(there.state, tree=""))
         assert (await back.call("x")).restored_by == "replay"
+
+
+async def test_files_go_in_and_out(remote: FusionSandbox) -> None:
+    session = await remote.open(setup="import os")
+    await session.call("os.mkdir('d'); os.chdir('d')")
+    await session.put("data/in", bytes(range(256)))
+    middle = session.state
+    await session.call("open('../out', 'wb').write(open('../data/in', 'rb').read()[::-1])")
+    await session.put("data/in", b"new")
+    assert await session.get("out") == bytes(range(256))[::-1]
+    assert await session.get("data/in") == b"new"
+    branch = await remote.open(at=middle)
+    assert await branch.get("data/in") == bytes(range(256))
+    result = await branch.call("sorted(os.listdir('..'))")
+    assert (result.value, result.replay_reason) == ("['d', 'data']", "unsupported")
+    for name in ("../x", "/etc/passwd", ""):
+        with pytest.raises(FileRefused, match="use a relative path"):
+            await session.get(name)
+    for name in ("nothing", "d"):
+        with pytest.raises(FileRefused, match=f"file '{name}': "):
+            await session.get(name)
+    with pytest.raises(FileRefused, match="Is a directory"):
+        await session.put("d", b"x")
+    await session.put("large", bytes(3 << 20))
+    with pytest.raises(FileRefused, match="more than 2 MiB"):
+        await session.get("large")
+    assert (await session.call("os.path.getsize('../large')")).value == str(3 << 20)
+    Service.broken = True
+    with pytest.raises(SandboxFailure, match="HTTP Error 500"):
+        await session.put("a", b"x")
+    Service.broken = False
+    empty = await remote.open(keep=Keep.NOTHING)
+    with pytest.raises(FileRefused, match="keeps nothing"):
+        await empty.put("a", b"x")
+
+
+async def test_a_state_with_files_goes_from_one_kind_of_host_to_the_other(
+    remote: FusionSandbox,
+) -> None:
+    async with Sandbox(remote.limits) as own:
+        session = await own.open()
+        await session.put("a", b"1")
+        with pytest.raises(FileRefused):
+            await session.put("a/b", b"2")
+        there = await remote.open(at=session.state)
+        assert (await there.call("open('a').read()")).value == "'1'"
+        await there.put("a", b"3")
+        back = await own.open(at=replace(there.state, tree=""))
+        assert await back.get("a") == b"3"
+        assert (await back.call("1")).restored_by == "replay"
 
 
 async def test_a_divergence_and_a_broken_service_are_failures(remote: FusionSandbox) -> None:

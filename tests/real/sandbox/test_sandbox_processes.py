@@ -171,6 +171,10 @@ async def test_an_interrupted_cell_ends_and_the_session_goes_on() -> None:
         ("_ + 1", "42"),
         ("```python\nx = 6\nx * 7\n```", "42"),
         ("```\n'`' * 3\n```", "'```'"),
+        ("~~~py\n1 + 1\n~~~\n", "2"),
+        ("\n````python copy\n'''\n```\n'''\n````", r"'\n```\n'"),
+        ("'''\n```\n'''", r"'\n```\n'"),
+        ("help(len)\n1 + 2", "3"),
     ],
 )
 async def test_cells_are_what_people_write(code: str, value: str) -> None:

@@ -3,6 +3,8 @@
 Needs a Chromium binary: ELPO_CHROMIUM, or chromium, chromium-browser or google-chrome on PATH.
 """
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from run_folders import write_run
 
 from elpo_ray import compare
@@ -197,6 +200,22 @@ def test_the_search_for_the_critical_step_is_drawn(page: "playwright.Page", tmp_
     assert "Step 2 of 3" in page.locator(".searches").inner_text()
     # In the regions: 1, 2, 3 and 7 to 10 below node 1; 12, 13 and 24 to 26 below node 12
     assert page.locator("rect.elc").count() == 12
+
+
+def test_a_figure_is_shown_below_its_response(page: "playwright.Page", tmp_path: Path) -> None:
+    drawn = io.BytesIO()
+    Figure(figsize=(3, 2), dpi=100).savefig(drawn, format="png")
+    image = base64.b64encode(drawn.getvalue()).decode()
+    record = json.loads(FIGURE_4)
+    record["nodes"][1] |= {"text": "t", "observation": "[figure 1]", "figures": [image, "PHN2Zz4="]}
+    (tmp_path / "trees").mkdir()
+    (tmp_path / "trees" / "step_00001.jsonl").write_text(json.dumps(record) + "\n")
+    assert main([str(tmp_path)]) == 0
+    show(page, tmp_path / "view.html", "#/tree/1/1")
+    page.locator("g.node").nth(1).click()
+    images = page.locator(".details img.figure")
+    assert images.count() == 1 and images.get_attribute("alt") == "figure 1"
+    assert images.evaluate("(shown) => [shown.naturalWidth, shown.naturalHeight]") == [300, 200]
 
 
 def test_bad_input_is_told_and_the_rest_is_shown(page: "playwright.Page", tmp_path: Path) -> None:

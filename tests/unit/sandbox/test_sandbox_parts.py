@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox import seccomp
+from sandbox.fusion import FusionSandbox
 from sandbox.limits import Limits
 from sandbox.metrics import Metrics
-from sandbox.results import CallResult, Kind, SessionState
+from sandbox.results import CallResult, Kind, Put, ReplayReason, SessionState, WorkFile
 from sandbox.streams import HeadTail
+from sandbox.supervisor import Sandbox
 from sandbox.syscalls import ALLOWED, DENIED, NUMBERS
 from sandbox.wire import Breach, Reply, pack_reply, unpack_reply
 
@@ -105,6 +113,77 @@ def test_head_and_tail_are_kept(parts: list[bytes], half: int) -> None:
 def test_limits_name_what_is_wrong(name: str) -> None:
     with pytest.raises(ValueError, match=rf"limits\.{name}=0: use a value above 0"):
         Limits(**{name: 0})
+
+
+NAMES = [each.name for each in fields(Limits)]
+WRONG = [
+    ("'10'", "10"), ("None", None), ("True", True), ("False", False), ("[]", []), ("1j", 1j),
+    ("nan", math.nan), ("inf", math.inf), ("-inf", -math.inf), ("-1", -1), ("0", 0),
+    ("1e+300", 1e300), ("10", Decimal(10)), ("1", Fraction(1)), ("", np.int64(1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("shown", "value"), WRONG)
+def test_a_wrong_limit_is_refused_in_one_line(name: str, shown: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^limits\.{name}=[^\n]*: use [^\n]*$") as refused:
+        Limits(**{name: value})
+    assert shown in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["memory_mib", "file_mib", "files", "threads", "snapshots"])
+def test_whole_numbers_are_asked_for(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"limits\.{name}=1\.0: use a whole number"):
+        Limits(**{name: 1.0})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"limits\.{name}=4294967296: use at most"):
+        Limits(**{name: 1 << 32})  # type: ignore[arg-type]
+    assert Limits(wall_s=np.float64(2)).wall_s == 2  # a float
+
+
+@pytest.mark.parametrize("kind", [Sandbox, partial(FusionSandbox, "http://localhost")])
+@pytest.mark.parametrize("name", ["sessions", "running"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, math.nan, True, "8", 1 << 40])
+def test_wrong_numbers_of_a_sandbox_are_refused_in_one_line(
+    kind: Any, name: str, value: Any
+) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}=[^\n]*: use [^\n]*$"):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"replay_below_s": math.nan}, {"snapshot_mib": "1"}, {"preload": "numpy"}]
+)
+def test_wrong_arguments_of_a_sandbox_are_refused_in_one_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(wrong))}=[^\n]*: use [^\n]*$"):
+        Sandbox(**wrong)
+
+
+def test_metrics_count_replays_by_their_reasons() -> None:
+    metrics = Metrics()
+    metrics.count_replay(ReplayReason.EVICTED, 3)
+    metrics.count_replay(ReplayReason.LOST, 2)
+    seen = metrics.values()
+    assert (seen["replays"], seen["replayed_calls"]) == (2, 5)
+    named = {key: value for key, value in seen.items() if key.startswith("replays_")}
+    assert {key for key, value in named.items() if value} == {"replays_evicted", "replays_lost"}
+    assert len(named) == len(ReplayReason)
+
+
+def test_images_and_files_are_no_part_of_what_a_replay_compares() -> None:
+    result = CallResult(kind=Kind.OK, stdout="a")
+    other = replace(result, figures=(b"x",), files=(WorkFile("a", 1),), truncated=("figures",))
+    assert result.digest() == other.digest()
+
+
+def test_a_put_is_a_step_of_the_log() -> None:
+    put = Put("a", b"data")
+    state = (
+        SessionState()
+        .after("x = 1", CallResult(kind=Kind.OK))
+        .after(put, CallResult(kind=Kind.OK, node="n"))
+    )
+    assert [entry.work for entry in state.entries] == ["x = 1", put]
+    assert pickle.loads(pickle.dumps(state)) == state
 
 
 def test_metrics_count_kinds_and_percentiles() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from fakes import local_tools
 from elpo_ray.config.rollout import LastLine, SandboxConfig
 from elpo_ray.tools.code_interpreter import printing_last_line
 from elpo_ray.tools.interpreter import PooledTools, observation
-from elpo_ray.tools.sandbox_host import SandboxHost, limits_of
+from elpo_ray.tools.sandbox_host import Opened, SandboxHost, limits_of
 from elpo_ray.types import InfrastructureError, ToolCall, ToolKind, ToolResult, ToolsLost
 from sandbox.results import CallResult, Kind, SessionState
 from sandbox.supervisor import Sandbox
@@ -50,6 +51,40 @@ async def test_a_call_becomes_an_observation(sandbox: Sandbox) -> None:
         "begun\n[timeout: ran for 1 s; the session continues from before this call]"
     )
     await session.close()
+
+
+class Draws:
+    """A host whose every call shows figures."""
+
+    async def open(self, *_: object) -> Opened:
+        return Opened("session", "tree", "host")
+
+    async def call(self, *_: object) -> CallResult:
+        return CallResult(kind=Kind.OK, value="v", figures=tuple(images(2, 300_000)))
+
+    async def close(self, session_id: str) -> None:
+        """Nothing is open."""
+
+    async def release(self, tree: str) -> None:
+        """Nothing is kept."""
+
+
+async def test_figures_are_named_in_the_observation_and_carried_in_bounds() -> None:
+    session = await PooledTools([Draws()], CONFIG).open()
+    results = [await session.call(run("draw")) for _ in range(3)]
+    assert {result.text for result in results} == {"v\n[figure 1: 4 x 3]\n[figure 2: 4 x 3]"}
+    carried = [len(result.figures) for result in results]
+    assert carried == [2, 1, 0], "those that fit into a MiB"
+    failed = CallResult(kind=Kind.ERROR, stderr="E", traceback="T", figures=tuple(images(1)))
+    assert observation(failed) == "E\n[figure 1: 4 x 3]\nT"
+
+
+def images(count: int, size: int = 20) -> list[bytes]:
+    """PNG images of 4 x 3 pixels."""
+    data = struct.pack(">IIBBBBB", 4, 3, 8, 2, 0, 0, 0), bytes(size), b""
+    parts = zip((b"IHDR", b"IDAT", b"IEND"), data, strict=True)
+    packed = (struct.pack(">I", len(d)) + name + d + bytes(4) for name, d in parts)
+    return [b"\x89PNG\r\n\x1a\n" + b"".join(packed)] * count
 
 
 @pytest.mark.parametrize(

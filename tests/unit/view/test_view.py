@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from elpo_ray.view.__main__ import main
 from elpo_ray.view.book import Book
 from elpo_ray.view.page import whole_page
 from elpo_ray.view.records import PageLimits, clipped, short, table_row, tree_record
+from sandbox.limits import MAX_FIGURES
 
 ROOT = Path(__file__).parents[3]
 FIGURE_4 = (ROOT / "tests/fixtures/figure4.jsonl").read_text()
@@ -203,9 +205,24 @@ def test_metrics_with_faults_and_values_that_are_no_numbers(tmp_path: Path) -> N
     assert {n["text"][:20] for n in data["notices"]} >= {"not JSON", "no step in this line"[:20]}
 
 
+def test_images_are_shown_if_they_are_sound(tmp_path: Path) -> None:
+    data = (b"IHDR", struct.pack(">IIBBBBB", 4, 3, 8, 2, 0, 0, 0)), (b"IDAT", b"x"), (b"IEND", b"")
+    parts = [struct.pack(">I", len(body)) + name + body + bytes(4) for name, body in data]
+    sound = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).decode()
+    script = base64.b64encode(b"<script>").decode()
+    record = json.loads(FIGURE_4)
+    record["nodes"][1]["figures"] = [sound, script, sound[:-4], "\u00e4", 3, None, sound]
+    record["nodes"][2]["figures"] = [script]
+    record["nodes"][3]["figures"] = sound
+    record["nodes"][4]["figures"] = [sound] * 100
+    made = tree_of(opened(bare_run(tmp_path / "run", json.dumps(record) + "\n")), 0)
+    figures = made["columns"]["figures"]
+    assert sorted(filter(None, figures), key=len) == [[sound] * 2, [sound] * MAX_FIGURES]
+
+
 leaf_fields = st.dictionaries(
     st.sampled_from(["text", "observation", "tool", "tool_kind", "entropy", "num_action_tokens",
-                     "tool_seconds", "token_ids", "token_entropies", "weight_version"]),
+                     "figures", "tool_seconds", "token_ids", "token_entropies", "weight_version"]),
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
