@@ -23,9 +23,10 @@ from typing import Any
 from sandbox import bubblewrap
 from sandbox.channels import Ends
 from sandbox.confine import DEVICES, readable
+from sandbox.endings import End, Tampered
 from sandbox.inspection import Sight, Unseen
 from sandbox.limits import Limits
-from sandbox.process import End, SessionProcess, Tampered
+from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure, SandboxUnavailable
 from sandbox.shortage import explained
 from sandbox.workdir import TreeFolder, aside, remove

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from sandbox.channels import Ends
+from sandbox.endings import End, Refused, Tampered
 from sandbox.inspection import THREADS, Hidden, Sight, Unseen, num_threads
 from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned
-from sandbox.process import End, Refused, SessionProcess, Tampered
+from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure
 from sandbox.shortage import explained, full
 from sandbox.wire import CONTROL_FD, NONCE_BYTES, WORK_FD, ticket_of
@@ -231,13 +232,14 @@ class Lineage:
         of what its parent has open. It says whether the state can go on without that."""
         process.sight = None
         try:
-            if self.covered and not weigh and process.keeps_nothing:
+            if self.covered and not weigh and process.holdings.have_names(process.pid):
                 return THREADS if num_threads(process.pid) > 1 else ""
             process.sight = await self._sight(process, weigh)
         except (Unseen, OSError):
             return UNSEEN
         fault = process.sight.fault(process.ends.identities, process.folder)
-        process.odd |= bool(fault)
+        if fault:
+            process.holdings.doubt()
         return fault
 
     async def _sight(self, process: SessionProcess, weigh: bool) -> Sight:

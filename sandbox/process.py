@@ -17,22 +17,33 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from dataclasses import dataclass
 
 from sandbox import png
 from sandbox.channels import Ends
-from sandbox.inspection import Sight, nameless_bytes, num_descriptors
+from sandbox.endings import (
+    HEADLESS,
+    THERE,
+    End,
+    Refused,
+    Stop,
+    Tampered,
+    headless,
+    over_quota,
+    short_of,
+    state_of,
+    verdict_of,
+)
+from sandbox.holdings import Holdings
+from sandbox.inspection import Sight
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
-from sandbox.shortage import explained, full, is_shortage
-from sandbox.streams import HeadTail
+from sandbox.shortage import full
+from sandbox.streams import Output
 from sandbox.wire import (
     LISTENER_MARKS,
     MAX_REPLY_OVERHEAD,
     NONCE_BYTES,
-    OUT_OF_MEMORY_STATUS,
     START_NONCE,
-    WORK_FD,
     Breach,
     Reply,
     pack_cell,
@@ -40,7 +51,6 @@ from sandbox.wire import (
     pack_uncover,
     unpack_reply,
 )
-from sandbox.workdir import Contents, contents
 
 _TICK_S = 0.25
 """Between looks at CPU time and files while a call runs."""
@@ -54,50 +64,13 @@ FORK_PATIENCE_S = 5.0
 """Seconds that a process, possibly hostile, may take to do what it is told."""
 _STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] * 25)
 """Waits between looks whether a process that was told to stop has done so."""
-_THERE = {"R", "S", "D", "T", "t", "I"}
-"""Letters in /proc for a process that has not ended."""
 _CHUNK = 1 << 16
-_LONE_FOLDER_LINKS = 2
-"""Links to a folder that has none below, on file systems that count them."""
-_CLOCK_TICK_NS = 20_000_000
-"""Two changes of a file within so many nanoseconds may bear the same time."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LAST_BYTES = 2 << 20
 """Bytes of address space below which nearly every allocation fails."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a process ended."""
-
-    status: int | None
-    """The status from wait(2); None if the spawner died first."""
-    cpu_s: float = 0.0
-    """CPU time of its whole life."""
-
-    @property
-    def killed(self) -> bool:
-        """Whether a SIGKILL ended it, which no code can send, or the death of its spawner."""
-        return self.status is None or os.waitstatus_to_exitcode(self.status) == -signal.SIGKILL
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    """The supervisor's reason to end a call."""
-
-    kind: Kind
-    why: str
-
-
-_HEADLESS = _Stop(Kind.KILLED, "its first thread ended before the others")
-
-
-class Tampered(SandboxFailure):
-    """A process, or something in its place, did not fork as an honest one does."""
-
-
-class Refused(SandboxFailure):
-    """A process could not fork, for want of resources as far as one knows: it may later."""
+_FLOOD = Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
 
 
 class SessionProcess:
@@ -120,21 +93,15 @@ class SessionProcess:
         """Set by the spawner's report."""
         self.end.add_done_callback(lambda _: self._on_end())
         self._nonce = b""
-        self._verdict: asyncio.Future[Reply | _Stop | None] | None = None
+        self._verdict: asyncio.Future[Reply | Stop | None] | None = None
         """What the running call (or the start, or a fork, which comes to None) is waiting for."""
         self._starting = False
         self._said = bytearray()
         self._unsent = memoryview(b"")
         self._max_reply = OUTPUT_KILL_BYTES
-        self._streams = [HeadTail(0), HeadTail(0)]
-        self._folder_was: int | None = None
-        self._touched = False
-        """Whether the last call may have created or removed files."""
-        self._files_were: Contents | None = None
-        self._files: Contents | None = None
-        """What was in its folder when it was last looked at."""
-        self.odd = False
-        """Whether it was once seen with other descriptors than those that it was given."""
+        self._output = Output(ends.pipes, lambda: self._settle(_FLOOD))
+        self.holdings = Holdings()
+        """What it keeps in files."""
         self._own_end = self._killed = False
         self._hung_up = False
         """Whether its control channel is at its end."""
@@ -146,8 +113,7 @@ class SessionProcess:
         """Who it is, here and to the spawner; `pidfd` belongs to this object from here on."""
         self.pid, self.inner_pid, self._pidfd = pid, inner_pid, pidfd
         self._loop.add_reader(self.ends.control, self._on_control)
-        for index, pipe in enumerate(self.ends.pipes):
-            self._loop.add_reader(pipe, self._on_print, index)
+        self._output.listen(self._loop)
 
     async def started(self) -> None:
         """Wait until the first process of a family is confined. Raises SandboxFailure, then
@@ -183,11 +149,11 @@ class SessionProcess:
         """The branch that was ordered is there."""
         self._settle(None)
 
-    async def _settled(self, nonce: bytes, patience_s: float) -> Reply | _Stop | None:
+    async def _settled(self, nonce: bytes, patience_s: float) -> Reply | Stop | None:
         """What comes of an order that goes by this nonce."""
         assert self._verdict is None, "one order at a time"
         self._nonce, self._verdict = nonce, self._loop.create_future()
-        late = _Stop(Kind.SANDBOX_FAILURE, f"nothing came of it for {patience_s:g} s")
+        late = Stop(Kind.SANDBOX_FAILURE, f"nothing came of it for {patience_s:g} s")
         alarm = self._loop.call_later(patience_s, self._settle, late)
         try:
             return await self._verdict
@@ -206,9 +172,8 @@ class SessionProcess:
             raise SandboxFailure("the session's process was lost")
         self._verdict = self._loop.create_future()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
-        self._streams = [HeadTail(limits.output_kib << 10) for _ in self.ends.pipes]
-        self._folder_was = self._folder_state()
-        self._files_were = contents(self.folder, limits)
+        self._output.begin(limits.output_kib << 10)
+        self.holdings.begin(self.folder, limits)
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         async with self.undisturbed():
             self.resume()
@@ -226,8 +191,7 @@ class SessionProcess:
             watch.cancel()
             self._verdict = None
         assert verdict is not None, "no fork was ordered"
-        for stream in range(len(self.ends.pipes)):
-            self._drain(stream)
+        self._output.drain(self._loop)
         if isinstance(verdict, Reply):
             verdict = self._second_look(verdict, limits)
         cpu_s = self.cpu_s() - cpu_before
@@ -239,19 +203,17 @@ class SessionProcess:
         """It will print no more, only be forked: give up what printing needs. False if it has."""
         if not self.ends.pipes:
             return False
-        for index, pipe in enumerate(self.ends.pipes):
-            self._loop.remove_reader(pipe)
-            os.close(pipe)
-            self.ends.pipes[index] = -1
-        self.ends.pipes.clear()
+        self._output.stop(self._loop)
+        while self.ends.pipes:
+            os.close(self.ends.pipes.pop())
         return True
 
     def kill(self) -> asyncio.Task[None]:
         """Kill the process; the task ends when it is gone. Idempotent."""
         if self._closing is None:
-            self._settle(_Stop(Kind.SANDBOX_FAILURE, "the process was ended with its tree"))
-            for reader in (self.ends.control.fileno(), *self.ends.pipes):
-                self._loop.remove_reader(reader)
+            self._settle(Stop(Kind.SANDBOX_FAILURE, "the process was ended with its tree"))
+            self._loop.remove_reader(self.ends.control)
+            self._output.stop(self._loop)
             self._loop.remove_writer(self.ends.control)
             self._signal(signal.SIGKILL)
             pidfd, self._pidfd = self._pidfd, -1
@@ -292,7 +254,7 @@ class SessionProcess:
         """Wait for the report if it seems to have ended."""
         while self._on_control():
             pass
-        if self.pid > 0 and (self._hung_up or _state_of(self.pid) not in _THERE):
+        if self.pid > 0 and (self._hung_up or state_of(self.pid) not in THERE):
             await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
 
     @property
@@ -311,8 +273,8 @@ class SessionProcess:
         """Stop it, and wait until nothing of it runs; False if that cannot be had."""
         self.pause()
         for wait_s in _STOPPED_S:
-            state = _state_of(self.pid)
-            if state not in _THERE or not self.alive:
+            state = state_of(self.pid)
+            if state not in THERE or not self.alive:
                 return False
             if state == "T":
                 self.at_rest = self._stops
@@ -336,11 +298,11 @@ class SessionProcess:
 
     def accuse(self, why: str) -> None:
         """It was seen to do what no honest code does: end its call."""
-        self._settle(_Stop(Kind.KILLED, why))
+        self._settle(Stop(Kind.KILLED, why))
 
     # --- what the process does, as events ---------------------------------------------------------
 
-    def _settle(self, verdict: Reply | _Stop | None) -> None:
+    def _settle(self, verdict: Reply | Stop | None) -> None:
         if self._verdict is not None and not self._verdict.done():
             self._verdict.set_result(verdict)
 
@@ -351,7 +313,7 @@ class SessionProcess:
             return control.recv(_CHUNK)
         mark, descriptors, flags, _ = socket.recv_fds(control, len(LISTENER_MARKS[0]), 1)
         if flags & socket.MSG_CTRUNC:  # sessions send no descriptors: the listener found no room
-            self._settle(_short_of(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+            self._settle(short_of(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
         if descriptors:
             self.listener, self.steadfast = descriptors[0], mark == LISTENER_MARKS[True]
             return self._receive()
@@ -370,7 +332,7 @@ class SessionProcess:
         if not data:
             self._hung_up = True
             self._loop.remove_reader(self.ends.control)
-            gone = _Stop(Kind.KILLED, "the control channel was closed")
+            gone = Stop(Kind.KILLED, "the control channel was closed")
             self._loop.call_later(_GRACE_S, self._settle, gone)
             return False
         self._said += data
@@ -379,7 +341,7 @@ class SessionProcess:
         try:
             reply = unpack_reply(self._said, self._nonce, self._max_reply)
         except Breach as breach:
-            self._settle(_Stop(Kind.KILLED, f"broke the control channel: {breach}"))
+            self._settle(Stop(Kind.KILLED, f"broke the control channel: {breach}"))
         else:
             if reply is not None:
                 self._said.clear()
@@ -402,20 +364,6 @@ class SessionProcess:
         else:
             self._loop.remove_writer(self.ends.control)
 
-    def _on_print(self, stream: int) -> bool:
-        """Read what is there; whether there may be more."""
-        try:
-            data = os.read(self.ends.pipes[stream], _CHUNK)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._loop.remove_reader(self.ends.pipes[stream])
-            return False
-        self._streams[stream].add(data)
-        if self._flooded():
-            self._settle(_Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output"))
-        return True
-
     def _on_end(self) -> None:
         if self._closing is not None:
             return
@@ -423,7 +371,7 @@ class SessionProcess:
         self._own_end = not self._killed
         while self._on_control():  # its last words, if they were complete, come first
             pass
-        self._settle(_Stop(Kind.KILLED, "the process ended"))
+        self._settle(Stop(Kind.KILLED, "the process ended"))
         self.kill()  # give up its descriptors
 
     async def _watch(self, start: float, cpu_before: float, limits: Limits) -> None:
@@ -432,15 +380,15 @@ class SessionProcess:
             if self.cpu_s() - cpu_before > limits.cpu_s:
                 self._settle(self._out_of_time(f"used {limits.cpu_s:g} s of CPU", limits))
             try:
-                if self._over_quota(limits, mapped=True):
-                    self._settle(_over_quota(limits))
-                if _headless(self.pid):
-                    self._settle(_HEADLESS)
+                if self.holdings.exceed(self.pid, self.folder, limits, running=True):
+                    self._settle(over_quota(limits))
+                if headless(self.pid):
+                    self._settle(HEADLESS)
             except OSError as error:
-                self._settle(_short_of(error))
+                self._settle(short_of(error))
         self._settle(self._out_of_time(f"ran for {limits.wall_s:g} s", limits))
 
-    def _out_of_time(self, why: str, limits: Limits) -> _Stop:
+    def _out_of_time(self, why: str, limits: Limits) -> Stop:
         """Code that has no memory left may crawl, and CPython loop over its MemoryErrors."""
         try:
             with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
@@ -448,119 +396,66 @@ class SessionProcess:
         except OSError:  # it is gone
             taken = 0
         if taken > (limits.memory_mib << 20) - _LAST_BYTES:
-            return _Stop(Kind.MEMORY, f"{why}, out of memory")
-        return _Stop(Kind.TIMEOUT, why)
+            return Stop(Kind.MEMORY, f"{why}, out of memory")
+        return Stop(Kind.TIMEOUT, why)
 
     # --- verdicts ---------------------------------------------------------------------------------
 
-    def _flooded(self) -> bool:
-        return sum(stream.total for stream in self._streams) > OUTPUT_KILL_BYTES
-
-    def _drain(self, stream: int) -> None:
-        while not self._flooded() and self._on_print(stream):
-            pass
-
-    def _second_look(self, reply: Reply, limits: Limits) -> Reply | _Stop:
+    def _second_look(self, reply: Reply, limits: Limits) -> Reply | Stop:
         """What an honest-looking reply may hide. That the process ended behind it is no matter of
         this call: the state that it left is broken."""
-        if self._flooded():
-            return _Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
-        self._touched = self._folder_was is None or self._folder_state() != self._folder_was
+        if self._output.floods:
+            return _FLOOD
+        self.holdings.end(self.folder)
         try:
-            if self._over_quota(limits, mapped=self._touched):
-                return _over_quota(limits)
-            if _headless(self.pid):
-                return _HEADLESS
+            if self.holdings.exceed(self.pid, self.folder, limits):
+                return over_quota(limits)
+            if headless(self.pid):
+                return HEADLESS
         except OSError as error:
-            return _short_of(error)
+            return short_of(error)
         no_room = os.strerror(errno.ENOSPC)
         if reply.kind is Kind.ERROR and no_room in reply.traceback and full(self.folder):
-            return _short_of(OSError(errno.ENOSPC, no_room))
+            return short_of(OSError(errno.ENOSPC, no_room))
         return reply
 
-    def _folder_state(self) -> int | None:
-        """Other than before once something was created or removed in the work folder, by the
-        kernel's clock; None if that cannot be known, as where folders are below."""
-        try:
-            found = os.stat(self.folder)
-        except OSError:  # it removed the folder
-            return None
-        lone = found.st_nlink == _LONE_FOLDER_LINKS
-        too_soon = time.time_ns() - found.st_mtime_ns < _CLOCK_TICK_NS
-        return found.st_mtime_ns if lone and not too_soon else None
-
-    @property
-    def keeps_nothing(self) -> bool:
-        """Whether, as far as everybody can see, it has no file of its own that has no name: nothing
-        but its first descriptors, which were the given ones when it last touched a file. Raises
-        OSError if it is gone."""
-        return not (self._touched or self.odd) and num_descriptors(self.pid) == WORK_FD + 1
-
-    def _over_quota(self, limits: Limits, *, mapped: bool) -> bool:
-        """Whether it has too much in files, those included that it removed and still holds.
-
-        Raises OSError if that cannot be found out for want of something."""
-        self._files = contents(self.folder, limits)
-        if self._files is None:
-            return True
-        with suppress(OSError):  # it is gone
-            if not mapped and self.keeps_nothing:
-                return False
-        most = limits.file_mib << 20
-        nameless = nameless_bytes(self.pid, largest=most if mapped else 0)
-        return self._files.total + nameless > most
-
-    def hoards(self, limits: Limits) -> bool:
-        """Whether, as it was last seen, it keeps too much in files that have no name any more."""
-        nameless = self.sight.nameless if self.sight is not None else 0
-        return nameless > 0 and self.file_bytes + nameless > limits.file_mib << 20
-
-    @property
-    def file_bytes(self) -> int:
-        """Bytes of files in its folder after the last call."""
-        return self._files.total if self._files is not None else 0
-
     def _honest(self, reply: Reply, duration: float, cpu_s: float) -> CallResult:
-        out, err = self._streams
+        out, err = self._output.texts
         figures = tuple(filter(None, map(png.cleaned, reply.figures)))
         less = len(figures) < len(reply.figures) and "figures" not in reply.truncated
         return CallResult(
             kind=reply.kind,
-            stdout=out.text(),
-            stderr=err.text(),
+            stdout=out,
+            stderr=err,
             value=reply.value,
             error_type=reply.error_type,
             traceback=reply.traceback,
             figures=figures,
-            files=self._files.changed_from(self._files_were) if self._files else (),
-            truncated=(*self._cut(), *reply.truncated, *(["figures"] if less else [])),
+            files=self.holdings.changed,
+            truncated=(*self._output.truncated, *reply.truncated, *(["figures"] if less else [])),
             duration_s=duration,
             cpu_s=cpu_s,
         )
 
-    def _cut(self) -> list[str]:
-        named = zip(("stdout", "stderr"), self._streams, strict=True)
-        return [name for name, stream in named if stream.truncated]
-
     async def _ended(
-        self, stop: _Stop, duration: float, cpu_s: float, cpu_before: float
+        self, stop: Stop, duration: float, cpu_s: float, cpu_before: float
     ) -> CallResult:
         """Close the process and say, by its end, who caused it."""
         kind, why = stop.kind, stop.why
-        if kind is Kind.KILLED and _state_of(self.pid) not in _THERE:
+        if kind is Kind.KILLED and state_of(self.pid) not in THERE:
             await asyncio.wait({self.end}, timeout=_REPORT_S)
         if self.end.done():
             end = self.end.result()
-            kind, why = _verdict_of(end)
+            kind, why = verdict_of(end)
             cpu_s = max(0.0, end.cpu_s - cpu_before)
         self.kill()
-        out, err = self._streams
+        out, err = self._output.texts
         return CallResult(
             kind=kind,
-            stdout=out.text(),
-            stderr=err.text(),
+            stdout=out,
+            stderr=err,
             traceback=why,
-            truncated=tuple(self._cut()),
+            truncated=tuple(self._output.truncated),
             duration_s=duration,
             cpu_s=cpu_s,
             state_kept=False,
@@ -579,58 +474,7 @@ class SessionProcess:
                 signal.pidfd_send_signal(self._pidfd, number)
 
 
-def _state_of(pid: int) -> str:
-    """The kernel's letter for what a process does; "" if there is none. Raises OSError for want of
-    something."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rsplit(")", 1)[1].split()[0]
-    except OSError as error:
-        if is_shortage(error):
-            raise
-        return ""
-
-
-def _said(verdict: Reply | _Stop | None) -> str:
+def _said(verdict: Reply | Stop | None) -> str:
     if isinstance(verdict, Reply):
         return verdict.traceback
     return verdict.why if verdict is not None else ""
-
-
-def _headless(pid: int) -> bool:
-    """Whether a process goes on although its first thread, which the kernel shows as the process,
-    has ended. No honest one does."""
-    if _state_of(pid) != "Z":
-        return False
-    try:
-        return len(os.listdir(f"/proc/{pid}/task")) > 1
-    except FileNotFoundError:  # it ended
-        return False
-
-
-def beyond_quota(limits: Limits) -> str:
-    """What is said of a process that has too much in files."""
-    return f"more than {limits.files} files or {limits.file_mib} MiB of files"
-
-
-def _over_quota(limits: Limits) -> _Stop:
-    return _Stop(Kind.OUTPUT, beyond_quota(limits))
-
-
-def _short_of(error: OSError) -> _Stop:
-    return _Stop(Kind.SANDBOX_FAILURE, explained(error))
-
-
-def _verdict_of(end: End) -> tuple[Kind, str]:
-    """Kind and cause of a process that ended without our doing."""
-    if end.status is None:
-        return Kind.SANDBOX_FAILURE, "the spawner died"
-    code = os.waitstatus_to_exitcode(end.status)
-    if code == OUT_OF_MEMORY_STATUS:
-        return Kind.MEMORY, "out of memory"
-    if code >= 0:
-        return Kind.EXITED, f"exit status {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    if -code == signal.SIGKILL:  # the filter denies it to the code: the kernel or an operator
-        return Kind.SANDBOX_FAILURE, "killed from outside (out of memory on the host?)"
-    return Kind.KILLED, name

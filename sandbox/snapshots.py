@@ -109,7 +109,7 @@ class Snapshot:
         except OSError:
             footprint = Footprint(inherited, 0, 1)  # it is gone
         size, exact = footprint.private(inherited), None
-        others = process.file_bytes + (footprint.threads - 1) * _THREAD
+        others = process.holdings.named_bytes + (footprint.threads - 1) * _THREAD
         unsure = max(size, footprint.anonymous - size) > _UNSURE_BYTES
         if not lineage.forks:
             status = "unsupported"

@@ -17,12 +17,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 
 from sandbox import files
+from sandbox.endings import Refused, Tampered, beyond_quota
 from sandbox.inspection import DESCRIPTORS, THREADS
 from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
 from sandbox.lineage import UNSEEN, Lineage
 from sandbox.metrics import Metrics
-from sandbox.process import Refused, SessionProcess, Tampered, beyond_quota
+from sandbox.process import SessionProcess
 from sandbox.results import (
     BROKEN,
     CHEAP,
@@ -390,7 +391,7 @@ class Tree:
             status = CHEAP
         result = replace(result, snapshot=status)
         after = await self._after(held, process, secrets.token_hex(16), result.duration_s, result)
-        if process.hoards(self._means.limits):
+        if process.holdings.exceed_as_seen(process.sight, self._means.limits):
             after.give_up()
             self._release(after)
             return replace(
