@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 
 from sandbox.inspection import num_threads
-from sandbox.limits import Limits
+from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import Kind, SandboxFailure
 from sandbox.shortage import explained, is_shortage
 from sandbox.wire import OUT_OF_MEMORY_STATUS
@@ -39,6 +39,7 @@ class Stop:
     why: str
 
 
+FLOOD = Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
 HEADLESS = Stop(Kind.KILLED, "its first thread ended before the others")
 
 

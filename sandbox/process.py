@@ -18,26 +18,22 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 
-from sandbox import png
+from sandbox.calls import Call
 from sandbox.channels import Ends
 from sandbox.endings import (
-    HEADLESS,
+    FLOOD,
     THERE,
     End,
     Refused,
     Stop,
     Tampered,
-    headless,
-    over_quota,
     short_of,
     state_of,
-    verdict_of,
 )
 from sandbox.holdings import Holdings
 from sandbox.inspection import Sight
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import CallResult, Kind, SandboxFailure
-from sandbox.shortage import full
 from sandbox.streams import Output
 from sandbox.wire import (
     LISTENER_MARKS,
@@ -52,25 +48,15 @@ from sandbox.wire import (
     unpack_reply,
 )
 
-_TICK_S = 0.25
-"""Between looks at CPU time and files while a call runs."""
 _GRACE_S = 0.25
 """Seconds that a process which closed its control channel has to end by itself."""
 _PATIENCE_S = 30.0
 """Seconds that the spawner and the kernel may take; beyond them they are broken."""
-_REPORT_S = 0.5
-"""Seconds that the report of a process's end may take, once it has ended."""
 FORK_PATIENCE_S = 5.0
 """Seconds that a process, possibly hostile, may take to do what it is told."""
 _STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] * 25)
 """Waits between looks whether a process that was told to stop has done so."""
 _CHUNK = 1 << 16
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_LAST_BYTES = 2 << 20
-"""Bytes of address space below which nearly every allocation fails."""
-
-
-_FLOOD = Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
 
 
 class SessionProcess:
@@ -99,7 +85,8 @@ class SessionProcess:
         self._said = bytearray()
         self._unsent = memoryview(b"")
         self._max_reply = OUTPUT_KILL_BYTES
-        self._output = Output(ends.pipes, lambda: self._settle(_FLOOD))
+        self.output = Output(ends.pipes, lambda: self.settle(FLOOD))
+        """What it prints."""
         self.holdings = Holdings()
         """What it keeps in files."""
         self._own_end = self._killed = False
@@ -113,7 +100,7 @@ class SessionProcess:
         """Who it is, here and to the spawner; `pidfd` belongs to this object from here on."""
         self.pid, self.inner_pid, self._pidfd = pid, inner_pid, pidfd
         self._loop.add_reader(self.ends.control, self._on_control)
-        self._output.listen(self._loop)
+        self.output.listen(self._loop)
 
     async def started(self) -> None:
         """Wait until the first process of a family is confined. Raises SandboxFailure, then
@@ -147,14 +134,14 @@ class SessionProcess:
 
     def forked(self) -> None:
         """The branch that was ordered is there."""
-        self._settle(None)
+        self.settle(None)
 
     async def _settled(self, nonce: bytes, patience_s: float) -> Reply | Stop | None:
         """What comes of an order that goes by this nonce."""
         assert self._verdict is None, "one order at a time"
         self._nonce, self._verdict = nonce, self._loop.create_future()
         late = Stop(Kind.SANDBOX_FAILURE, f"nothing came of it for {patience_s:g} s")
-        alarm = self._loop.call_later(patience_s, self._settle, late)
+        alarm = self._loop.call_later(patience_s, self.settle, late)
         try:
             return await self._verdict
         finally:
@@ -172,17 +159,17 @@ class SessionProcess:
             raise SandboxFailure("the session's process was lost")
         self._verdict = self._loop.create_future()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
-        self._output.begin(limits.output_kib << 10)
+        self.output.begin(limits.output_kib << 10)
         self.holdings.begin(self.folder, limits)
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         async with self.undisturbed():
             self.resume()
-        cpu_before, start = self.cpu_s(), time.monotonic()
+        call = Call(self, limits)
         self._send(pack_cell(self._nonce, index, code))
-        watch = self._loop.create_task(self._watch(start, cpu_before, limits))
+        watch = self._loop.create_task(call.watch())
         try:
             verdict = await self._verdict
-            duration = time.monotonic() - start
+            call.stop_the_clock()
             self.pause()
         except asyncio.CancelledError:
             await self.close()
@@ -191,19 +178,14 @@ class SessionProcess:
             watch.cancel()
             self._verdict = None
         assert verdict is not None, "no fork was ordered"
-        self._output.drain(self._loop)
-        if isinstance(verdict, Reply):
-            verdict = self._second_look(verdict, limits)
-        cpu_s = self.cpu_s() - cpu_before
-        if isinstance(verdict, Reply):
-            return self._honest(verdict, duration, cpu_s)
-        return await self._ended(verdict, duration, cpu_s, cpu_before)
+        self.output.drain(self._loop)
+        return await call.result(verdict)
 
     def retire(self) -> bool:
         """It will print no more, only be forked: give up what printing needs. False if it has."""
         if not self.ends.pipes:
             return False
-        self._output.stop(self._loop)
+        self.output.stop(self._loop)
         while self.ends.pipes:
             os.close(self.ends.pipes.pop())
         return True
@@ -211,9 +193,9 @@ class SessionProcess:
     def kill(self) -> asyncio.Task[None]:
         """Kill the process; the task ends when it is gone. Idempotent."""
         if self._closing is None:
-            self._settle(Stop(Kind.SANDBOX_FAILURE, "the process was ended with its tree"))
+            self.settle(Stop(Kind.SANDBOX_FAILURE, "the process was ended with its tree"))
             self._loop.remove_reader(self.ends.control)
-            self._output.stop(self._loop)
+            self.output.stop(self._loop)
             self._loop.remove_writer(self.ends.control)
             self._signal(signal.SIGKILL)
             pidfd, self._pidfd = self._pidfd, -1
@@ -298,11 +280,12 @@ class SessionProcess:
 
     def accuse(self, why: str) -> None:
         """It was seen to do what no honest code does: end its call."""
-        self._settle(Stop(Kind.KILLED, why))
+        self.settle(Stop(Kind.KILLED, why))
 
     # --- what the process does, as events ---------------------------------------------------------
 
-    def _settle(self, verdict: Reply | Stop | None) -> None:
+    def settle(self, verdict: Reply | Stop | None) -> None:
+        """Its call, or whatever else it was told to do, has come to this, if to nothing before."""
         if self._verdict is not None and not self._verdict.done():
             self._verdict.set_result(verdict)
 
@@ -313,7 +296,7 @@ class SessionProcess:
             return control.recv(_CHUNK)
         mark, descriptors, flags, _ = socket.recv_fds(control, len(LISTENER_MARKS[0]), 1)
         if flags & socket.MSG_CTRUNC:  # sessions send no descriptors: the listener found no room
-            self._settle(short_of(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+            self.settle(short_of(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
         if descriptors:
             self.listener, self.steadfast = descriptors[0], mark == LISTENER_MARKS[True]
             return self._receive()
@@ -333,7 +316,7 @@ class SessionProcess:
             self._hung_up = True
             self._loop.remove_reader(self.ends.control)
             gone = Stop(Kind.KILLED, "the control channel was closed")
-            self._loop.call_later(_GRACE_S, self._settle, gone)
+            self._loop.call_later(_GRACE_S, self.settle, gone)
             return False
         self._said += data
         if len(self._said) > self._max_reply + MAX_REPLY_OVERHEAD:
@@ -341,12 +324,12 @@ class SessionProcess:
         try:
             reply = unpack_reply(self._said, self._nonce, self._max_reply)
         except Breach as breach:
-            self._settle(Stop(Kind.KILLED, f"broke the control channel: {breach}"))
+            self.settle(Stop(Kind.KILLED, f"broke the control channel: {breach}"))
         else:
             if reply is not None:
                 self._said.clear()
                 self._nonce = b""  # whatever comes before the next cell is a breach
-                self._settle(reply)
+                self.settle(reply)
         return True
 
     def _on_writable(self) -> None:
@@ -371,95 +354,8 @@ class SessionProcess:
         self._own_end = not self._killed
         while self._on_control():  # its last words, if they were complete, come first
             pass
-        self._settle(Stop(Kind.KILLED, "the process ended"))
+        self.settle(Stop(Kind.KILLED, "the process ended"))
         self.kill()  # give up its descriptors
-
-    async def _watch(self, start: float, cpu_before: float, limits: Limits) -> None:
-        while (left := start + limits.wall_s - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, _TICK_S))
-            if self.cpu_s() - cpu_before > limits.cpu_s:
-                self._settle(self._out_of_time(f"used {limits.cpu_s:g} s of CPU", limits))
-            try:
-                if self.holdings.exceed(self.pid, self.folder, limits, running=True):
-                    self._settle(over_quota(limits))
-                if headless(self.pid):
-                    self._settle(HEADLESS)
-            except OSError as error:
-                self._settle(short_of(error))
-        self._settle(self._out_of_time(f"ran for {limits.wall_s:g} s", limits))
-
-    def _out_of_time(self, why: str, limits: Limits) -> Stop:
-        """Code that has no memory left may crawl, and CPython loop over its MemoryErrors."""
-        try:
-            with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
-                taken = int(file.read().split()[0]) * _PAGE_BYTES
-        except OSError:  # it is gone
-            taken = 0
-        if taken > (limits.memory_mib << 20) - _LAST_BYTES:
-            return Stop(Kind.MEMORY, f"{why}, out of memory")
-        return Stop(Kind.TIMEOUT, why)
-
-    # --- verdicts ---------------------------------------------------------------------------------
-
-    def _second_look(self, reply: Reply, limits: Limits) -> Reply | Stop:
-        """What an honest-looking reply may hide. That the process ended behind it is no matter of
-        this call: the state that it left is broken."""
-        if self._output.floods:
-            return _FLOOD
-        self.holdings.end(self.folder)
-        try:
-            if self.holdings.exceed(self.pid, self.folder, limits):
-                return over_quota(limits)
-            if headless(self.pid):
-                return HEADLESS
-        except OSError as error:
-            return short_of(error)
-        no_room = os.strerror(errno.ENOSPC)
-        if reply.kind is Kind.ERROR and no_room in reply.traceback and full(self.folder):
-            return short_of(OSError(errno.ENOSPC, no_room))
-        return reply
-
-    def _honest(self, reply: Reply, duration: float, cpu_s: float) -> CallResult:
-        out, err = self._output.texts
-        figures = tuple(filter(None, map(png.cleaned, reply.figures)))
-        less = len(figures) < len(reply.figures) and "figures" not in reply.truncated
-        return CallResult(
-            kind=reply.kind,
-            stdout=out,
-            stderr=err,
-            value=reply.value,
-            error_type=reply.error_type,
-            traceback=reply.traceback,
-            figures=figures,
-            files=self.holdings.changed,
-            truncated=(*self._output.truncated, *reply.truncated, *(["figures"] if less else [])),
-            duration_s=duration,
-            cpu_s=cpu_s,
-        )
-
-    async def _ended(
-        self, stop: Stop, duration: float, cpu_s: float, cpu_before: float
-    ) -> CallResult:
-        """Close the process and say, by its end, who caused it."""
-        kind, why = stop.kind, stop.why
-        if kind is Kind.KILLED and state_of(self.pid) not in THERE:
-            await asyncio.wait({self.end}, timeout=_REPORT_S)
-        if self.end.done():
-            end = self.end.result()
-            kind, why = verdict_of(end)
-            cpu_s = max(0.0, end.cpu_s - cpu_before)
-        self.kill()
-        out, err = self._output.texts
-        return CallResult(
-            kind=kind,
-            stdout=out,
-            stderr=err,
-            traceback=why,
-            truncated=tuple(self._output.truncated),
-            duration_s=duration,
-            cpu_s=cpu_s,
-            state_kept=False,
-        )
 
     def cpu_s(self) -> float:
         """CPU time of all its threads, by the kernel's clock for that process; 0 once gone."""
