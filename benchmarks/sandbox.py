@@ -17,13 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # in its own folder this file is `sandbox`
+ROOT = Path(__file__).resolve().parents[1]
+SERVE = "--serve"
+"""With the folder of a checkout behind it: measure what is asked for on stdin, with its code."""
+sys.path[0] = sys.argv[2] if sys.argv[1:2] == [SERVE] else str(ROOT)  # here this file is `sandbox`
 
 from sandbox.limits import Limits  # noqa: E402
 from sandbox.results import Keep, Kind, SessionState  # noqa: E402
@@ -303,6 +306,118 @@ async def endurance(total: int) -> Values:
     }
 
 
+class Compared:
+    """What is compared with another checkout, in short turns."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._trunk: Session | None = None
+
+    async def print(self) -> Values:
+        return await self._stateless(PRINT, 60)
+
+    async def sympy(self) -> Values:
+        return await self._stateless(SOLVE, 20)
+
+    async def _stateless(self, code: str, count: int) -> Values:
+        session = await self._sandbox.open(tree="stateless", keep=Keep.NOTHING)
+
+        async def once() -> None:
+            result = await session.call(code)
+            assert result.kind is Kind.OK, result
+
+        found = await measured(count, once)
+        await session.close()
+        return found
+
+    async def step_depth_8(self) -> Values:
+        seconds, cpu_before = [], cpu_s()
+        for _ in range(4):
+            session = await self._sandbox.open(setup="n = 0")
+            for _ in range(8):
+                start = time.perf_counter()
+                result = await session.call("n = n + 1")
+                seconds.append(time.perf_counter() - start)
+                assert (result.kind, result.snapshot) == (Kind.OK, "kept"), result
+            await session.close()
+        return shares(seconds) | {"cpu_ms": round(1000 * (cpu_s() - cpu_before) / 32, 2)}
+
+    async def branch_depth_16(self) -> Values:
+        if self._trunk is None:
+            self._trunk = await self._sandbox.open(tree="branching")
+            for number in range(16):
+                await self._trunk.call(f"x = {number}")
+        state = self._trunk.state
+
+        async def once() -> None:
+            branch = await self._sandbox.open(at=state)
+            result = await branch.call("x")
+            assert (result.value, result.restored_by) == ("15", "fork"), result
+            await branch.close()
+
+        return await measured(20, once)
+
+    async def snapshots(self) -> Values:
+        return await memory(self._sandbox)
+
+    async def serve(self) -> None:
+        """Answer each name of a comparison on stdin with a line of JSON."""
+        while name := (await asyncio.to_thread(sys.stdin.readline)).strip():
+            print(json.dumps(await getattr(self, name)()), flush=True)
+
+
+async def serve() -> None:
+    async with Sandbox(LIMITS, preload=PRELOADS["math"]) as sandbox:
+        await Compared(sandbox).serve()
+
+
+COMPARISONS = ("print", "sympy", "step_depth_8", "branch_depth_16", "snapshots")
+
+
+def better_by(name: str, found: list[Values], others: list[Values]) -> Values:
+    """By what factor the first is better than the second: medians over all turns so far."""
+
+    def middle(values: list[Values], *path: str) -> float:
+        for key in path:
+            values = [value[key] for value in values]
+        return median(map(float, values))  # type: ignore[arg-type]
+
+    if name == "snapshots":
+        paths = {kind: (kind, "per_gib") for kind in found[0]}
+        return {
+            kind: round(middle(found, *path) / middle(others, *path), 3)
+            for kind, path in paths.items()
+        }
+    return {
+        unit.removesuffix("_ms"): round(middle(others, unit) / middle(found, unit), 3)
+        for unit in ("p50_ms", "p99_ms", "cpu_ms")
+    }
+
+
+def compare(other: Path, turns: int, names: Sequence[str]) -> None:
+    """Print, after each turn, how this checkout compares with another one; above 1 is better."""
+    command = [sys.executable, str(Path(__file__).resolve()), SERVE]
+    servers = [
+        subprocess.Popen(
+            [*command, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for root in (ROOT, other.resolve())
+    ]
+    found: dict[str, tuple[list[Values], list[Values]]] = {name: ([], []) for name in names}
+    for turn in range(turns):
+        for name, values in found.items():
+            for at in (0, 1) if turn % 2 else (1, 0):
+                stdin, stdout = servers[at].stdin, servers[at].stdout
+                assert stdin is not None and stdout is not None
+                stdin.write(f"{name}\n")
+                stdin.flush()
+                values[at].append(json.loads(stdout.readline()))
+            line = {"turn": turn + 1, "what": name, "ratio": better_by(name, *values)}
+            print(json.dumps(line | {"here": values[0][-1], "other": values[1][-1]}), flush=True)
+    for server in servers:
+        server.communicate("\n")
+
+
 async def run(quick: bool) -> Values:
     count = 60 if quick else 300
     report: Values = {
@@ -334,4 +449,16 @@ async def run(quick: bool) -> Values:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the calls")
-    print(json.dumps(asyncio.run(run(parser.parse_args().quick)), indent=2))
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="compare with another one, in turns"
+    )
+    parser.add_argument("--turns", type=int, default=6, help="of a comparison")
+    parser.add_argument("--what", nargs="+", choices=COMPARISONS, default=COMPARISONS)
+    parser.add_argument(SERVE, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.serve:
+        asyncio.run(serve())
+    elif asked.against:
+        compare(asked.against, asked.turns, asked.what)
+    else:
+        print(json.dumps(asyncio.run(run(asked.quick)), indent=2))

@@ -7,38 +7,68 @@ every branch, although each branch has a copy of its own.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import resource
+import select
 import signal
+import socket
 import stat
 
 from sandbox.seccomp import STEP_FORK, number_of
-from sandbox.wire import WORK_FD
+from sandbox.wire import CONTROL_FD, STREAMS_MARK, WORK_FD
 
-_LIBC = ctypes.PyDLL(None)
+_LIBC = ctypes.PyDLL(None, use_errno=True)
 """Keeps the interpreter lock: the process must be alone in itself when it forks."""
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
-_LASTING = f"/proc/self/fd/{WORK_FD}"
+_DESCRIPTORS = "/proc/self/fd"
+_LASTING = f"{_DESCRIPTORS}/{WORK_FD}"
 _CHUNK = 1 << 20
-_ORPHANED_STATUS = 73
+_ORPHANED_STATUS, _UNBORN_STATUS = 73, 74
 
 
 def fork() -> int:
-    """0 in the branch, the branch's process id here, negative if the supervisor refused."""
+    """0 in the branch, the branch's process id here, or negative: what prevented it."""
     none = ctypes.c_long(0)
     flags = ctypes.c_long(STEP_FORK)
-    return int(_LIBC.syscall(ctypes.c_long(number_of("clone")), flags, none, none, none, none))
+    made = int(_LIBC.syscall(ctypes.c_long(number_of("clone")), flags, none, none, none, none))
+    return made if made >= 0 else -ctypes.get_errno()
 
 
-def take_over(descriptors: list[int], spawner: int) -> None:
-    """Make a branch use the descriptors meant for it and end when the spawner does."""
-    for number, given in enumerate(descriptors):
-        os.dup2(given, number)
-    _reopen()
+def take_over(place: Place, folder: str, ticket: int, spawner: int) -> None:
+    """Go on as a branch that works in `folder`, and end when the spawner does.
+
+    What it has open until now is not its own: the supervisor gives it other descriptors when it
+    asks, with its `ticket`, to stand in its work folder, a control channel above all.
+    """
     _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # a fork clears it
     if os.getppid() != spawner:
         os._exit(_ORPHANED_STATUS)
+    problem, inner, readings = 0, "", list[_Reading]()
+    try:
+        readings = [_Reading(number) for number in place.open_descriptors()]
+        inner = place.copy(folder)
+    except OSError as error:
+        problem = error.errno or errno.EIO
+    most = place.numbers.stop
+    os.closerange(0, most)
+    _be_born(ticket, problem)
+    os.closerange(0, CONTROL_FD)  # what the supervisor puts there that is not sure of the rest
+    os.closerange(WORK_FD + 1, most)
+    socket.recv_fds(place.control, len(STREAMS_MARK), CONTROL_FD)  # they become 0 to 2
+    for reading in readings:
+        reading.resume()
+    place.settle(folder, inner)
+
+
+def _be_born(ticket: int, problem: int) -> None:
+    """Stand in the work folder, when the supervisor lets it. Never returns if it does not."""
+    call = number_of("fchdir"), WORK_FD, ticket, problem
+    words = [ctypes.c_ulong(word) for word in call]
+    while _LIBC.syscall(*words) < 0:
+        if ctypes.get_errno() != errno.EINTR:
+            os._exit(_UNBORN_STATUS)
 
 
 def show_owner(visible: bool) -> None:
@@ -46,27 +76,40 @@ def show_owner(visible: bool) -> None:
     _LIBC.prctl(_PR_SET_DUMPABLE, int(visible), 0, 0, 0)
 
 
-def _reopen() -> None:
-    """Open the files that are being read once more, so that the branch has positions of its own in
-    them. What cannot be opened stays as it is: the supervisor sees that, and does not use it."""
-    for number in range(WORK_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
-        try:
-            mode = os.fstat(number).st_mode
-            if not stat.S_ISREG(mode) or fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE:
-                continue
-            again = os.open(os.readlink(f"/proc/self/fd/{number}"), os.O_RDONLY)
-        except OSError:
-            continue
-        os.lseek(again, os.lseek(number, 0, os.SEEK_CUR), os.SEEK_SET)
-        os.dup2(again, number, inheritable=False)
-        os.close(again)
+class _Reading:
+    """A file that is being read, to be opened once more, so that the branch has a position of its
+    own in it."""
+
+    def __init__(self, number: int) -> None:
+        """Raises OSError if descriptor `number` is anything else."""
+        reads = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        if not (reads and stat.S_ISREG(os.fstat(number).st_mode)):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self._number, self._path = number, os.readlink(f"/proc/self/fd/{number}")
+        if not os.path.samestat(os.stat(self._path), os.fstat(number)):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self._at = os.lseek(number, 0, os.SEEK_CUR)
+
+    def resume(self) -> None:
+        again = os.open(self._path, os.O_RDONLY)
+        os.lseek(again, self._at, os.SEEK_SET)
+        if again != self._number:
+            os.dup2(again, self._number, inheritable=False)
+            os.close(again)
 
 
 class Place:
-    """The work folder. Made once, in the first process of a tree."""
+    """The work folder and the descriptors. Made once, in the first process of a tree."""
 
     def __init__(self) -> None:
         self._getcwd, self._folder = os.getcwd, os.getcwd()
+        self._given = _first_descriptors()
+        self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, CONTROL_FD)
+        self.numbers = range(WORK_FD + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        """Those that descriptors of the code's own may have."""
+        self._beyond = select.poll()
+        for number in self.numbers:
+            self._beyond.register(number)
         try:
             self._lasts = os.path.samestat(os.stat(_LASTING), os.stat("."))
         except OSError:  # no /proc here: then absolute paths are good for one state only
@@ -75,22 +118,37 @@ class Place:
             vars(os).update(getcwd=self._cwd, getcwdb=lambda: os.fsencode(self._cwd()))
         self._tell()
 
-    def move(self, folder: str) -> None:
-        """Go on in `folder`, an empty one, with a copy of everything."""
+    def open_descriptors(self) -> list[int]:
+        """Those that the code has opened. Raises OSError if it has changed any of its first ones,
+        which a branch cannot go on with."""
+        if _first_descriptors() != self._given:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if self._lasts and os.stat(_DESCRIPTORS).st_size == self.numbers.start:  # none beyond
+            return []
+        closed = {number for number, event in self._beyond.poll(0) if event & select.POLLNVAL}
+        return [number for number in self.numbers if number not in closed]
+
+    def copy(self, folder: str) -> str:
+        """Put a copy of everything into `folder`, an empty one; where this process stands, from its
+        work folder on."""
         here, top = self._getcwd(), self._top()
-        inner = here[len(top) + 1 :] if here.startswith(top) else ""
         flags = os.O_RDONLY | os.O_DIRECTORY
         source = os.open(".", flags, dir_fd=WORK_FD)  # a position of its own in the listing
-        target = os.open(folder, flags)
-        umask = os.umask(0)
-        _copy(source, target)
-        os.umask(umask)
-        os.dup2(target, WORK_FD)
-        os.close(source)
-        os.close(target)
-        self._folder = folder
-        os.chdir(os.path.join(folder, inner))
-        self._tell()
+        if os.listdir(source):
+            target = os.open(folder, flags)
+            umask = os.umask(0)
+            _copy(source, target)
+            os.umask(umask)
+        return here[len(top) + 1 :] if here.startswith(top) else ""
+
+    def settle(self, folder: str, inner: str) -> None:
+        """Go on at `inner` in the work folder, in which this process stands now."""
+        self._given = _first_descriptors()
+        if inner:
+            os.chdir(inner)
+        if not self._lasts:
+            self._folder = folder
+            self._tell()
 
     def _cwd(self) -> str:
         path, top = self._getcwd(), self._top()
@@ -103,6 +161,12 @@ class Place:
     def _tell(self) -> None:
         name = _LASTING if self._lasts else self._folder
         os.environ.update(HOME=name, TMPDIR=name)
+
+
+def _first_descriptors() -> list[tuple[int, int]]:
+    """What is open under the numbers that every process is given, by device and inode. Raises
+    OSError if one is not."""
+    return [(each.st_dev, each.st_ino) for each in map(os.fstat, range(WORK_FD + 1))]
 
 
 def _copy(source: int, target: int) -> None:

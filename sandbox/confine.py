@@ -236,10 +236,10 @@ class Confinement:
         with _layer("landlock"):
             return self.grants.with_workdirs(workdirs)
 
-    def enter(self, berth: Berth, announce: Callable[[int], None] | None = None) -> None:
+    def enter(self, berth: Berth, announce: Callable[[int, bool], None] | None = None) -> None:
         """Confine this process for good. Raises LayerError.
 
-        `announce` is given the descriptor that decides about step forks (`seccomp.listen`), once
+        `announce` is given what decides about step forks (as from `seccomp.listen`), once
         the berth's descriptors are in place. It is not called, and nothing can fork, where the
         machine has no such thing.
         """
@@ -270,12 +270,12 @@ class Confinement:
             seccomp.install(self.program, forking=forking)
 
     @staticmethod
-    def _listen(announce: Callable[[int], None]) -> bool:
+    def _listen(announce: Callable[[int, bool], None]) -> bool:
         """Whether step forks can be decided from outside."""
         try:
-            listener = seccomp.listen()
+            listener, undisturbed = seccomp.listen()
         except OSError:
             return False
-        announce(listener)
+        announce(listener, undisturbed)
         os.close(listener)
         return True

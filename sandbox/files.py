@@ -79,6 +79,7 @@ async def put(process: SessionProcess, file: Put, limits: Limits) -> CallResult:
         await asyncio.wait({writing})  # before the folder can be somebody else's
         process.kill()
         raise
+    process.holdings.count(process.folder, limits)
     return CallResult(kind=Kind.OK)
 
 

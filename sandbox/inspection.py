@@ -20,8 +20,12 @@ from sandbox.wire import WORK_FD
 from sandbox.workdir import size
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_KCMP_FILE, _CAPABILITY_VERSION = 0, 0x20080522
+_CAPABILITY_VERSION = 0x20080522
+_LINKS_OF_NONE = 2
+"""Links of a folder that has none in it."""
 
+THREADS, DESCRIPTORS = "threads", "descriptors"
+"""What may keep a process from being forked."""
 Identity = tuple[int, int]
 """Device and inode number: of a file, a folder, a pipe or a socket."""
 
@@ -32,7 +36,11 @@ def identity(found: os.stat_result) -> Identity:
 
 
 class Unseen(Exception):
-    """The kernel does not let this supervisor look at the process, or it is gone."""
+    """The process is gone."""
+
+
+class Hidden(Unseen):
+    """The kernel does not let this supervisor look at the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +51,9 @@ class Sight:
     threads: int
     given: tuple[Identity, ...]
     """What its descriptors 0 to 4 are."""
-    others: dict[int, tuple[Identity, int]]
-    """Identity and position of each further descriptor; -1 if it is anything but a plain file that
-    was opened for reading and lies outside the sandbox's folders."""
+    plain: bool
+    """Whether its further descriptors are all plain files that were opened for reading and lie
+    outside the sandbox's folders."""
     working: Identity
     """The folder that it stands in."""
     nameless: int
@@ -56,24 +64,32 @@ class Sight:
     @classmethod
     def of(cls, pid: int, root: str, *, largest: int = 0, weigh: bool = False) -> Sight:
         """`root`: the folder that holds all work folders. `largest`: ask for `nameless` as well;
-        `weigh`: for `weight`. Raises Unseen, and OSError for want of something here."""
+        `weigh`: for `weight`. Raises Unseen, Hidden, and OSError for want of something here."""
         try:
-            with _as_owner(pid):
+            try:
                 return cls._of(pid, root, largest, weigh)
+            except PermissionError:
+                with _as_owner(pid):
+                    return cls._of(pid, root, largest, weigh)
         except OSError as error:
             if is_shortage(error):
                 raise
-            raise Unseen(f"/proc/{pid}: {error.strerror}") from None
+            unseen = Hidden if isinstance(error, PermissionError) else Unseen
+            raise unseen(f"/proc/{pid}: {error.strerror}") from None
 
     @classmethod
     def _of(cls, pid: int, root: str, largest: int, weigh: bool) -> Sight:
-        numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
-        own = [number for number in numbers if number <= WORK_FD]
+        own: Sequence[int] = range(WORK_FD + 1)
+        others = list[int]()
+        if num_descriptors(pid) != len(own):
+            numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+            own = [number for number in numbers if number <= WORK_FD]
+            others = numbers[len(own) :]
         return cls(
             pid=pid,
-            threads=len(os.listdir(f"/proc/{pid}/task")),
-            given=tuple(identity(os.stat(f"/proc/{pid}/fd/{number}")) for number in own),
-            others={number: _other(pid, number, root) for number in numbers[len(own) :]},
+            threads=num_threads(pid),
+            given=tuple(_identity_of(pid, number) for number in own),
+            plain=all(_is_plain(pid, number, root) for number in others),
             working=identity(os.stat(f"/proc/{pid}/cwd")),
             nameless=nameless_bytes(pid, largest=largest) if largest else 0,
             weight=proportional_bytes(pid) if weigh else None,
@@ -83,29 +99,12 @@ class Sight:
         """What keeps it from being forked, in a word; empty if nothing does. `given`: what it was
         given as descriptors 0 to 3; 4 must be its work `folder`, in which it must stand."""
         if self.threads > 1:
-            return "threads"
-        if any(position < 0 for _, position in self.others.values()):
-            return "descriptors"
+            return THREADS
         try:
             honest = self.given == (*given, identity(os.stat(folder))) and self._stands_in(folder)
         except OSError:  # it removed the folder
             honest = False
-        return "" if honest else "descriptors"
-
-    def like(self, before: Sight) -> bool:
-        """Whether nothing that was there `before` has changed."""
-        return (self.threads, self.given, self.others, self.working) == (
-            before.threads,
-            before.given,
-            before.others,
-            before.working,
-        )
-
-    def shares(self, pid: int) -> bool:
-        """Whether one of its further descriptors has its position in common with the descriptor of
-        the same number in another process, as far as one knows."""
-        with _as_owner(pid):
-            return any(_shared(pid, self.pid, number) for number in self.others)
+        return "" if honest and self.plain else DESCRIPTORS
 
     def _stands_in(self, folder: str) -> bool:
         """Whether it stands in its work folder, or in one below."""
@@ -114,13 +113,23 @@ class Sight:
         return any(self.working == identity(os.stat(path)) for path, _, _ in os.walk(folder))
 
 
+def num_descriptors(pid: int) -> int:
+    """How many descriptors a process has open, by the kernel's count, which it shows to everybody;
+    0 where it does not count (before Linux 6.2). Raises OSError if the process is gone."""
+    return os.stat(f"/proc/{pid}/fd").st_size
+
+
+def num_threads(pid: int) -> int:
+    """Threads of a process, of which the id of any will do. Raises OSError if it is gone."""
+    return os.stat(f"/proc/{pid}/task").st_nlink - _LINKS_OF_NONE
+
+
 def nameless_bytes(pid: int, *, largest: int = 0) -> int:
     """Bytes of files that have no name any more but are kept open or, if it is said how many a file
     may have at most, mapped; 0 where the kernel does not show them."""
     found = dict[Identity, int]()
     try:
-        numbers = os.listdir(f"/proc/{pid}/fd")
-        for number in numbers if len(numbers) > WORK_FD + 1 else ():
+        for number in os.listdir(f"/proc/{pid}/fd"):
             status = os.stat(f"/proc/{pid}/fd/{number}")
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
                 found[identity(status)] = size(status)
@@ -191,19 +200,19 @@ def _become(user: int) -> None:
     _LIBC.capset(header, struct.pack("<6I", *words))
 
 
-def _other(pid: int, number: int, root: str) -> tuple[Identity, int]:
+def _identity_of(pid: int, number: int) -> Identity:
+    """What a descriptor is; nothing at all if it is closed."""
+    try:
+        return identity(os.stat(f"/proc/{pid}/fd/{number}"))
+    except FileNotFoundError:
+        return 0, 0
+
+
+def _is_plain(pid: int, number: int, root: str) -> bool:
     link = f"/proc/{pid}/fd/{number}"
     found = os.stat(link)
     with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
         facts = dict(line.split(":", 1) for line in file if ":" in line)
     reads = int(facts["flags"], 8) & os.O_ACCMODE == os.O_RDONLY
     outside = not os.readlink(link).startswith(root)
-    plain = stat.S_ISREG(found.st_mode) and found.st_nlink > 0
-    return identity(found), int(facts["pos"]) if reads and outside and plain else -1
-
-
-def _shared(one: int, other: int, number: int) -> bool:
-    """Whether both processes have the same open file as descriptor `number`, as far as one knows:
-    an old kernel may not tell."""
-    compared = _LIBC.syscall(number_of("kcmp"), one, other, _KCMP_FILE, number, number)
-    return int(compared) <= 0
+    return reads and outside and stat.S_ISREG(found.st_mode) and found.st_nlink > 0

@@ -14,18 +14,21 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sandbox import bubblewrap
+from sandbox.channels import Ends
 from sandbox.confine import DEVICES, readable
+from sandbox.endings import End, Tampered
 from sandbox.inspection import Sight, Unseen
 from sandbox.limits import Limits
-from sandbox.process import FORK_PATIENCE_S, End, Ends, SessionProcess, Tampered
+from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure, SandboxUnavailable
-from sandbox.shortage import explained, full
+from sandbox.shortage import explained
 from sandbox.workdir import TreeFolder, aside, remove
 
 _SOURCE = str(Path(__file__).resolve().parent.parent)
@@ -45,9 +48,10 @@ _REMOVED_S = (0.0, 0.01, 0.1, 0.5, 2.0)
 """Waits before a dead spawner's folder is removed, again and again until it is gone."""
 _ANSWER_S = 30.0
 _IN_MEMORY, _ROOM_BYTES = "/dev/shm", 1 << 30
+_FACTS_BYTES = 4096
+"""More than the kernel says of a pidfd."""
 _MAX_ASKED = 8
 """Requests under way at once; the spawner serves them one by one anyway."""
-_NO_ROOM = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 _NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 _EARLY_S, _MAX_EARLY = 60.0, 256
 """How long, and how many, ends of processes are remembered that nobody knows yet."""
@@ -72,7 +76,7 @@ class SpawnerClient:
         self._channel = channel
         self.root = root
         """The folder that holds the work folders of all trees."""
-        self.max_threads = limits.threads
+        self.max_threads, self.max_descriptors = limits.threads, limits.open_files
         self._max_file_bytes = limits.file_mib << 20
         self._next = 0
         self._ready: asyncio.Future[dict[str, Any]] = self._loop.create_future()
@@ -82,6 +86,10 @@ class SpawnerClient:
         """Processes by the process id that the spawner knows."""
         self._early: dict[int, tuple[float, End]] = {}
         """Ends, and when they were heard of, of processes that are not known yet."""
+        self.bereaved: dict[int, Callable[[End], None]] = {}
+        """Told of the end of a process that is not known, by the spawner's id of its family."""
+        self._folders = -1
+        """The folder of all work folders as the sessions see it, through their own mounts."""
         self.alive = True
         self.isolation = ""
         """The tier in force, see `sandbox.confine.TIERS`; empty until started."""
@@ -193,47 +201,29 @@ class SpawnerClient:
                 raise SandboxFailure(f"no session: {explained(error)}") from error
             raise
 
-    async def adopt(self, branch: SessionProcess, first: SessionProcess) -> None:
-        """Identify the branch that a process of `first`'s tree forked, by its greeting.
+    def adopt(self, branch: SessionProcess, pid: int, first: SessionProcess) -> None:
+        """Take the process `pid`, which waits for an answer, for a branch of `first`'s family.
 
-        Raises SandboxFailure, and Tampered if the process that greeted cannot be that branch.
+        Raises OSError, and Tampered if it cannot be one.
         """
-        pid = await branch.greeter()
-        while self._on_message():  # an end that frees a process id, above all
-            pass
+        pidfd = os.pidfd_open(pid)
         try:
-            pidfd = os.pidfd_open(pid)
-            try:
-                here, inner = _ids(pidfd)
-                if here != pid:
-                    raise ProcessLookupError(here)
-                if os.getsid(pid) != first.pid or inner in self._live:
-                    raise Tampered("somebody else greeted for a branch")
-            except BaseException:
-                os.close(pidfd)
-                raise
-        except ProcessLookupError:
-            raise self._died_at_once() from None
+            here, inner = _ids(pidfd)
+            while inner in self._live and self._on_message():  # an end that frees a process id
+                pass
+            if here != pid or os.getsid(pid) != first.pid or inner in self._live:
+                raise Tampered("somebody else came for a branch")
+        except BaseException:
+            os.close(pidfd)
+            raise
+        self._early.pop(inner, None)
+        self._live[inner] = branch
         branch.identify(pid, inner, pidfd)
-        self._follow(branch)
-        try:
-            await branch.started(FORK_PATIENCE_S)
-        except SandboxFailure as failure:
-            if full(self.root):
-                raise SandboxFailure(f"no branch: {explained(_NO_ROOM)}") from None
-            raise Tampered(str(failure)) from None
 
-    def _died_at_once(self) -> SandboxFailure:
-        """What is said of a branch that was gone before anybody knew which process it was."""
-        if self.a_stranger_ended():
-            return Tampered("a branch ended at once")
-        return SandboxFailure("a branch was killed from outside at once")
-
-    def a_stranger_ended(self) -> bool:
-        """Whether a process that nobody knew has ended itself just now. A SIGKILL, which no code
-        can send, is not its doing."""
-        lately = time.monotonic() - FORK_PATIENCE_S
-        return any(heard > lately and not end.killed for heard, end in self._early.values())
+    def open_folder(self, path: str) -> int:
+        """A descriptor of a work folder for the process that works in it. Raises OSError."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return os.open(path.removeprefix(f"{self.root}/"), flags, dir_fd=self._folders)
 
     def sight(self, pid: int, *, count: bool = False, weigh: bool = False) -> Sight:
         """Look at a process of a session, see `Sight.of`; `count`: ask for `nameless` as well.
@@ -282,6 +272,9 @@ class SpawnerClient:
         """End the spawner, and with it all its sessions, and wait until both are gone."""
         self._lose("the sandbox was closed")
         self._channel.close()
+        if self._folders >= 0:
+            os.close(self._folders)
+            self._folders = -1
         try:
             await aside(self._process.wait, _ANSWER_S)
         except subprocess.TimeoutExpired:
@@ -306,9 +299,11 @@ class SpawnerClient:
         for inner in list(self._live):
             self._on_ended(inner, End(None))
 
-    def _on_ended(self, inner: int, end: End) -> None:
+    def _on_ended(self, inner: int, end: End, family: int = -1) -> None:
         process = self._live.pop(inner, None)
-        if process is None:
+        if process is None and family in self.bereaved and family != inner:
+            self.bereaved[family](end)
+        elif process is None:
             while len(self._early) >= _MAX_EARLY:
                 del self._early[next(iter(self._early))]
             self._early[inner] = (time.monotonic(), end)
@@ -330,10 +325,12 @@ class SpawnerClient:
             return False
         message = json.loads(data)
         if "ready" in message:
+            self._folders = pidfds[0] if pidfds else -1
             if not self._ready.done():
                 self._ready.set_result(message)
         elif "ended" in message:
-            self._on_ended(message["ended"], End(message["status"], message["cpu_s"]))
+            end = End(message["status"], message["cpu_s"])
+            self._on_ended(message["ended"], end, message["family"])
         elif "refused" in message:
             self._refuse(message["refused"], message["why"])
         elif "failed" in message:
@@ -373,10 +370,10 @@ def _quick_folder() -> str | None:
 
 def _ids(pidfd: int) -> tuple[int, int]:
     """A process's id here and in the innermost namespace it is in; -1 once it was reaped."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    here = int(fields["Pid"])
-    return here, int(fields.get("NSpid", fields["Pid"]).split()[-1])
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb", buffering=0) as file:
+        _, _, after = file.read(_FACTS_BYTES).partition(b"\nPid:")
+    here, _, inner = after.partition(b"\nNSpid:")
+    return int(here.split()[0]), int((inner or here).split(b"\n", 1)[0].split()[-1])
 
 
 def _bubblewrap(packages: list[str], root: str) -> list[str]:

@@ -2,46 +2,58 @@
 
 They share a user, a ruleset and a filter, and end when the first ends. Invariants: such a process
 forks once for each time that it was asked to here, and at no other time, and has no more threads
-than it may: the kernel stops every attempt and asks. A fork counts only if parent and branch look
-afterwards as they must; if not both are killed, and what else came of it. The others go on.
+than it may: the kernel stops every attempt and asks. A branch begins with nothing that its parent
+has open, and in a folder of its own: this is done to it from outside while it waits in the kernel,
+so that nothing of it has to be believed. What else may have come of a fork is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
-import select
+import secrets
 import signal
-import struct
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TypeVar
 
-from sandbox.inspection import Sight, Unseen
+from sandbox.channels import Ends
+from sandbox.endings import End, Refused, Tampered
+from sandbox.inspection import THREADS, Hidden, Sight, Unseen, num_threads
 from sandbox.launch import SpawnerClient
-from sandbox.process import Ends, Refused, SessionProcess, Tampered
+from sandbox.listener import Question, is_orphaned
+from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure
-from sandbox.seccomp import STEP_FORK, number_of
-from sandbox.shortage import explained
+from sandbox.shortage import explained, full
+from sandbox.wire import CONTROL_FD, NONCE_BYTES, WORK_FD, ticket_of
 from sandbox.workdir import TreeFolder, aside
 
-_RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
-_NOTICE = struct.Struct("=QIII12xQ")
-"""Number of the notice, process or thread, flags, system call, first argument; then five more."""
-_NOTICE_BYTES = 80
-_CONTINUE = 1
 UNSEEN = "unseen"
 """What `Lineage.look` says of a process that is gone, or that the kernel does not show."""
 _NO_FORK = f"no branch: {explained(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))}"
+_NO_ROOM = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 _WINDING_UP_S = 0.05
 """Between looks whether anybody still runs in a family that is to end."""
-_SETTLED_S = (0.0, 0.0002, 0.001, 0.005, 0.02, 0.1, 0.4, 1.0)
-"""Waits for a parent to give up, after a fork, what it was given for the branch."""
-
+_CONDOLENCE_S = 0.25
+"""After the death of a child that could be anybody's: for a branch to be born nevertheless."""
+_KILL = int(signal.SIGKILL)
 
 _Seen = TypeVar("_Seen")
+
+
+@dataclass(eq=False, slots=True)
+class _Birth:
+    """A fork under way."""
+
+    parent: SessionProcess
+    branch: SessionProcess
+    permitted: bool = False
+    """Whether the parent was let fork, so that there is a child, or will be."""
+    done: bool = False
+    """Whether the branch is a member of the family."""
+    failure: SandboxFailure | None = None
 
 
 class Lineage:
@@ -55,12 +67,10 @@ class Lineage:
         self._cleaning: set[asyncio.Task[None]] = set()
         self._members = {first.pid: first}
         first.undisturbed = self.undisturbed
-        self._asked: set[int] = set()
-        """Process ids that may fork once."""
+        self._births: dict[int, _Birth] = {}
+        """Forks under way, by the ticket of the branch."""
         self._strays = 0
-        """Processes that were killed as nobody's branch."""
-        self._births = 0
-        """Forks under way, of which the branch is no member yet."""
+        """Processes that were nobody's branch and were killed, or ended themselves."""
         self._clean = asyncio.Event()
         """Cleared while there may be processes that are nobody's branch."""
         self._clean.set()
@@ -72,9 +82,10 @@ class Lineage:
         self._showing = 0
         """The one that may, by its process id."""
         self._closing: asyncio.Task[None] | None = None
+        client.bereaved[first.inner_pid] = self._on_bereavement
         first.end.add_done_callback(lambda _: self.close())
         if first.listener >= 0:
-            self._loop.add_reader(first.listener, self._on_attempt)
+            self._loop.add_reader(first.listener, self._on_question)
 
     @classmethod
     async def begin(cls, client: SpawnerClient, folders: int) -> Lineage:
@@ -94,25 +105,22 @@ class Lineage:
     async def fork(self, parent: SessionProcess) -> SessionProcess:
         """A branch that is in the state of `parent`, of which `look` found no fault.
 
-        Raises SandboxFailure; Tampered if the two are not what they must be, and then gone.
+        Raises SandboxFailure; Tampered if the two did anything else, and then they are gone.
         """
         branch, strays = self._unborn(), self._strays
+        birth = _Birth(parent, branch)
+        ticket = secrets.token_bytes(NONCE_BYTES)
         try:
-            async with self._birth(parent, branch):
-                parent.order_fork(branch.ends, branch.folder)
-                branch.ends.sent()
-                await self._client.adopt(branch, self.first)
-                self._members[branch.pid] = branch
-                branch.end.add_done_callback(lambda _: self._on_end(branch))
-                branch.undisturbed = self.undisturbed
-            await self._verify(parent, branch)
+            async with self._under_way(birth, ticket_of(ticket)):
+                await parent.fork(ticket, branch.folder)
             branch.folder = self._folder.rename(branch.folder)
+            if not self.first.steadfast and await self.look(branch):
+                raise Tampered("a branch is not what it must be")
         except BaseException as error:
-            if isinstance(error, Refused):
-                bore = await self._bore(strays)
-                error = Tampered("a branch did not greet") if bore else Refused(_NO_FORK)
+            if isinstance(error, Refused) and not birth.done:
+                error = await self._judged(birth, strays)
             by_others = isinstance(error, Tampered | Refused) and await self._lost(parent, branch)
-            if self._members.get(branch.pid) is not branch:
+            if not birth.done:
                 self._clean_up(self._reclaim(branch))
             branch.kill()
             if by_others:
@@ -132,13 +140,15 @@ class Lineage:
 
     def _unborn(self) -> SessionProcess:
         """What a branch will need. Raises SandboxFailure."""
-        folder = self._folder.take()
-        if folder is None:
-            raise Refused("no work folder is free")
+        folder = None
         try:
+            folder = self._folder.take()
+            if folder is None:
+                raise Refused("no work folder is free")
             return SessionProcess(Ends(), folder)
         except OSError as error:
-            self._folder.give_back(folder)
+            if folder is not None:
+                self._folder.give_back(folder)
             raise SandboxFailure(f"no branch: {explained(error)}") from error
 
     async def _reclaim(self, branch: SessionProcess) -> None:
@@ -154,36 +164,47 @@ class Lineage:
         task.add_done_callback(self._cleaning.discard)
 
     @asynccontextmanager
-    async def _birth(self, parent: SessionProcess, branch: SessionProcess) -> AsyncIterator[None]:
-        """While `parent` may fork, once. If nothing good comes of it, all processes are killed that
-        are nobody's branch, as soon as no other branch is on its way."""
+    async def _under_way(self, birth: _Birth, ticket: int) -> AsyncIterator[None]:
+        """While the parent may fork, once. If nothing good comes of it, all processes are killed
+        that are nobody's branch, as soon as no other branch is on its way."""
         await self._clean.wait()
-        self._births += 1
-        self._asked.add(parent.pid)
+        self._births[ticket] = birth
         try:
             async with self.undisturbed():
                 yield
-                if self.covered:  # then nobody runs unnoticed
-                    await parent.stopped()
-                    await branch.stopped()
-        except BaseException as error:
-            if parent.pid not in self._asked:  # it did fork: the child may be anybody
+            if not birth.done:
+                raise birth.failure or SandboxFailure("no branch")
+        except BaseException:
+            if birth.permitted and not birth.done:  # the child may be anybody
                 self._clean.clear()
-            elif isinstance(error, Refused):
-                raise Tampered("a snapshot did not even try to fork") from None
             raise
         finally:
-            self._asked.discard(parent.pid)
-            self._births -= 1
+            del self._births[ticket]
             if not self._births and not self._clean.is_set():
                 self._strays += self._kill_strays()
                 self._clean.set()
 
-    async def _bore(self, strays_before: int) -> bool:
-        """Whether a fork of which nobody greeted brought forth a process all the same: one that was
-        killed as a stray, or one that ended itself. Otherwise the kernel refused it."""
+    async def _judged(self, birth: _Birth, strays_before: int) -> SandboxFailure:
+        """What a fork was that its parent calls impossible: it may have brought forth a process all
+        the same, or not have been tried. Otherwise the kernel refused it."""
         await self._clean.wait()
-        return self._strays > strays_before or self._client.a_stranger_ended()
+        if birth.permitted and self._strays == strays_before:
+            return Refused(_NO_FORK)
+        return Tampered("a snapshot could have forked")
+
+    def _on_bereavement(self, end: End) -> None:
+        """A process ended that is nobody's branch yet."""
+        self._strays += not end.killed
+        waiting = [birth for birth in self._births.values() if birth.permitted and not birth.done]
+        failure = SandboxFailure if end.killed or len(waiting) > 1 else Tampered
+        for birth in waiting:
+            sorry = failure("a branch died at its birth")
+            self._loop.call_later(_CONDOLENCE_S, self._fail, birth, sorry)
+
+    def _fail(self, birth: _Birth, failure: SandboxFailure) -> None:
+        if not birth.done and birth in self._births.values():
+            birth.failure = failure
+            birth.parent.forked()
 
     def give_up(self, process: SessionProcess) -> None:
         """End a process for good. With the first one all the others would end: those that run come
@@ -196,7 +217,7 @@ class Lineage:
 
     @property
     def _busy(self) -> bool:
-        return self._births > 0 or any(each.running for each in self._members.values())
+        return bool(self._births) or any(each.running for each in self._members.values())
 
     async def _wind_up(self) -> None:
         while self._busy:
@@ -204,48 +225,50 @@ class Lineage:
         self.close()
 
     async def look(self, process: SessionProcess, *, weigh: bool = False) -> str:
-        """Stop a process and say what keeps it from being forked, in a word; empty if nothing
-        does. `weigh`: its memory, where nobody may look at it otherwise."""
-        if not await process.stopped():
-            return UNSEEN
+        """Say what keeps a process that is being stopped from being forked, in a word; empty if
+        nothing does. `weigh`: its memory, where nobody may look at it otherwise.
+
+        Whether others can be reached from a branch does not depend on it: a branch is left nothing
+        of what its parent has open. It says whether the state can go on without that."""
+        process.sight = None
         try:
+            if self.covered and not weigh and process.holdings.have_names(process.pid):
+                return THREADS if num_threads(process.pid) > 1 else ""
             process.sight = await self._sight(process, weigh)
-        except Unseen:
+        except (Unseen, OSError):
             return UNSEEN
-        return process.sight.fault(process.given, process.folder)
+        fault = process.sight.fault(process.ends.identities, process.folder)
+        if fault:
+            process.holdings.doubt()
+        return fault
 
     async def _sight(self, process: SessionProcess, weigh: bool) -> Sight:
-        """Look at a stopped process, as the kernel allows it. Raises Unseen."""
+        """Look at a process, as the kernel allows it. Raises Unseen."""
         if not self.covered:
             try:
                 return self._client.sight(process.pid)
-            except Unseen:
-                if not process.alive:
-                    raise
+            except Hidden:
                 self.covered = True
         return await self._shown(
-            [process], lambda: self._client.sight(process.pid, count=True, weigh=weigh)
+            process, lambda: self._client.sight(process.pid, count=True, weigh=weigh)
         )
 
-    async def _shown(self, processes: Sequence[SessionProcess], look: Callable[[], _Seen]) -> _Seen:
-        """Look at processes that show themselves for so long; the last one runs while the others
-        do. Their user's other processes could look too, so those of the family wait; other families
-        may not, by their file rules. Raises Unseen."""
+    async def _shown(self, process: SessionProcess, look: Callable[[], _Seen]) -> _Seen:
+        """Look at a process that shows itself for so long. Their user's other processes could look
+        too, so those of the family wait; other families may not, by their file rules. Raises
+        Unseen."""
         async with self._window:
-            others = [each for each in self._members.values() if each.running]
+            others = [each for each in self._members.values() if each.alive and not each.at_rest]
             try:
                 if not all([await other.stopped() for other in others if other.alive]):
-                    raise Unseen("a sibling does not stop")
-                for process in processes:
-                    await self._show(process, True)
+                    raise Unseen("a process does not stop")
+                await self._show(process, True)
                 seen = look()
-                for process in reversed(processes):
-                    await self._show(process, False)
+                await self._show(process, False)
             finally:
                 self._showing = 0
-                for process in processes:
-                    if self._client.sees(process.pid):  # it keeps the window open
-                        self.give_up(process)
+                if self._client.sees(process.pid):  # it keeps the window open
+                    self.give_up(process)
                 for other in others:
                     if other.running:
                         other.resume()
@@ -263,38 +286,6 @@ class Lineage:
                 yield
         else:
             yield
-
-    async def _verify(self, parent: SessionProcess, branch: SessionProcess) -> None:
-        """Raise Tampered unless the branch has what it was given and the parent what it had."""
-        before = parent.sight
-        assert before is not None, "it was looked at before"
-        if await self.look(branch) or branch.sight is None or branch.sight.others != before.others:
-            raise Tampered("a branch is not what it must be")
-        for wait_s in _SETTLED_S:
-            await asyncio.sleep(wait_s)
-            if not await self.look(parent) and parent.sight and parent.sight.like(before):
-                break
-            if not parent.alive:
-                raise Tampered("a snapshot ended while it was forked")
-            if not self.covered:
-                parent.resume()
-        else:
-            raise Tampered("a snapshot kept what belongs to its branch")
-        if before.others and await self._share(parent, branch):
-            raise Tampered("a branch reads a file where its snapshot does")
-        if branch.said_something:
-            raise Tampered("somebody wrote for a branch")
-
-    async def _share(self, parent: SessionProcess, branch: SessionProcess) -> bool:
-        """Whether they have the position in a file in common: it would join the two."""
-        sight = branch.sight
-        assert sight is not None, "it was looked at before"
-        if not self.covered:
-            return sight.shares(parent.pid)
-        try:
-            return await self._shown([branch, parent], lambda: sight.shares(parent.pid))
-        except Unseen:
-            return True
 
     def retire(self, process: SessionProcess) -> None:
         """It will only be forked: give up what printing needs, and hide its folder from the code
@@ -331,6 +322,7 @@ class Lineage:
         if self._closing is None:
             if self.forks:
                 self._loop.remove_reader(self.first.listener)
+            self._client.bereaved.pop(self.first.inner_pid, None)
             self._closing = self._loop.create_task(self._vanish())
         return self._closing
 
@@ -342,44 +334,68 @@ class Lineage:
         await asyncio.gather(*self._cleaning)
         await aside(self._folder.remove)
 
-    def _on_attempt(self) -> None:
-        """A process wants to fork, which it may once if it was asked to, or to start a thread."""
-        notice = bytearray(_NOTICE_BYTES)
-        try:
-            fcntl.ioctl(self.first.listener, _RECEIVE, notice)
-        except OSError:  # it died meanwhile; perhaps they all did, and nobody can ask again
-            self._stop_listening_to_nobody()
-            return
-        number, task, _, call, flags = _NOTICE.unpack_from(notice)
-        forks = call == number_of("clone") and flags & 0xFFFFFFFF == STEP_FORK
-        if forks:
-            wanted = task in self._asked
-        elif call == number_of("prctl"):
-            wanted = task == self._showing
+    def _on_question(self) -> None:
+        """A process wants what only its supervisor may grant."""
+        question = Question.next(self.first.listener)
+        if question is None:
+            if is_orphaned(self.first.listener):
+                self._loop.remove_reader(self.first.listener)
+        elif question.forks:
+            self._on_fork(question)
+        elif question.settles:
+            self._on_birth(question)
+        elif question.threads:
+            threads, known = question.num_threads, question.task in self._members
+            wanted = threads < self._client.max_threads and (known or threads > 1)
+            question.grant() if wanted else question.refuse(errno.EAGAIN)
+        elif question.task == self._showing:
+            question.grant()
         else:
-            wanted = self._threads_beside(task) < self._client.max_threads
-        threads = call == number_of("clone") and not forks
-        denied = 0 if wanted else -(errno.EAGAIN if threads else errno.EPERM)
-        answer = struct.pack("=QqiI", number, 0, denied, _CONTINUE if wanted else 0)
-        try:
-            fcntl.ioctl(self.first.listener, _ANSWER, answer)
-        except OSError:
-            return  # it died or was stopped meanwhile: it may ask again
-        if forks:
-            self._asked.discard(task)
-        if forks and not wanted and task in self._members:
-            self._members[task].accuse("tried to start a process by the sandbox's own way")
+            question.refuse(errno.EPERM)
 
-    @staticmethod
-    def _threads_beside(task: int) -> int:
-        """Threads of the process that a thread belongs to."""
-        try:
-            return len(os.listdir(f"/proc/{task}/task"))
-        except OSError:  # it died meanwhile
-            return 0
+    def _on_fork(self, question: Question) -> None:
+        """It may fork once if it was asked to."""
+        asked = [birth for birth in self._births.values() if birth.parent.pid == question.task]
+        if asked and not asked[0].permitted:
+            asked[0].permitted = question.grant()
+        elif question.refuse(errno.EPERM) and question.task in self._members:
+            self._members[question.task].accuse("tried to start a process by the sandbox's own way")
 
-    def _stop_listening_to_nobody(self) -> None:
-        poll = select.poll()
-        poll.register(self.first.listener, 0)
-        if poll.poll(0):
-            self._loop.remove_reader(self.first.listener)
+    def _on_birth(self, question: Question) -> None:
+        """A new process says whose branch it is. It is left nothing but what a branch has, and
+        stands in its own work folder afterwards, whatever it has done before."""
+        _, ticket, problem = question.arguments
+        birth = self._births.get(ticket)
+        if question.task in self._members or birth is None or not birth.permitted or birth.done:
+            question.grant()  # wherever it stands, there is its own
+            return
+        try:
+            self._furnish(birth.branch, question, problem)
+        except SandboxFailure as failure:
+            self._fail(birth, failure)
+        except OSError as error:  # it died
+            self._fail(birth, SandboxFailure(f"no branch: {explained(error)}"))
+        else:
+            birth.done = True
+            birth.parent.forked()
+
+    def _furnish(self, branch: SessionProcess, question: Question, problem: int) -> None:
+        """Raises SandboxFailure, OSError."""
+        self._client.adopt(branch, question.task, self.first)
+        if problem:
+            if full(self._client.root):
+                raise SandboxFailure(f"no branch: {explained(_NO_ROOM)}")
+            raise Tampered(f"a snapshot cannot be branched: {os.strerror(problem)}")
+        folder = self._client.open_folder(branch.folder)
+        try:
+            own = {CONTROL_FD: branch.ends.given[CONTROL_FD], WORK_FD: folder}
+            question.furnish(own, self._client.max_descriptors)
+        finally:
+            os.close(folder)
+        if question.num_threads != 1 or not question.grant():
+            raise Tampered("a branch did not wait for its birth")
+        branch.ends.hand_over_streams()
+        branch.ends.sent()
+        branch.undisturbed = self.undisturbed
+        self._members[branch.pid] = branch
+        branch.end.add_done_callback(lambda _: self._on_end(branch))

@@ -21,7 +21,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import sys
 import traceback
 import types
@@ -35,23 +34,22 @@ from sandbox import branch
 from sandbox.figures import Gallery
 from sandbox.programs import refuse_programs
 from sandbox.results import FENCED, Kind
-from sandbox.shortage import explained
 from sandbox.wire import (
     CELL_HEADER_BYTES,
     CONTROL_FD,
     COVER,
-    FORK_NONCE,
+    FORK,
     OUT_OF_MEMORY_STATUS,
     START_NONCE,
     UNCOVER,
     Reply,
     pack_reply,
+    ticket_of,
     unpack_cell_header,
 )
 
 _BROKEN_RUNNER_STATUS = 70
 _NAME_CHARS = 200
-_MAX_GIVEN = 4
 _AWAITS = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _BALLAST_BYTES = 4 << 20
 """Address space kept in hand (never touched) for reporting a MemoryError."""
@@ -275,60 +273,35 @@ def _write(data: bytes) -> None:
         view = view[os.write(CONTROL_FD, view) :]
 
 
-def _read_header(control: socket.socket) -> tuple[bytes, list[int]]:
-    """The next header of the supervisor's, and the descriptors that came with it."""
-    header, descriptors = b"", list[int]()
-    while len(header) < CELL_HEADER_BYTES:
-        missing = CELL_HEADER_BYTES - len(header)
-        part, given, _, _ = socket.recv_fds(control, missing, _MAX_GIVEN)
-        if not part:
-            os._exit(0)
-        header += part
-        descriptors += given
-    return header, descriptors
-
-
 def say_start(problem: str | None) -> None:
     """Report that this process is confined, or why it could not be."""
     kind = Kind.OK if problem is None else Kind.SANDBOX_FAILURE
     _write(pack_reply(START_NONCE, Reply(kind, None, None, problem or "", ())))
 
 
-def _moved(place: branch.Place, folder: str) -> str | None:
-    """Take the files to a branch's own folder; what prevented it, if anything did."""
-    try:
-        place.move(folder)
-    except OSError as error:
-        return f"the work folder could not be copied: {explained(error)}"
-    return None
-
-
 def serve(keep_chars: int) -> None:
     """Run cells and fork branches until the supervisor hangs up. Never returns."""
     try:
         runner, place, spawner = Runner(keep_chars), branch.Place(), os.getppid()
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, CONTROL_FD)
         say_start(None)
         while True:
-            header, descriptors = _read_header(control)
-            nonce, index, length = unpack_cell_header(header)
+            nonce, index, length = unpack_cell_header(_read(CELL_HEADER_BYTES))
             payload = _read(length)
             if index in (COVER, UNCOVER):
                 branch.show_owner(index == UNCOVER)
                 _write(pack_reply(nonce, Reply(Kind.OK, None, None, "", ())))
                 continue
-            if nonce != FORK_NONCE:
+            if index != FORK:
                 code = payload.decode("utf-8", "surrogatepass")
                 _write(pack_reply(nonce, runner.run(code, index)))
                 continue
             with runner.room():
-                is_branch = branch.fork() == 0
-                if is_branch:
-                    branch.take_over(descriptors, spawner)
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                if is_branch:
-                    say_start(_moved(place, os.fsdecode(payload)))
+                made = branch.fork()
+                if made == 0:
+                    branch.take_over(place, os.fsdecode(payload), ticket_of(nonce), spawner)
+            if made < 0:
+                why = f"a snapshot could not fork: {os.strerror(-made)}"
+                _write(pack_reply(nonce, Reply(Kind.ERROR, None, None, why, ())))
     except MemoryError:  # none left, not even to say so
         os._exit(OUT_OF_MEMORY_STATUS)
     except BaseException:  # the code took the runner with it: it ended its own process

@@ -6,10 +6,11 @@ pair, no new process (threads only), no exec, no signal to anyone but oneself, n
 permissions, owners or identity, no shared memory with other processes.
 
 Fork snapshots need one exception: `listen` puts every step fork (`STEP_FORK`, flags that no library
-uses) before the supervisor, who lets exactly those pass that it asked for. The flags travel in a
-register, so what was looked at is what runs. CLONE_PARENT makes the spawner the parent of every
-process, so that no other process reaps it. No process that may fork sends signals, not even to
-itself: the filter is inherited and cannot know the process id of a child.
+uses) before the supervisor, who lets exactly those pass that it asked for, and so it does with the
+`fchdir` by which the new process goes to its own work folder. The flags travel in a register, so
+what was looked at is what runs. CLONE_PARENT makes the spawner the parent of every process, so that
+no other process reaps it. No process that may fork sends signals, not even to itself: the filter is
+inherited and cannot know the process id of a child.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import platform
 import struct
 
 from sandbox.syscalls import ALLOWED, DENIED, FEIGNED, LACKING, NUMBERS
+from sandbox.wire import WORK_FD
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_DUMPABLE = 4
@@ -42,7 +44,7 @@ _MAY_SHOW = 0x5EED0005
 """Stands for PR_SET_DUMPABLE until `install` knows whether there is a listener."""
 STEP_FORK = 0x00008000 | 17
 """Flags of the only fork there is: CLONE_PARENT and SIGCHLD."""
-_SET_MODE_FILTER, _NEW_LISTENER = 1, 8
+_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 8, 32
 _THREAD, _TMPFILE = 0x00050F00, 0o20000000
 """What all threads have in common: memory, folder, descriptors, signals, process, semaphores."""
 
@@ -261,35 +263,47 @@ def no_new_privs() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
-def listen() -> int:
-    """Have every step fork, every new thread and every change of who may look at a process decided
-    by the holder of the descriptor returned, for this process and its descendants.
+def _on(name: str, block: bytes) -> bytes:
+    """`block`, which returns or goes on, for one system call."""
+    return _op(_JUMP_EQUAL, NUMBERS[name][_architecture()[0]] or 0, 0, len(block) // 8) + block
 
-    Needs `no_new_privs`. Raises OSError (Linux 5.5; one listener a process).
+
+def listen() -> tuple[int, bool]:
+    """Have every step fork, every new thread, every change of who may look at a process and every
+    `fchdir` to the work folder decided by the holder of the descriptor returned, for this process
+    and its descendants. Also whether nothing but SIGKILL disturbs who waits for a decision.
+
+    Needs `no_new_privs`. Raises OSError (Linux 5.9; one listener a process).
     """
-    column, _ = _architecture()
+    notify = _op(_RETURN, _NOTIFY)
     code = (
         _op(_LOAD, 0)
-        + _op(_JUMP_EQUAL, NUMBERS["clone"][column] or 0, 0, 5)
-        + _load_argument(0)
-        + _op(_JUMP_EQUAL, STEP_FORK, 2, 0)
-        + _op(_AND, _THREAD)
-        + _op(_JUMP_EQUAL, _THREAD, 0, 1)
-        + _op(_RETURN, _NOTIFY)
-        + _op(_JUMP_EQUAL, NUMBERS["prctl"][column] or 0, 0, 3)
-        + _load_argument(0)
-        + _op(_JUMP_EQUAL, _PR_SET_DUMPABLE, 0, 1)
-        + _op(_RETURN, _NOTIFY)
+        + _on(
+            "clone",
+            _load_argument(0)
+            + _op(_JUMP_EQUAL, STEP_FORK, 2, 0)
+            + _op(_AND, _THREAD)
+            + _op(_JUMP_EQUAL, _THREAD, 0, 1)
+            + notify
+            + _PERMIT,
+        )
+        + _on(
+            "prctl", _load_argument(0) + _op(_JUMP_EQUAL, _PR_SET_DUMPABLE, 0, 1) + notify + _PERMIT
+        )
+        + _on("fchdir", _load_argument(0) + _op(_JUMP_EQUAL, WORK_FD, 0, 1) + notify + _PERMIT)
         + _PERMIT
     )
     described = _Program(len(code) // 8, code)
-    number = NUMBERS["seccomp"][column]
-    listener = _LIBC.syscall(
-        number, _SET_MODE_FILTER, ctypes.c_ulong(_NEW_LISTENER), ctypes.byref(described)
-    )
-    if listener < 0:
-        raise OSError(ctypes.get_errno(), "seccomp(SECCOMP_FILTER_FLAG_NEW_LISTENER)")
-    return int(listener)
+    for more in (_WAIT_KILLABLE, 0):  # the first one since Linux 5.19
+        listener = _LIBC.syscall(
+            number_of("seccomp"),
+            _SET_MODE_FILTER,
+            ctypes.c_ulong(_NEW_LISTENER | more),
+            ctypes.byref(described),
+        )
+        if listener >= 0:
+            return int(listener), bool(more)
+    raise OSError(ctypes.get_errno(), "seccomp(SECCOMP_FILTER_FLAG_NEW_LISTENER)")
 
 
 def install(code: bytes, *, forking: bool = False) -> None:

@@ -99,7 +99,7 @@ class Snapshot:
 
     @classmethod
     async def of(
-        cls, process: SessionProcess, lineage: Lineage, inherited: int, files: int, **facts: Any
+        cls, process: SessionProcess, lineage: Lineage, inherited: int, **facts: Any
     ) -> Snapshot:
         """Look at a stopped process. `facts`: node, generation, cost_s and `status`, what speaks
         against forking it as far as is known."""
@@ -109,7 +109,7 @@ class Snapshot:
         except OSError:
             footprint = Footprint(inherited, 0, 1)  # it is gone
         size, exact = footprint.private(inherited), None
-        files += (footprint.threads - 1) * _THREAD
+        others = process.holdings.named_bytes + (footprint.threads - 1) * _THREAD
         unsure = max(size, footprint.anonymous - size) > _UNSURE_BYTES
         if not lineage.forks:
             status = "unsupported"
@@ -126,7 +126,7 @@ class Snapshot:
             inherited=inherited,
             anonymous=footprint.anonymous,
             threads=footprint.threads,
-            size=files + (size if exact is None else exact + _PAGE_TABLES),
+            size=others + (size if exact is None else exact + _PAGE_TABLES),
             exact=exact is not None,
             status=status or KEPT,
             **facts,

@@ -33,7 +33,7 @@ from sandbox.confine import (
 from sandbox.limits import Limits
 from sandbox.probe import OPTIONAL_WHEN_DEGRADED, look_around, probe, wall_off
 from sandbox.shortage import explained
-from sandbox.wire import CONTROL_FD, LISTENER_MARK, WORK_FD
+from sandbox.wire import CONTROL_FD, LISTENER_MARKS, WORK_FD
 from sandbox.workdir import make_folders
 
 SUPERVISOR_FD = 3
@@ -196,13 +196,14 @@ class Spawner:
             if dead is None:
                 return
             pid, block = dead.si_pid, False
+            family = os.getsid(pid)
             self._kill(pid)
             first = self._sessions.pop(pid, None) is not None
             _, status, usage = os.wait4(pid, 0)
             if first:
                 self._sweep()
             cpu_s = usage.ru_utime + usage.ru_stime
-            self.say(ended=pid, status=status, cpu_s=cpu_s)
+            self.say(ended=pid, family=family, status=status, cpu_s=cpu_s)
 
     def _sweep(self) -> None:
         """Kill orphans that came to us, the subreaper, out of every group that we know."""
@@ -236,10 +237,10 @@ def _become_session(confinement: Confinement, berth: Berth) -> None:
         os._exit(_REFUSED_STATUS)
 
 
-def _hand_over(listener: int) -> None:
+def _hand_over(listener: int, undisturbed: bool) -> None:
     """Leave the decision about step forks to the supervisor."""
     with socket.socket(fileno=os.dup(CONTROL_FD)) as control:
-        socket.send_fds(control, [LISTENER_MARK], [listener])
+        socket.send_fds(control, [LISTENER_MARKS[undisturbed]], [listener])
 
 
 class Unimportable(Exception):
@@ -312,12 +313,15 @@ def _serve(supervisor: socket.socket, job: dict[str, Any]) -> None:
     spawner = Spawner(supervisor, confinement, job["root"])
     layers = [name for name in OPTIONAL_WHEN_DEGRADED if name not in plan.missing]
     lacking = [*problems, *([unwalled] if unwalled else [])]
+    folders = os.open(job["root"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     spawner.say(
+        folders,
         ready=runs,
         isolation=plan.tier,
         layers=[*(["namespaces"] if plan.walled else []), *layers],
         problems=[str(problem) for problem in lacking],
     )
+    os.close(folders)
     gc.collect()
     gc.disable()
     gc.freeze()

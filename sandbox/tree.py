@@ -17,11 +17,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 
 from sandbox import files
+from sandbox.endings import Refused, Tampered, beyond_quota
+from sandbox.inspection import DESCRIPTORS, THREADS
 from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
 from sandbox.lineage import UNSEEN, Lineage
 from sandbox.metrics import Metrics
-from sandbox.process import Refused, SessionProcess, Tampered, beyond_quota
+from sandbox.process import SessionProcess
 from sandbox.results import (
     BROKEN,
     CHEAP,
@@ -36,7 +38,6 @@ from sandbox.results import (
     SessionState,
 )
 from sandbox.snapshots import Shelf, Snapshot
-from sandbox.workdir import usage
 
 _REPLAY_PATIENCE = 2.0
 """A replayed call may take this many times the wall-clock limit: it did end once."""
@@ -99,8 +100,9 @@ class Tree:
         self._gone: dict[str, str] = {}
         """Why a state has no process any more that others could go on from, by its node."""
         self._broken: set[str] = set()
-        """States whose process did not outlive its own code, or not in order: should they not come
-        out the same again, that is no failure of the sandbox."""
+        """States that nobody can fork by the doing of their own code: it left what cannot be
+        branched, did not fork in order or ended the process. Should they not come out the same
+        again, that is no failure of the sandbox."""
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -302,8 +304,7 @@ class Tree:
         self, process: SessionProcess, lineage: Lineage, *, inherited: int, **facts: object
     ) -> Snapshot:
         """A stopped process as a snapshot, held, not in the table yet."""
-        files = usage(process.folder, self._means.limits) or 0
-        snapshot = await Snapshot.of(process, lineage, inherited, files, **facts)
+        snapshot = await Snapshot.of(process, lineage, inherited, **facts)
         snapshot.users = 1
         process.end.add_done_callback(lambda _: self._forget(snapshot))
         return snapshot
@@ -341,6 +342,8 @@ class Tree:
             if not held.process.alive:
                 raise SandboxFailure("the session's process was lost")
             held.spent = True
+            if held.status in (THREADS, DESCRIPTORS):
+                self._broken.add(held.node)
             return held.process
         process = await self._unhurried(self._forked(held))
         self._means.metrics.forks += 1
@@ -394,7 +397,7 @@ class Tree:
             status = CHEAP
         result = replace(result, snapshot=status)
         after = await self._after(held, process, secrets.token_hex(16), result.duration_s, result)
-        if process.hoards(self._means.limits):
+        if process.holdings.exceed_as_seen(process.sight, self._means.limits):
             after.give_up()
             self._release(after)
             return replace(

@@ -2,8 +2,9 @@
 
 Cells go in and results come out on one stream socket, fixed headers before raw bytes, so that
 nothing the child writes is ever parsed by more than a length check. Each cell carries a nonce that
-its result must repeat: an answer written ahead of time is a breach. The order to fork carries the
-branch's own stdin, stdout, stderr and control socket; the branch greets on its own socket.
+its result must repeat: an answer written ahead of time is a breach. So does the order to fork; the
+branch repeats it to the kernel, which has the supervisor decide, and the parent only to say that it
+could not.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ MAX_REPLY_OVERHEAD = _RESULT.size + _MAX_FIGURE_PART
 """Bytes of a reply besides its texts, at most."""
 CELL_HEADER_BYTES = _CELL.size
 START_NONCE = b"\0" * NONCE_BYTES
-"""Nonce of a process's first message: OK once it is confined (or forked from one that is), or
-SANDBOX_FAILURE and why in `traceback`."""
-FORK_NONCE = b"\xff" * NONCE_BYTES
-"""Nonce of the order to fork, which no cell has. The payload is the branch's folder."""
-UNCOVER, COVER = 0xFFFFFFFF, 0xFFFFFFFE
-"""Indices of the orders to show and to hide what `/proc` says of the process."""
-LISTENER_MARK = b"L"
-"""Comes before the first process's greeting, with the descriptor that decides about its forks."""
+"""Nonce of a process's first message: OK once it is confined, or SANDBOX_FAILURE and why in
+`traceback`."""
+UNCOVER, COVER, FORK = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD
+"""Indices of the orders to show and to hide what `/proc` says of the process, and to fork a branch,
+for which the payload is its folder."""
+LISTENER_MARKS = (b"L", b"K")
+"""One comes before the first process's greeting, with the descriptor that decides about its forks;
+the second if only SIGKILL disturbs who waits for the decision."""
+STREAMS_MARK = b"S"
+"""Comes first on a branch's control channel, with its stdin, stdout and stderr."""
 CONTROL_FD, WORK_FD = 3, 4
 """A session's control socket and its open work folder; 0 to 2 are as usual."""
 
@@ -66,9 +69,14 @@ def pack_cell(nonce: bytes, index: int, code: bytes) -> bytes:
     return _CELL.pack(nonce, index, len(code)) + code
 
 
-def pack_fork(folder: str) -> bytes:
-    """The order to fork, to be sent with the branch's stdin, stdout, stderr and control socket."""
-    return pack_cell(FORK_NONCE, 0, os.fsencode(folder))
+def pack_fork(nonce: bytes, folder: str) -> bytes:
+    """The order to fork a branch that works in `folder`; answered only if that fails."""
+    return pack_cell(nonce, FORK, os.fsencode(folder))
+
+
+def ticket_of(nonce: bytes) -> int:
+    """The nonce of an order to fork as the branch has to name it, in one register."""
+    return int.from_bytes(nonce, "little")
 
 
 def pack_uncover(nonce: bytes, visible: bool) -> bytes:

@@ -23,12 +23,12 @@ from sandbox.results import WorkFile
 from sandbox.shortage import is_shortage
 
 _BLOCK = 512
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="sandbox")
+"""Not the event loop's own: that could not be shut down where no thread can be started."""
 _LISTED, _LISTED_CHARS = 64, 1 << 13
 """Most files that a result lists, and most characters of their names together."""
 
 _Result = TypeVar("_Result")
-_THREADS = ThreadPoolExecutor(8, thread_name_prefix="sandbox")
-"""Not the event loop's own: that could not be shut down where no thread can be started."""
 
 
 def size(found: os.stat_result) -> int:
@@ -160,17 +160,20 @@ class TreeFolder:
     that who knew the old one is none the wiser."""
 
     def __init__(self, path: str, names: Sequence[str]) -> None:
-        """`names` as from `make_folders`; the first one is in use. The others get new ones, and so
-        does the tree's folder: code could find the old ones in what it has of the spawner's memory.
-        Raises OSError."""
+        """`names` as from `make_folders`; the first one is in use. The others get new ones before
+        they are, and so does the tree's folder: code could find the old ones in what it has of the
+        spawner's memory. Raises OSError."""
         self.path = os.path.join(os.path.dirname(path), secrets.token_hex(8))
         os.rename(path, self.path)
-        path = self.path
-        self._free = [self.rename(os.path.join(path, name)) for name in names[1:]]
+        self._free: list[str] = []
+        self._fresh = [os.path.join(self.path, name) for name in names[1:]]
 
     def take(self) -> str | None:
-        """An empty work folder's path, which nobody has seen; None if all are in use."""
-        return self._free.pop() if self._free else None
+        """An empty work folder's path, which nobody has seen; None if all are in use. Raises
+        OSError."""
+        if self._free:
+            return self._free.pop()
+        return self.rename(self._fresh.pop()) if self._fresh else None
 
     def give_back(self, folder: str) -> None:
         """Its process has ended: empty it for the next one. It is lost if that fails."""

@@ -119,10 +119,11 @@ os.close = lambda descriptor: None if 4 < descriptor < 64 else old_close(descrip
 HANDS_ON = """
 branch, handed = sys.modules['sandbox.branch'], []
 old_take_over = branch.take_over
-def take_over(descriptors, spawner):
-    handed.extend(os.dup(d) for d in descriptors)
-    old_take_over(descriptors, spawner)
+def take_over(*order):
+    handed.extend(os.dup(d) for d in range(5))
+    old_take_over(*order)
 branch.take_over = take_over
+old_closerange, os.closerange = os.closerange, lambda *_: None
 """
 
 

@@ -1,4 +1,4 @@
-"""Attacks 91 to 97: what all processes share without having been given it, who pays for a state
+"""Attacks 91 to 98: what all processes share without having been given it, who pays for a state
 that cannot be repeated, and what nobody looked at when files were counted."""
 
 from __future__ import annotations
@@ -110,6 +110,26 @@ async def ends_the_only_process(world: World) -> None:
                 for _ in range(2):
                     result = await session.call("1")
                     assert result.kind is Kind.KILLED, (hold, last, result)
+
+
+async def _neither_forks_nor_repeats(world: World, hold: str) -> None:
+    async with world.session() as trunk:
+        own_doing(await trunk.call(UNREPEATABLE + hold))
+        async with world.session(at=trunk.state) as branch:
+            for session in (branch, trunk, branch):
+                own_doing(await session.call("1"))
+    async with world.session() as trunk:
+        own_doing(await trunk.call(UNREPEATABLE + hold))
+        state = trunk.state
+        assert (await trunk.call("1")).value == "1"
+        async with world.session(at=state) as late:
+            own_doing(await late.call("1"))
+
+
+@attack(98, "leaves a state that can neither be forked nor repeated")
+async def neither_forks_nor_repeats(world: World) -> None:
+    for hold in HOLDS:
+        await _neither_forks_nor_repeats(world, hold)
 
 
 BREAKS_QUIETLY = {

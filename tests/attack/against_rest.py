@@ -75,10 +75,10 @@ STALLS = """
 import time
 branch = sys.modules['sandbox.branch']
 old_take_over = branch.take_over
-def take_over(descriptors, spawner):
-    old_take_over(descriptors, spawner)
+def take_over(*order):
     os.write(3, b'x')
     time.sleep(60)
+    old_take_over(*order)
 branch.take_over = take_over
 """
 

@@ -338,10 +338,10 @@ async def test_killed_snapshots_are_replayed(sandbox: Sandbox, who: str) -> None
     trunk = await sandbox.open()
     await trunk.call("x = 1")
     await trunk.call("x += 1")
-    for snapshot in list(sandbox._shelf._kept):
-        victim = snapshot.process if who == "snapshots" else snapshot.lineage.first
-        if victim.alive:
-            os.kill(victim.pid, signal.SIGKILL)
+    kept = list(sandbox._shelf._kept)
+    victims = [each.process if who == "snapshots" else each.lineage.first for each in kept]
+    for pid in {victim.pid for victim in victims if victim.alive}:
+        os.kill(pid, signal.SIGKILL)
     await asyncio.sleep(0.3)
     result = await trunk.call("x")
     assert (result.value, result.restored_by) == ("2", "replay")

@@ -1,0 +1,146 @@
+"""One call: when it must end, and what came of it, by what is seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from typing import TYPE_CHECKING
+
+from sandbox import png
+from sandbox.endings import (
+    FLOOD,
+    HEADLESS,
+    THERE,
+    Stop,
+    headless,
+    over_quota,
+    short_of,
+    state_of,
+    verdict_of,
+)
+from sandbox.limits import Limits
+from sandbox.results import CallResult, Kind
+from sandbox.shortage import full
+from sandbox.wire import Reply
+
+if TYPE_CHECKING:
+    from sandbox.process import SessionProcess
+
+_TICK_S = 0.25
+"""Between looks at CPU time and files while a call runs."""
+_REPORT_S = 0.5
+"""Seconds that the report of a process's end may take, once it has ended."""
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_LAST_BYTES = 2 << 20
+"""Bytes of address space below which nearly every allocation fails."""
+
+
+class Call:
+    """Made when the process may run; its clock runs from then on."""
+
+    def __init__(self, process: SessionProcess, limits: Limits) -> None:
+        self._process, self._limits = process, limits
+        self._cpu_before, self._start = process.cpu_s(), time.monotonic()
+        self._duration_s = 0.0
+
+    async def watch(self) -> None:
+        """End the call if it goes beyond a limit."""
+        process, limits = self._process, self._limits
+        while (left := self._start + limits.wall_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, _TICK_S))
+            if process.cpu_s() - self._cpu_before > limits.cpu_s:
+                process.settle(self._out_of_time(f"used {limits.cpu_s:g} s of CPU"))
+            try:
+                if process.holdings.exceed(process.pid, process.folder, limits, running=True):
+                    process.settle(over_quota(limits))
+                if headless(process.pid):
+                    process.settle(HEADLESS)
+            except OSError as error:
+                process.settle(short_of(error))
+        process.settle(self._out_of_time(f"ran for {limits.wall_s:g} s"))
+
+    def _out_of_time(self, why: str) -> Stop:
+        """Code that has no memory left may crawl, and CPython loop over its MemoryErrors."""
+        try:
+            with open(f"/proc/{self._process.pid}/statm", encoding="ascii") as file:
+                taken = int(file.read().split()[0]) * _PAGE_BYTES
+        except OSError:  # it is gone
+            taken = 0
+        if taken > (self._limits.memory_mib << 20) - _LAST_BYTES:
+            return Stop(Kind.MEMORY, f"{why}, out of memory")
+        return Stop(Kind.TIMEOUT, why)
+
+    def stop_the_clock(self) -> None:
+        """The process has answered, or it must end."""
+        self._duration_s = time.monotonic() - self._start
+
+    async def result(self, verdict: Reply | Stop) -> CallResult:
+        """What came of the call. Without `state_kept` the process is closed."""
+        if isinstance(verdict, Reply):
+            verdict = self._second_look(verdict)
+        cpu_s = self._process.cpu_s() - self._cpu_before
+        if isinstance(verdict, Reply):
+            return self._honest(verdict, cpu_s)
+        return await self._ended(verdict, cpu_s)
+
+    def _second_look(self, reply: Reply) -> Reply | Stop:
+        """What an honest-looking reply may hide. That the process ended behind it is no matter of
+        this call: the state that it left is broken."""
+        process = self._process
+        if process.output.floods:
+            return FLOOD
+        process.holdings.end(process.folder)
+        try:
+            if process.holdings.exceed(process.pid, process.folder, self._limits):
+                return over_quota(self._limits)
+            if headless(process.pid):
+                return HEADLESS
+        except OSError as error:
+            return short_of(error)
+        no_room = os.strerror(errno.ENOSPC)
+        if reply.kind is Kind.ERROR and no_room in reply.traceback and full(process.folder):
+            return short_of(OSError(errno.ENOSPC, no_room))
+        return reply
+
+    def _honest(self, reply: Reply, cpu_s: float) -> CallResult:
+        process = self._process
+        out, err = process.output.texts
+        figures = tuple(filter(None, map(png.cleaned, reply.figures)))
+        less = len(figures) < len(reply.figures) and "figures" not in reply.truncated
+        return CallResult(
+            kind=reply.kind,
+            stdout=out,
+            stderr=err,
+            value=reply.value,
+            error_type=reply.error_type,
+            traceback=reply.traceback,
+            figures=figures,
+            files=process.holdings.changed,
+            truncated=(*process.output.truncated, *reply.truncated, *(["figures"] if less else [])),
+            duration_s=self._duration_s,
+            cpu_s=cpu_s,
+        )
+
+    async def _ended(self, stop: Stop, cpu_s: float) -> CallResult:
+        """Close the process and say, by its end, who caused it."""
+        process, kind, why = self._process, stop.kind, stop.why
+        if kind is Kind.KILLED and state_of(process.pid) not in THERE:
+            await asyncio.wait({process.end}, timeout=_REPORT_S)
+        if process.end.done():
+            end = process.end.result()
+            kind, why = verdict_of(end)
+            cpu_s = max(0.0, end.cpu_s - self._cpu_before)
+        process.kill()
+        out, err = process.output.texts
+        return CallResult(
+            kind=kind,
+            stdout=out,
+            stderr=err,
+            traceback=why,
+            truncated=tuple(process.output.truncated),
+            duration_s=self._duration_s,
+            cpu_s=cpu_s,
+            state_kept=False,
+        )

@@ -1,0 +1,102 @@
+"""How calls and processes end, and who brought it about, by what the kernel says."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+from sandbox.inspection import num_threads
+from sandbox.limits import OUTPUT_KILL_BYTES, Limits
+from sandbox.results import Kind, SandboxFailure
+from sandbox.shortage import explained, is_shortage
+from sandbox.wire import OUT_OF_MEMORY_STATUS
+
+THERE = {"R", "S", "D", "T", "t", "I"}
+"""Letters in /proc for a process that has not ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a process ended."""
+
+    status: int | None
+    """The status from wait(2); None if the spawner died first."""
+    cpu_s: float = 0.0
+    """CPU time of its whole life."""
+
+    @property
+    def killed(self) -> bool:
+        """Whether a SIGKILL ended it, which no code can send, or the death of its spawner."""
+        return self.status is None or os.waitstatus_to_exitcode(self.status) == -signal.SIGKILL
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The supervisor's reason to end a call."""
+
+    kind: Kind
+    why: str
+
+
+FLOOD = Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
+HEADLESS = Stop(Kind.KILLED, "its first thread ended before the others")
+
+
+class Tampered(SandboxFailure):
+    """A process, or something in its place, did not fork as an honest one does."""
+
+
+class Refused(SandboxFailure):
+    """A process could not fork, for want of resources as far as one knows: it may later."""
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for what a process does; "" if there is none. Raises OSError for want of
+    something."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rsplit(")", 1)[1].split()[0]
+    except OSError as error:
+        if is_shortage(error):
+            raise
+        return ""
+
+
+def headless(pid: int) -> bool:
+    """Whether a process goes on although its first thread, which the kernel shows as the process,
+    has ended. No honest one does."""
+    if state_of(pid) != "Z":
+        return False
+    try:
+        return num_threads(pid) > 1
+    except FileNotFoundError:  # it ended
+        return False
+
+
+def beyond_quota(limits: Limits) -> str:
+    """What is said of a process that has too much in files."""
+    return f"more than {limits.files} files or {limits.file_mib} MiB of files"
+
+
+def over_quota(limits: Limits) -> Stop:
+    return Stop(Kind.OUTPUT, beyond_quota(limits))
+
+
+def short_of(error: OSError) -> Stop:
+    return Stop(Kind.SANDBOX_FAILURE, explained(error))
+
+
+def verdict_of(end: End) -> tuple[Kind, str]:
+    """Kind and cause of a process that ended without our doing."""
+    if end.status is None:
+        return Kind.SANDBOX_FAILURE, "the spawner died"
+    code = os.waitstatus_to_exitcode(end.status)
+    if code == OUT_OF_MEMORY_STATUS:
+        return Kind.MEMORY, "out of memory"
+    if code >= 0:
+        return Kind.EXITED, f"exit status {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    if -code == signal.SIGKILL:  # the filter denies it to the code: the kernel or an operator
+        return Kind.SANDBOX_FAILURE, "killed from outside (out of memory on the host?)"
+    return Kind.KILLED, name

@@ -1,0 +1,100 @@
+"""What a session's process keeps in files, with a name or without, as it is counted from outside.
+
+To look at everything takes time. So what nobody can have changed is not looked at again: a file
+without a name had one before, and the kernel shows when a folder was last changed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+
+from sandbox.inspection import Sight, nameless_bytes, num_descriptors
+from sandbox.limits import Limits
+from sandbox.results import WorkFile
+from sandbox.wire import WORK_FD
+from sandbox.workdir import Contents, contents
+
+_LONE_FOLDER_LINKS = 2
+"""Links to a folder that has none below, on file systems that count them."""
+_CLOCK_TICK_NS = 20_000_000
+"""Two changes of a file within so many nanoseconds may bear the same time."""
+
+
+class Holdings:
+    """Of one process, whose id and work folder each method is told."""
+
+    def __init__(self) -> None:
+        self._state_before: int | None = None
+        self._touched = False
+        """Whether the last call may have created or removed files."""
+        self._before: Contents | None = None
+        self._found: Contents | None = None
+        """What was in its folder when it was last looked at."""
+        self._odd = False
+        """Whether it was once seen with other descriptors than those that it was given."""
+
+    def begin(self, folder: str, limits: Limits) -> None:
+        """A call is about to run. Raises OSError as `exceed` does."""
+        self._state_before = _state_of(folder)
+        self._before = contents(folder, limits)
+
+    def end(self, folder: str) -> None:
+        """The call has ended."""
+        self._touched = self._state_before is None or _state_of(folder) != self._state_before
+
+    def count(self, folder: str, limits: Limits) -> None:
+        """Count the files in its folder anew. Raises OSError as `exceed` does."""
+        self._found = contents(folder, limits)
+
+    def exceed(self, pid: int, folder: str, limits: Limits, *, running: bool = False) -> bool:
+        """Whether they are too much or too many, those included that it removed and still holds.
+
+        Raises OSError if that cannot be found out for want of something."""
+        self.count(folder, limits)
+        if self._found is None:
+            return True
+        looks = running or self._touched
+        with suppress(OSError):  # it is gone
+            if not looks and self.have_names(pid):
+                return False
+        most = limits.file_mib << 20
+        return self._found.total + nameless_bytes(pid, largest=most if looks else 0) > most
+
+    def exceed_as_seen(self, sight: Sight | None, limits: Limits) -> bool:
+        """Whether they were too much when the process showed itself."""
+        nameless = sight.nameless if sight is not None else 0
+        return nameless > 0 and self.named_bytes + nameless > limits.file_mib << 20
+
+    def have_names(self, pid: int) -> bool:
+        """Whether, as far as everybody can see, the process has no file of its own that has no
+        name: nothing but its first descriptors, which were the given ones when it last touched a
+        file. Raises OSError if it is gone."""
+        return not (self._touched or self._odd) and num_descriptors(pid) == WORK_FD + 1
+
+    def doubt(self) -> None:
+        """It was seen with other descriptors than those that it was given."""
+        self._odd = True
+
+    @property
+    def named_bytes(self) -> int:
+        """Bytes of files in its folder when it was last looked at."""
+        return self._found.total if self._found is not None else 0
+
+    @property
+    def changed(self) -> tuple[WorkFile, ...]:
+        """Files that are new or other than before the call."""
+        return self._found.changed_from(self._before) if self._found is not None else ()
+
+
+def _state_of(folder: str) -> int | None:
+    """Other than before once something was created or removed in a folder, by the kernel's clock;
+    None if that cannot be known, as where folders are below."""
+    try:
+        found = os.stat(folder)
+    except OSError:  # the code removed it
+        return None
+    lone = found.st_nlink == _LONE_FOLDER_LINKS
+    too_soon = time.time_ns() - found.st_mtime_ns < _CLOCK_TICK_NS
+    return found.st_mtime_ns if lone and not too_soon else None
