@@ -153,8 +153,9 @@ class RunFolder:
     def finished(self, steps: int) -> bool:
         """Whether a run of so many steps has come to its end here: nothing is left to do."""
         newest = self.newest_checkpoint()
-        ended = (self.path / "summary.json").exists() and newest is not None
-        return ended and newest is not None and read_state(newest).step >= steps
+        if newest is None or not (self.path / "summary.json").exists():
+            return False
+        return read_state(newest).step >= steps
 
     def begin(self, config: Config) -> None:
         """Make the folder, with the resolved configuration in it; a resumed one loses what came
@@ -164,7 +165,8 @@ class RunFolder:
         key = f"trainer.run_name={self.path.name!r}"
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.take(key)
-        if config.trainer.resume is None and (self.path / CONFIG).exists():
+        new = config.trainer.resume is None or self._source is not None
+        if new and (self.path / CONFIG).exists():
             self._clear()
             self._lock.take(key)
         if self._source is not None:

@@ -140,6 +140,17 @@ def test_a_fork_goes_on_beside_the_old_run_which_stays_as_it_is(tmp_path: Path) 
         resumed(tmp_path, "trainer.fork=grpo")
 
 
+def test_a_fork_may_have_the_name_of_a_start_that_failed(tmp_path: Path) -> None:
+    failed = config(tmp_path, "trainer.run_name=other")
+    left = RunFolder.of(failed)
+    left.begin(failed)
+    left.close()
+    (left.path / "trackers.json").write_text("{}")
+    made(tmp_path, 1)
+    forked = resumed(tmp_path, "algorithm=grpo", "trainer.fork=other")
+    assert logged(forked) == [1] and not (forked.path / "trackers.json").exists()
+
+
 def test_weights_of_another_form_cannot_be_forked_either(tmp_path: Path) -> None:
     made(tmp_path, 1)
     for word in ("model.tiny.num_layers=9", "learner.lora.rank=8"):
