@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -72,6 +73,8 @@ def main() -> int:
     parser.add_argument("--graphs", action="store_true", help="engine with compilation and graphs")
     parser.add_argument("--seconds", type=float, default=60, help="of the update's rounds")
     args = parser.parse_args()
+    if args.tiny:
+        os.environ["ELPO_GPU_TESTS"] = "cpu"  # the models and engines are those of tests/gpu
     import torch
     import vllm
 
