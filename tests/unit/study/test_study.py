@@ -288,6 +288,35 @@ def test_several_run_at_once_but_no_cold_start_is_made_twice(tmp_path: Path) -> 
     assert all(b - a > 1.4 for a, b in zip(first, second, strict=True)), "a seed's arms in turn"
 
 
+def test_ctrl_c_reaches_the_runs_under_way_and_waits_for_them(tmp_path: Path) -> None:
+    study = study_of(tmp_path, seeds=1)
+    script = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+try:
+    folder.mkdir(parents=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(0.3)
+    (folder / "checkpoint").touch()
+"""
+
+    def command(cell: Cell, folder: Path) -> list[str]:
+        return [sys.executable, "-c", script, str(folder)]
+
+    conductor = Conductor(study, tmp_path / "runs", tmp_path / "results", 1, command)
+    folder = conductor.progress[0].folder
+
+    def interrupt() -> None:
+        if folder.exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conductor.run(interrupt)
+    assert (folder / "checkpoint").exists()
+    assert not conductor.progress[0].result.exists()
+
+
 def test_a_half_run_goes_on_and_one_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
     study = study_of(tmp_path, grid={"trainer.steps": [3, 4]}, baseline=None)
     cell, folder = study.cells[0], tmp_path / "runs" / "a,b=1"
