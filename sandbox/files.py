@@ -64,7 +64,7 @@ def parts_of(name: str) -> tuple[str, ...]:
 async def put(process: SessionProcess, file: Put, limits: Limits) -> CallResult:
     """Put a file into the work folder of a process, in the place of a call: all of it or, if it is
     refused, nothing. Raises SandboxFailure."""
-    if not await process.stopped():
+    if not await process.ready():
         if await process.ended_itself_after_all():
             return BROKEN
         raise SandboxFailure("the session's process was lost")

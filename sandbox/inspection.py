@@ -26,6 +26,9 @@ _LINKS_OF_NONE = 2
 
 THREADS, DESCRIPTORS = "threads", "descriptors"
 """What may keep a process from being forked."""
+_FACTS_BYTES = 4096
+"""More than the kernel says of a pidfd."""
+
 Identity = tuple[int, int]
 """Device and inode number: of a file, a folder, a pipe or a socket."""
 
@@ -111,6 +114,14 @@ class Sight:
         if self.working == identity(os.stat(folder)):
             return True
         return any(self.working == identity(os.stat(path)) for path, _, _ in os.walk(folder))
+
+
+def ids_of(pidfd: int) -> tuple[int, int]:
+    """A process's id here and in the innermost namespace it is in; -1 once it was reaped."""
+    with open(f"/proc/self/fdinfo/{pidfd}", "rb", buffering=0) as file:
+        _, _, after = file.read(_FACTS_BYTES).partition(b"\nPid:")
+    here, _, inner = after.partition(b"\nNSpid:")
+    return int(here.split()[0]), int((inner or here).split(b"\n", 1)[0].split()[-1])
 
 
 def num_descriptors(pid: int) -> int:

@@ -24,7 +24,7 @@ from sandbox import bubblewrap
 from sandbox.channels import Ends
 from sandbox.confine import DEVICES, readable
 from sandbox.endings import End, Tampered
-from sandbox.inspection import Sight, Unseen
+from sandbox.inspection import Sight, Unseen, ids_of
 from sandbox.limits import Limits
 from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure, SandboxUnavailable
@@ -48,8 +48,6 @@ _REMOVED_S = (0.0, 0.01, 0.1, 0.5, 2.0)
 """Waits before a dead spawner's folder is removed, again and again until it is gone."""
 _ANSWER_S = 30.0
 _IN_MEMORY, _ROOM_BYTES = "/dev/shm", 1 << 30
-_FACTS_BYTES = 4096
-"""More than the kernel says of a pidfd."""
 _MAX_ASKED = 8
 """Requests under way at once; the spawner serves them one by one anyway."""
 _NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -187,7 +185,7 @@ class SpawnerClient:
         try:
             async with self._turn:
                 inner, names, pidfd = await self._ask(session, tree, folders, ends)
-            process.identify(_ids(pidfd)[0], inner, pidfd)
+            process.identify(ids_of(pidfd)[0], inner, pidfd)
             self._follow(process)
             await process.started()
             process.pause()
@@ -208,7 +206,7 @@ class SpawnerClient:
         """
         pidfd = os.pidfd_open(pid)
         try:
-            here, inner = _ids(pidfd)
+            here, inner = ids_of(pidfd)
             while inner in self._live and self._on_message():  # an end that frees a process id
                 pass
             if here != pid or os.getsid(pid) != first.pid or inner in self._live:
@@ -366,14 +364,6 @@ def _quick_folder() -> str | None:
         return None
     enough = room.f_bavail * room.f_frsize >= _ROOM_BYTES
     return _IN_MEMORY if enough and os.access(_IN_MEMORY, os.W_OK | os.X_OK) else None
-
-
-def _ids(pidfd: int) -> tuple[int, int]:
-    """A process's id here and in the innermost namespace it is in; -1 once it was reaped."""
-    with open(f"/proc/self/fdinfo/{pidfd}", "rb", buffering=0) as file:
-        _, _, after = file.read(_FACTS_BYTES).partition(b"\nPid:")
-    here, _, inner = after.partition(b"\nNSpid:")
-    return int(here.split()[0]), int((inner or here).split(b"\n", 1)[0].split()[-1])
 
 
 def _bubblewrap(packages: list[str], root: str) -> list[str]:

@@ -114,7 +114,7 @@ class Lineage:
             async with self._under_way(birth, ticket_of(ticket)):
                 await parent.fork(ticket, branch.folder)
             branch.folder = self._folder.rename(branch.folder)
-            if not self.first.steadfast and await self.look(branch):
+            if not self.first.steadfast and not await self._checked(branch):
                 raise Tampered("a branch is not what it must be")
         except BaseException as error:
             if isinstance(error, Refused) and not birth.done:
@@ -133,6 +133,11 @@ class Lineage:
         finally:
             parent.pause()
         return branch
+
+    async def _checked(self, branch: SessionProcess) -> bool:
+        """Whether a branch is what it must be. Where something could disturb it at its birth, that
+        may have come to nothing."""
+        return await branch.ready() and not await self.look(branch)
 
     async def _lost(self, *processes: SessionProcess) -> bool:
         """Whether one of them was killed from outside, the first of the family included."""

@@ -278,6 +278,12 @@ class SessionProcess:
             await self.stopped()
         )
 
+    async def ready(self) -> bool:
+        """Stop it where it waits for orders: a branch goes on for a moment after its birth. False
+        if that cannot be had."""
+        async with self.undisturbed():
+            return self.alive and await self.uncover(False)
+
     def accuse(self, why: str) -> None:
         """It was seen to do what no honest code does: end its call."""
         self.settle(Stop(Kind.KILLED, why))

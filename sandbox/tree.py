@@ -13,11 +13,12 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from sandbox import files
-from sandbox.endings import Refused, Tampered, beyond_quota
+from sandbox.branching import branch_of
+from sandbox.endings import beyond_quota
 from sandbox.inspection import DESCRIPTORS, THREADS
 from sandbox.launch import SpawnerClient
 from sandbox.limits import Limits
@@ -38,13 +39,10 @@ from sandbox.results import (
     SessionState,
 )
 from sandbox.snapshots import Shelf, Snapshot
+from sandbox.states import START, States, node_of
 
 _REPLAY_PATIENCE = 2.0
 """A replayed call may take this many times the wall-clock limit: it did end once."""
-_PROMPT_S = 0.1
-"""A fork that takes longer waits outside of the processors' queue."""
-_REFUSED_S = (0.1, 0.4)
-"""Waits before a fork is tried again for which something was short."""
 _MAX_GENERATIONS = 30
 """A fork takes the longer the more ancestors a process has: then it is rebuilt near the root."""
 _REBASE_S = 1.0
@@ -53,8 +51,6 @@ _PRIVATE = 16
 """Kept states of a tree without a name, which is most often the path of one session."""
 _SPARE_FOLDERS = 8
 """Folders for branches that run, and for processes that are slow to end."""
-_START = "="
-"""Names the state before any code; with the setup behind it, the state after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +66,6 @@ class Means:
     """Cells that took less, since the last kept state, are not worth a snapshot."""
 
 
-def _node_of(state: SessionState) -> str:
-    entries = state.effective
-    return entries[-1].node if entries else _START + state.setup
-
-
-def _kill_unwanted(forking: asyncio.Future[SessionProcess]) -> None:
-    """Nobody waits for this fork any longer."""
-    if not forking.cancelled() and forking.exception() is None:
-        forking.result().kill()
-
-
 class Tree:
     """All states that were reached under one name. Belongs to one event loop."""
 
@@ -91,34 +76,26 @@ class Tree:
         self.sessions = 0
         """Open ones."""
         self._means = means
-        self._room = means.limits.snapshots if lasting else min(means.limits.snapshots, _PRIVATE)
-        """Most nodes."""
+        room = means.limits.snapshots if lasting else min(means.limits.snapshots, _PRIVATE)
+        self._states = States(means.shelf, room)
         self._alone = alone
-        self._nodes: dict[str, Snapshot] = {}
-        """The least recently used first."""
         self._lineages: set[Lineage] = set()
-        self._gone: dict[str, str] = {}
-        """Why a state has no process any more that others could go on from, by its node."""
-        self._broken: set[str] = set()
-        """States that nobody can fork by the doing of their own code: it left what cannot be
-        branched, did not fork in order or ended the process. Should they not come out the same
-        again, that is no failure of the sandbox."""
         self._building: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
     def snapshots(self) -> int:
         """Kept states, the one before any code included."""
-        return len(self._nodes)
+        return len(self._states)
 
     async def ensure(self, state: SessionState) -> str:
         """Have a process in `state`; why it had to be rebuilt by a replay, empty if it had not.
 
         Raises SandboxFailure, ReplayDiverged.
         """
-        if _node_of(state) in self._broken:
+        if self._states.is_broken(node_of(state)):
             return ""  # the next call says what comes of that
         held, reason = await self._reach(state)
-        self._release(held)
+        self._states.release(held)
         return reason
 
     async def call(
@@ -138,9 +115,9 @@ class Tree:
             try:
                 held, reason = await self._reach(state, anew=anew)
             except ReplayDiverged:
-                if _node_of(state) not in self._broken:
+                if not self._states.is_broken(node_of(state)):
                     raise
-                return BROKEN, self._why(_node_of(state))
+                return BROKEN, self._states.why(node_of(state))
             try:
                 if held.generation >= _MAX_GENERATIONS and held.cost_s < _REBASE_S:
                     held = await self._rebased(state, held)
@@ -150,18 +127,18 @@ class Tree:
                     try:
                         process = await self._process(held)
                     except SandboxFailure as failure:
-                        await self._accuse(held, failure)
+                        await self._states.accuse(held, failure)
                         held.give_up()
                         if not anew:
                             continue
-                        if held.node not in self._broken:
+                        if not self._states.is_broken(held.node):
                             raise
                         return BROKEN, reason
                     index = len(state.entries) + 1
                     began(process)
                     try:
                         result = await self._run(process, work, index, self._means.limits)
-                        self._note_loss(held, result)
+                        self._states.note_loss(held, result)
                         if result.state_kept and keep is Keep.NOTHING:
                             process.kill()
                             result = replace(result, snapshot=keep.value)
@@ -172,7 +149,7 @@ class Tree:
                         raise
                     return replace(result, queue_s=queue_s), reason
             finally:
-                self._release(held)
+                self._states.release(held)
         raise AssertionError("unreachable")
 
     async def get(self, state: SessionState, name: str) -> tuple[bytes, str]:
@@ -184,7 +161,7 @@ class Tree:
             try:
                 held, reason = await self._reach(state)
             except ReplayDiverged:
-                if _node_of(state) not in self._broken:
+                if not self._states.is_broken(node_of(state)):
                     raise
                 raise FileRefused(f"file {name!r}: {BROKEN.traceback}") from None
             try:
@@ -195,14 +172,12 @@ class Tree:
                 if again:
                     raise
             finally:
-                self._release(held)
+                self._states.release(held)
         raise AssertionError("unreachable")
 
     async def close(self) -> None:
         """Give everything up; ends when no process and no folder is left."""
-        for snapshot in self._nodes.values():
-            self._means.shelf.forget(snapshot)
-        self._nodes.clear()
+        self._states.clear()
         await asyncio.gather(*(lineage.close() for lineage in list(self._lineages)))
 
     # --- getting hold of a state ------------------------------------------------------------------
@@ -212,76 +187,29 @@ class Tree:
 
         `anew`: in a process that runs all cells itself, from the beginning, and is not forked.
         """
-        node = _node_of(state)
-        if node == _START:
+        node = node_of(state)
+        if node == START:
             return await self._start(), ""
         async with self._building[node]:
-            held = None if anew else self._take(node)
+            held = None if anew else self._states.take(node)
             if held is not None:
                 return held, ""
-            reason = self._why(node)
+            reason = self._states.why(node)
             held = await self._build(state, node, reason, anew=anew)
         if anew:
             held.status = reason
         else:
-            self._put(held)
+            self._states.put(held)
         return held, reason if state.effective else ""
-
-    def _why(self, node: str) -> str:
-        """Why nobody can go on from the process that was in a state."""
-        found = self._nodes.get(node)
-        return self._gone.get(node, ReplayReason.ELSEWHERE) if found is None else found.lacks
-
-    def _take(self, node: str) -> Snapshot | None:
-        """Hold a kept snapshot; one that cannot be forked leaves the table with it."""
-        found = self._nodes.get(node)
-        if found is None or not found.there:
-            return None
-        found.users += 1
-        if found.forkable:
-            self._put(found)
-        else:
-            self._gone[node] = found.status
-            del self._nodes[node]
-        return found
-
-    def _put(self, snapshot: Snapshot) -> None:
-        """Into the table, as the most recently used; older ones make room."""
-        self._nodes.pop(snapshot.node, None)
-        self._nodes[snapshot.node] = snapshot
-        if snapshot.forkable:
-            snapshot.lineage.retire(snapshot.process)
-        if snapshot.node == _START:
-            return
-        self._means.shelf.keep(snapshot)
-        given_up = set(self._means.shelf.surplus())
-        too_many = len(self._nodes) - self._room
-        if too_many > 0:
-            own = [each for each in self._nodes.values() if not each.users and each.node != _START]
-            given_up |= set(own[:too_many])
-        for old in given_up:
-            self._means.shelf.forget(old)
-            old.lacks = ReplayReason.EVICTED
-            old.give_up()
-
-    def _release(self, held: Snapshot) -> None:
-        """The end of `_take` or `_reach`."""
-        held.users -= 1
-        if not held.there or held.users:
-            return
-        if held.node not in self._nodes and held.lineage in self._lineages:
-            self._put(held)
-        elif self._nodes.get(held.node) is not held:  # another process took its place
-            held.give_up()
 
     async def _start(self) -> Snapshot:
         """The state before any code, held."""
-        async with self._building[_START]:
-            held = self._take(_START)
+        async with self._building[START]:
+            held = self._states.take(START)
             if held is not None:
                 return held
             client = await self._means.spawner()
-            folders = 1 if self._alone else self._room + _SPARE_FOLDERS
+            folders = 1 if self._alone else self._states.room + _SPARE_FOLDERS
             lineage = await Lineage.begin(client, folders)
             self._lineages.add(lineage)
             lineage.first.end.add_done_callback(lambda _: self._lineages.discard(lineage))
@@ -290,14 +218,14 @@ class Tree:
             held = await self._look(
                 lineage.first,
                 lineage,
-                node=_START,
+                node=START,
                 generation=0,
                 cost_s=0.0,
                 status=Keep.NEWEST if self._alone else "",
                 inherited=0,
             )
             if held.forkable:
-                self._put(held)
+                self._states.put(held)
             return held
 
     async def _look(
@@ -306,33 +234,8 @@ class Tree:
         """A stopped process as a snapshot, held, not in the table yet."""
         snapshot = await Snapshot.of(process, lineage, inherited, **facts)
         snapshot.users = 1
-        process.end.add_done_callback(lambda _: self._forget(snapshot))
+        process.end.add_done_callback(lambda _: self._states.forget(snapshot))
         return snapshot
-
-    async def _accuse(self, held: Snapshot, failure: SandboxFailure) -> None:
-        """Note why a state did not go on, and whether it was code that kept it from that. Before
-        any there is none."""
-        tampered = isinstance(failure, Tampered)
-        held.lacks = ReplayReason.TAMPERED if tampered else ReplayReason.LOST
-        self._gone[held.node] = held.lacks
-        code = not held.node.startswith(_START)
-        if code and (tampered or await held.process.ended_itself_after_all()):
-            self._broken.add(held.node)
-
-    def _note_loss(self, held: Snapshot, result: CallResult) -> None:
-        """Note if code ended the only process that was in its state."""
-        lost = held.spent and not result.state_kept and result.kind is not Kind.SANDBOX_FAILURE
-        if lost and not held.node.startswith(_START):
-            self._broken.add(held.node)
-
-    def _forget(self, snapshot: Snapshot) -> None:
-        """Its process ended."""
-        self._means.shelf.forget(snapshot)
-        if self._nodes.get(snapshot.node) is snapshot:
-            self._gone[snapshot.node] = snapshot.lacks
-            del self._nodes[snapshot.node]
-        if not snapshot.spent and snapshot.process.ended_itself:
-            self._broken.add(snapshot.node)
 
     # --- going on ---------------------------------------------------------------------------------
 
@@ -343,41 +246,11 @@ class Tree:
                 raise SandboxFailure("the session's process was lost")
             held.spent = True
             if held.status in (THREADS, DESCRIPTORS):
-                self._broken.add(held.node)
+                self._states.blame(held.node)
             return held.process
-        process = await self._unhurried(self._forked(held))
+        process = await branch_of(held, self._means.running)
         self._means.metrics.forks += 1
         return process
-
-    async def _forked(self, held: Snapshot) -> SessionProcess:
-        """A branch of `held`, in its turn. Raises SandboxFailure."""
-        async with held.forking:
-            for patience_s in _REFUSED_S:
-                try:
-                    return await held.lineage.fork(held.process)
-                except Refused:
-                    if not held.process.alive:
-                        raise
-                    await asyncio.sleep(patience_s)
-            return await held.lineage.fork(held.process)
-
-    async def _unhurried(self, fork: Coroutine[None, None, SessionProcess]) -> SessionProcess:
-        """A fork, which takes no processor's place while it does not come to its end. It must not
-        wait for one while it holds what other forks wait for."""
-        forking = asyncio.ensure_future(fork)
-        try:
-            done, _ = await asyncio.wait({forking}, timeout=_PROMPT_S)
-            if not done:
-                self._means.running.release()
-                try:
-                    await asyncio.wait({forking})
-                finally:
-                    await self._means.running.acquire()
-        except asyncio.CancelledError:
-            forking.add_done_callback(_kill_unwanted)
-            forking.cancel()
-            raise
-        return forking.result()
 
     async def _run(
         self, process: SessionProcess, work: str | Put, index: int, limits: Limits
@@ -399,7 +272,7 @@ class Tree:
         after = await self._after(held, process, secrets.token_hex(16), result.duration_s, result)
         if process.holdings.exceed_as_seen(process.sight, self._means.limits):
             after.give_up()
-            self._release(after)
+            self._states.release(after)
             return replace(
                 result,
                 kind=Kind.OUTPUT,
@@ -410,10 +283,10 @@ class Tree:
                 snapshot="",
             )
         if after.threads <= self._means.limits.threads:
-            self._put(after)
+            self._states.put(after)
         else:  # kept, they would keep others from forking
             after.give_up()
-        self._release(after)
+        self._states.release(after)
         return replace(result, node=after.node, snapshot=after.status)
 
     async def _after(
@@ -430,7 +303,7 @@ class Tree:
             inherited=held.anonymous if forked else held.inherited,
         )
         if after.status == UNSEEN and await process.ended_itself_after_all():
-            self._broken.add(node)
+            self._states.blame(node)
         if not after.forkable:
             after.unkept_s = held.unkept_s + took_s
         return after
@@ -444,8 +317,8 @@ class Tree:
             held.generation -= _MAX_GENERATIONS
             return held
         self._means.metrics.rebased += 1
-        self._put(rebuilt)
-        self._release(held)
+        self._states.put(rebuilt)
+        self._states.release(held)
         return rebuilt
 
     async def _build(self, state: SessionState, node: str, reason: str, *, anew: bool) -> Snapshot:
@@ -463,7 +336,7 @@ class Tree:
                     process.kill()
                     raise
         finally:
-            self._release(base)
+            self._states.release(base)
         if self._alone:
             result = replace(result, snapshot=Keep.NEWEST)
         replayed = len(missing) - (missing[0] == 0)
@@ -479,14 +352,13 @@ class Tree:
             entry = state.entries[index - 1]
             if entry.lost:
                 continue
-            found = self._nodes.get(entry.node)
-            if not anew and missing and found is not None and found.forkable:
-                held = self._take(entry.node)
+            if not anew and missing and self._states.can_fork(entry.node):
+                held = self._states.take(entry.node)
                 if held is not None:
                     return held, missing
             missing.insert(0, index)
         if state.setup:
-            held = None if anew or not missing else self._take(_START + state.setup)
+            held = None if anew or not missing else self._states.take(START + state.setup)
             if held is not None:
                 return held, missing
             missing.insert(0, 0)

@@ -46,7 +46,7 @@ _KEYS = {
         sandbox.stateless sandbox.last_line
         learner.minibatch_inputs learner.epochs learner.optimizer
         cold_start.enabled cold_start.epochs cold_start.batch_size cold_start.max_tokens
-        cold_start.cut_longer cold_start.optimizer
+        cold_start.cut_longer cold_start.optimizer cold_start.steps
         trainer.inputs_per_step trainer.seed
     """,
     Change.free: """

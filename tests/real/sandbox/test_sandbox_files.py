@@ -148,7 +148,7 @@ async def test_the_code_takes_no_part(sandbox: Sandbox, session: Session) -> Non
     assert await session.get("a") == b"x"
     await session.put("b", b"y")  # by replay: it spoiled its own branches
     assert (await session.get("a"), await session.get("b")) == (b"x", b"y")
-    assert (await session.call("real('b').read()")).replay_reason == "lost"
+    assert (await session.call("real('b').read()")).replay_reason == "tampered"
 
 
 async def test_a_broken_session_refuses_files(sandbox: Sandbox) -> None:
