@@ -242,8 +242,6 @@ class TaskConfig(Section, key="task"):
         for key in ("train_file", "eval_file", "demonstrations_file"):
             if getattr(self, key) is not None:
                 yield key, "task countdown makes its own problems; leave it out or use task=jsonl"
-        if self.reward.name and is_path(self.reward.name):
-            yield "reward.name", "task countdown has its own reward; leave it out or use task=jsonl"
 
 
 def _is_day(text: str) -> bool:
