@@ -51,7 +51,7 @@ SUMMARY = ("pass_at_1_before", "pass_at_1_after", "localization_accuracy", "step
            "rollouts", "tokens_generated", "wall_seconds")  # fmt: skip
 COMPARABLE = ("task.name", "task.eval_file", "task.eval_problems")
 """Held-out pass@1 means the same only if these agree."""
-IGNORED = ("trainer.run_name", "trainer.run_dir", "trainer.resume", "logging.")
+IGNORED = ("trainer.run_name", "trainer.run_dir", "trainer.resume", "trainer.fork", "logging.")
 """Settings whose difference says nothing about a result."""
 Column = list[float | None]
 

@@ -107,7 +107,8 @@ class Task(Protocol):
         ...
 
     def eval_problems(self, count: int) -> list[Problem]:
-        """Held-out problems: the same list every time, disjoint from the training stream."""
+        """Held-out problems: the same list every time, disjoint from the training stream. If they
+        belong to several sets, `Problem.extra["benchmark"]` names each one's."""
         ...
 
     async def score(

@@ -159,7 +159,15 @@ def _draw(figure: Any, evaluations: Sequence[Evaluation]) -> None:
                 bars.barh(place, numbers["per_sample"][what] or 0.0, color=color)
         curves.set(title=f"{task}: Pass@K and Major@K", xlabel="K", ylim=(0, 1.02))
         if curves.lines:
+            ks = sorted(
+                {
+                    int(k)
+                    for e in evaluations
+                    for k in e.summaries.get(task, {}).get("pass_at_k", ())
+                }
+            )
             curves.set_xscale("log", base=2)
+            curves.set_xticks(ks, list(map(str, ks)))
             curves.legend(fontsize=7)
         for bars, title in ((calls, "tool calls a sample"), (tokens, "tokens a sample")):
             bars.set(title=title)

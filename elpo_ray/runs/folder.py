@@ -46,9 +46,9 @@ CONFIG = "config.yaml"
 CONFIGS = "configs"
 WRITTEN = (
     CONFIG, CONFIGS, "metrics.jsonl", "trackers.json", "trees", "checkpoints", "set_aside", "base",
-    "tokenizer.json", "summary.json", "tensorboard", "wandb", "model",
+    "tokenizer.json", "summary.json", "tensorboard", "wandb",
 )  # fmt: skip
-"""What a run writes into its folder."""
+"""What a start that comes to no step may have written into its folder."""
 WEIGHT_FILES = (
     ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json",
 )  # fmt: skip
@@ -113,7 +113,7 @@ class RunFolder:
     @classmethod
     def _new(cls, config: Config, key: str, name: str) -> RunFolder:
         run = cls(Path(config.trainer.run_dir) / name)
-        if (run.path / CONFIG).exists() and (run._lock.held or not run.failed_start):
+        if (run.path / CONFIG).exists() and not run.failed_start:
             raise ValueError(
                 f"trainer.{key}={name!r}: {run.path} holds a run already; choose another name, or "
                 f"continue it with trainer.resume={run.path}"
@@ -122,25 +122,32 @@ class RunFolder:
 
     @property
     def failed_start(self) -> bool:
-        """Whether nothing that was learned is in the folder: no checkpoint after a step."""
+        """Whether a run began here, whose process is gone, and left nothing that was learned: no
+        checkpoint after a step."""
+        if self._lock.held or not self._lock.begun:
+            return False  # it may hold a run of an older version, or no run at all
         newest = self.newest_checkpoint()
         return newest is None or read_state(newest).step == 0
 
     def finished(self, steps: int) -> bool:
         """Whether a run of so many steps has come to its end here: nothing is left to do."""
         newest = self.newest_checkpoint()
-        ended = (self.path / "summary.json").exists() and newest is not None
-        return ended and newest is not None and read_state(newest).step >= steps
+        if newest is None or not (self.path / "summary.json").exists():
+            return False
+        return read_state(newest).step >= steps
 
     def begin(self, config: Config) -> None:
         """Make the folder, with the resolved configuration in it; a resumed one loses what came
         after its newest checkpoint, which will be made again. What a failed start has left is
         removed or, if steps are in its log, moved aside. Raises ValueError if another process has
         begun the run meanwhile."""
-        if config.trainer.resume is None and (self.path / CONFIG).exists():
-            self._clear()
+        key = f"trainer.run_name={self.path.name!r}"
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock.take(f"trainer.run_name={self.path.name!r}")
+        self._lock.take(key)
+        new = config.trainer.resume is None or self._source is not None
+        if new and (self.path / CONFIG).exists():
+            self._clear()
+            self._lock.take(key)
         if self._source is not None:
             self._take_over(self._source)
         checkpoint = self.newest_checkpoint()
@@ -157,8 +164,11 @@ class RunFolder:
         self._lock.release()
 
     def _clear(self) -> None:
+        """Remove what a failed start has written, or begin a new folder beside its steps."""
         if last_step(self.path):
+            self._lock.release()
             self.aside()
+            self.path.mkdir()
             return
         for name in WRITTEN:
             place = self.path / name

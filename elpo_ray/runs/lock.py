@@ -10,6 +10,9 @@ import fcntl
 import os
 from pathlib import Path
 
+LOCK = ".elpo.lock"
+"""The file that is locked, with the number of the process. It stays when the process has ended."""
+
 
 class FolderLock:
     """The right to write into a folder."""
@@ -17,6 +20,11 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file: int | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether somebody ever had it."""
+        return self._path.exists()
 
     @property
     def held(self) -> bool:
@@ -48,7 +56,7 @@ class FolderLock:
 
     @property
     def _path(self) -> Path:
-        return self._folder / ".lock"
+        return self._folder / LOCK
 
     def _owner(self) -> str | None:
         """The process that has it; None if nobody has."""

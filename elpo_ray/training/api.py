@@ -21,6 +21,7 @@ from elpo_ray.config.compose import composed
 from elpo_ray.config.dotted import register
 from elpo_ray.config.files import RunFile
 from elpo_ray.dump import read_line
+from elpo_ray.runs.log import LOG, HeldOut, held_out, read_columns
 from elpo_ray.training.checks import check, check_machine
 from elpo_ray.tree import RolloutTree
 
@@ -38,9 +39,14 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The numbers of each step (docs/metrics.md)."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """The numbers of each step, counted from 1 (docs/metrics.md)."""
+        lines = (self.folder / LOG).read_text(encoding="utf-8").splitlines()
+        return [row for row in map(json.loads, lines) if row["step"] > 0]
+
+    @property
+    def held_out(self) -> list[HeldOut]:
+        """The learning curve: held-out pass@1 with its 95 % interval, step 0 before training."""
+        return held_out(read_columns(self.folder)[0]).get("", [])
 
     @property
     def trees(self) -> dict[int, list[RolloutTree]]:

@@ -206,7 +206,8 @@ def train_supervised(config: Config) -> Outcome:
         check_rows(config, task, supervised=True)
         base = starting_folder(config, task)
         batches = sft_batches(config, task, base)
-    if nothing_left(run, config, len(batches), console):
+    more = "cold_start.epochs=MORE trainer.fork=NEW_NAME"
+    if nothing_left(run, config, len(batches), console, more):
         return Outcome(run.path, interrupted=False)
     notice = check_model(config, base)
     if notice is not None:

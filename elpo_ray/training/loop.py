@@ -31,13 +31,16 @@ class Outcome:
     interrupted: bool
 
 
-def nothing_left(run: RunFolder, config: Config, steps: int, console: Console) -> bool:
-    """Whether a run of so many steps that is to be resumed has ended, which the user is told."""
+def nothing_left(
+    run: RunFolder, config: Config, steps: int, console: Console, more: str = "trainer.steps=MORE"
+) -> bool:
+    """Whether a run of so many steps that is to be resumed has ended, which the user is told.
+    `more`: how to get further steps."""
     if config.trainer.resume is None or config.trainer.fork is not None or not run.finished(steps):
         return False
     console.print(
         f"{run.path} has ended: its {steps} steps are taken, and nothing was changed. More steps: "
-        "trainer.steps=MORE; other settings: trainer.fork=NEW_NAME",
+        f"{more}; other settings: trainer.fork=NEW_NAME",
         highlight=False,
         soft_wrap=True,
     )

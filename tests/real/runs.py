@@ -67,7 +67,12 @@ def train(folder: Path, cache: Path, *overrides: str) -> str:
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's log so far; the last may still be being written."""
+    """The rows of a run's steps so far."""
+    return [row for row in log_of(run) if row["step"] > 0]
+
+
+def log_of(run: Path) -> list[dict[str, float]]:
+    """All rows of a run's log so far; the last may still be being written."""
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 

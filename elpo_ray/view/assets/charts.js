@@ -1,5 +1,9 @@
 // Small line charts that share one cursor.
 
+// Metrics of held-out pass@1: of all problems, or of one benchmark, which is named. The former come first.
+const HELD_OUT = /^eval\/(?:(.+)\/)?pass_at_1$/;
+const wholeFirst = (a, b) => a.split("/").length - b.split("/").length || a.localeCompare(b);
+
 const CHART = { width: 320, wide: 720, height: 118, left: 40, right: 8, top: 8, bottom: 18 };
 
 function niceTicks(low, high) {

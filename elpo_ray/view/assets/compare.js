@@ -52,8 +52,8 @@ function figureTable({ runs, figures, common, window }) {
   return tableOf(runs, "Training", rows, note);
 }
 
-const isHeldOut = (key) => /^eval\/(.+\/)?pass_at_1$/.test(key);
-const heldOutTitle = (key) => key.replace("eval/pass_at_1", "held-out pass@1").replace(/^eval\/(.+)\/pass_at_1$/, "held-out pass@1, $1");
+const isHeldOut = (key) => HELD_OUT.test(key);
+const heldOutTitle = (key) => ["held-out pass@1", HELD_OUT.exec(key)[1]].filter(Boolean).join(", ");
 
 function seriesOf(data, key) {
   const budget = view.common ? data.common[view.axis] : null;
@@ -73,7 +73,7 @@ function seriesOf(data, key) {
 
 function curvesOf(data) {
   const cursor = new Cursor();
-  const evaluated = [...new Set(data.runs.flatMap((run) => Object.keys(run.metrics)))].filter(isHeldOut).sort();
+  const evaluated = [...new Set(data.runs.flatMap((run) => Object.keys(run.metrics)))].filter(isHeldOut).sort(wholeFirst);
   const first = evaluated.map((key) => ({ title: heldOutTitle(key), key, percent: true }));
   const shown = [...first, ...SHOWN].filter(({ key }) => data.runs.some((run) => run.metrics[key]?.some(known)));
   if (view.all) {

@@ -16,11 +16,10 @@ const CHARTS = [
   { title: "seconds", keys: { growth: "seconds/grow", update: "seconds/update", evaluation: "seconds/evaluate" } },
 ];
 const SHOWN = 8;
-const HELD_OUT = /^eval\/(?:(.+)\/)?pass_at_1$/;
 
 // The learning curve: held-out pass@1 of the steps that were evaluated, each benchmark a line.
 function heldOutChart(metrics, cursor, pick) {
-  const keys = Object.keys(metrics).filter((key) => HELD_OUT.test(key)).sort();
+  const keys = Object.keys(metrics).filter((key) => HELD_OUT.test(key)).sort(wholeFirst);
   const series = keys.map((key, style) => heldOutLine(metrics, key, style));
   if (!series.length) return null;
   const title = "held-out pass@1";
@@ -90,6 +89,9 @@ function tiles({ summary, metrics, table }) {
     const gain = 100 * (summary.pass_at_1_after - summary.pass_at_1_before);
     made.push(tile("held-out pass@1", percent(summary.pass_at_1_after),
       `from ${percent(summary.pass_at_1_before)}, ${signed(gain, 1)} points`));
+  } else if (metrics["eval/pass_at_1"]) {
+    const at = lastKnown(metrics["eval/pass_at_1"]);
+    made.push(tile("held-out pass@1", percent(metrics["eval/pass_at_1"][at]), `step ${metrics.step[at]}`));
   } else if (metrics.pass_at_1) {
     made.push(tile("pass@1 on training inputs", percent(metrics.pass_at_1[lastKnown(metrics.pass_at_1)]), "last step"));
   }

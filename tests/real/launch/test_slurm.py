@@ -65,7 +65,8 @@ def ended(cluster: Slurm, job: str) -> bool:
 def steps(run: Path) -> list[int]:
     log = run / "metrics.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    logged = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    return [step for step in logged if step > 0]
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ import pytest
 
 from elpo_ray.dump import read_tree
 from launch.monitoring.dashboard import grafana
-from tests.real.runs import ROOT, Story, metrics
+from tests.real.runs import ROOT, Story, log_of, metrics
 
 pytestmark = pytest.mark.real
 
@@ -48,8 +48,29 @@ def test_a_run_leaves_everything_it_promises(story: Story) -> None:
 
 def test_the_dashboard_asks_the_driver_for_what_it_reports(story: Story) -> None:
     text = json.dumps(grafana()) + (ROOT / "launch" / "monitoring" / "rules.yaml").read_text()
-    names = set(re.findall(r"ray_elpo_(?!worker_|sandbox_|learner_)(\w+)", text))
-    assert names <= {re.sub(r"\W", "_", key) for key in metrics(story.folder)[0]}
+    names = set(re.findall(r"ray_elpo_(?!worker_|sandbox_|learner_)(\w+)(?!\w|\.)", text))
+    keys = {key for row in log_of(story.folder) for key in row}
+    assert names <= {re.sub(r"\W", "_", key) for key in keys}
+
+
+def test_held_out_pass_at_1_is_logged_before_between_and_after(story: Story) -> None:
+    rows = {row["step"]: row for row in log_of(story.folder) if "eval/pass_at_1" in row}
+    assert {0, story.steps} <= rows.keys() and all(
+        step % 5 == 0 for step in rows.keys() - {story.steps}
+    )
+    for row in rows.values():
+        assert 0 <= row["eval/pass_at_1_low"] <= row["eval/pass_at_1"] <= row["eval/pass_at_1_high"]
+        assert row["eval/problems"] == 8
+    summary = json.loads((story.folder / "summary.json").read_text())
+    assert summary["pass_at_1_before"] == rows[0]["eval/pass_at_1"]
+    assert summary["pass_at_1_after"] == rows[story.steps]["eval/pass_at_1"]
+
+
+def test_every_configuration_is_kept_with_its_first_step(story: Story) -> None:
+    kept = sorted((story.folder / "configs").glob("step_*.yaml"))
+    assert kept[0].name == "step_00001.yaml" and "steps: 40" in kept[0].read_text()
+    assert f"steps: {story.steps}" in kept[-1].read_text()
+    assert f"goes on with trainer.steps={story.steps} (was 40)" in story.said
 
 
 def test_dumped_trees_fit_the_schema_and_the_budget(story: Story) -> None:

@@ -18,6 +18,7 @@ from elpo_ray import compare
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.growth import GrowthConfig, GrowthRule, PosteriorConfig, Prior
 from elpo_ray.credit.__main__ import credit_lines
+from elpo_ray.runs.log import LOG
 from elpo_ray.view.__main__ import main
 from elpo_ray.view.book import Book
 from elpo_ray.view.records import PageLimits
@@ -256,6 +257,46 @@ def test_runs_are_compared_over_what_they_spent(page: "playwright.Page", tmp_pat
         "2",
         "3",
     ]
+
+
+def evaluated(run: Path, *steps: int) -> Path:
+    """Give a run held-out evaluations of two benchmarks after these steps."""
+    rows = {row["step"]: row for line in (run / LOG).open() for row in [json.loads(line)]}
+    for step in steps:
+        row = rows.setdefault(step, {"step": step, "total/leaves": 0.0})
+        for key, value in (("", 0.4), ("aime24/", 0.5), ("aime25/", 0.3)):
+            mean = value + step / 100
+            ends = {"low": mean - 0.1, "high": mean + 0.1}
+            row |= {f"eval/{key}pass_at_1": mean}
+            row |= {f"eval/{key}pass_at_1_{end}": x for end, x in ends.items()}
+    text = "".join(json.dumps(rows[step]) + "\n" for step in sorted(rows))
+    (run / LOG).write_text(text)
+    return run
+
+
+def test_the_run_page_opens_on_the_held_out_curve(page: "playwright.Page", tmp_path: Path) -> None:
+    run = evaluated(write_run(tmp_path / "run", 3, 2, planned=9), 0, 2, 3)
+    assert main([str(run)]) == 0
+    show(page, run / "view.html")
+    first = page.locator("figure.chart").first
+    assert first.locator("figcaption b").inner_text() == "held-out pass@1"
+    assert first.bounding_box()["y"] < 400, "it is seen without scrolling"  # type: ignore[index]
+    assert first.locator(".keys").inner_text().split() == ["all", "problems", "aime24", "aime25"]
+    assert first.locator("path.band").count() == 3 == first.locator(".point-0").count()
+    assert "43.0% (33.0% to 53.0%)" in first.locator(".readout").inner_text()
+    assert "held-out pass@1\n43.0%\nstep 3" in page.locator(".tiles").inner_text()
+
+
+def test_held_out_curves_of_runs_are_compared(page: "playwright.Page", tmp_path: Path) -> None:
+    runs = [evaluated(write_run(tmp_path / f"r{n}", n, 2), 0, n) for n in (2, 3)]
+    out = tmp_path / "compare.html"
+    assert compare.main([*map(str, runs), "--out", str(out)]) == 0
+    show(page, out)
+    titles = page.locator("figure.chart figcaption b").all_inner_texts()
+    assert titles[:3] == ["held-out pass@1", "held-out pass@1, aime24", "held-out pass@1, aime25"]
+    assert page.locator("figure.chart").first.locator("path.band").count() == 2
+    last = page.get_by_role("row", name="all problems, last").locator("td").all_inner_texts()
+    assert last == ["42.0% (32.0 to 52.0), step 2", "43.0% (33.0 to 53.0), step 3"]
 
 
 def test_a_served_run_is_followed(page: "playwright.Page", tmp_path: Path) -> None:

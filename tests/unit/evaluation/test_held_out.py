@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from fakes import sample_of
 from hypothesis import given
@@ -38,7 +41,6 @@ def test_a_part_is_a_part(sizes: list[int], count: int | None) -> None:
     part = part_of(asked, count)
     assert len(part) == min(len(asked), count or len(asked))
     assert [problem for problem in asked if problem in part] == part == part_of(asked, count)
-    assert part_of(asked, (count or 1) + 1)[:0] == []
 
 
 def test_one_set_of_problems_has_one_curve_with_its_interval() -> None:
@@ -84,15 +86,11 @@ def test_samples_without_a_verdict_are_counted_and_nothing_is_said_of_them() -> 
     assert held_out_values(asked, []) == {}
 
 
-def test_the_sets_of_a_task_are_named_in_its_problems(tmp_path: object) -> None:
-    import json
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
+def test_the_sets_of_a_task_are_named_in_its_problems(tmp_path: Path) -> None:
     for name in ("aime24", "aime25"):
         row = {"problem": f"a question of {name}?", "answer": "7"}
-        (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     sets = [TaskName.aime24, TaskName.aime25]
-    settings = TaskConfig(name=TaskName.open_agentrl, eval_sets=sets, data_dir=str(folder))
+    settings = TaskConfig(name=TaskName.open_agentrl, eval_sets=sets, data_dir=str(tmp_path))
     found = make_task(settings, 0).eval_problems(10)
     assert [problem.extra[BENCHMARK] for problem in found] == ["aime24", "aime25"]

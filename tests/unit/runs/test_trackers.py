@@ -225,9 +225,10 @@ def test_tensorboard_shows_steps_that_are_made_again_once(tmp_path: Path) -> Non
 
 
 def test_no_metric_is_named_like_a_folder_of_others() -> None:
-    """MLflow keeps a metric in a file of its name; `seconds` beside `seconds/grow` ended runs."""
+    """MLflow keeps each metric in a file of its name, so `seconds` cannot stand beside
+    `seconds/grow`."""
     learner = [field.name for field in fields(UpdateStats)]
-    problems = [Problem(f"p{i}", (), None, extra={BENCHMARK: name}) for i, name in enumerate("ab")]
+    problems = [Problem(name, (), None, extra={BENCHMARK: name}) for name in "ab"]
     samples = [sample_of(problem.id) for problem in problems]
     names = {
         *step_metrics(collect(lambda *_: [(problems[0], tree("t", found=True))], 1,

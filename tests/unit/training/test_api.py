@@ -120,12 +120,14 @@ def test_objects_of_main_and_of_modules_beside_a_script_reach_another_process(
 
 def test_a_run_reads_its_folder(tmp_path: Path) -> None:
     (tmp_path / "trees").mkdir()
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"step": 2}\n')
+    rows = [{"step": 0, "eval/pass_at_1": 0.4}, {"step": 1, "reward": 0.5}, {"step": 2}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "summary.json").write_text(json.dumps({"steps": 2}))
     tree = (ROOT / "tests" / "fixtures" / "figure4.jsonl").read_text().splitlines()[0]
     (tmp_path / "trees" / "step_00002.jsonl").write_text(tree + "\n")
     run = Run(tmp_path)
     assert [row["step"] for row in run.metrics] == [1, 2]
+    assert [(point.step, point.pass_at_1) for point in run.held_out] == [(0, 0.4)]
     assert list(run.trees) == [2] and run.trees[2][0].nodes
     assert run.summary == {"steps": 2}
     assert Run(tmp_path / "trees").summary == {}

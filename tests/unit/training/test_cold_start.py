@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,19 @@ from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.run import LoggingConfig, TrainerConfig, WandbMode
 from elpo_ray.config.task import CountdownConfig, TaskConfig
 from elpo_ray.forest.trees import TrainForest
-from elpo_ray.models.base import base_model
+from elpo_ray.models.base import (
+    PACKAGE,
+    SOURCE,
+    base_model,
+    code_version,
+    demonstrations_key,
+    digest,
+)
+from elpo_ray.models.folder import texts_fingerprint
 from elpo_ray.runs.folder import RunFolder
 from elpo_ray.runs.metrics import SUPERVISED_COLUMNS, Metrics
 from elpo_ray.tasks import make_task
-from elpo_ray.training.cold_start import SupervisedTrainer, sft_batches
+from elpo_ray.training.cold_start import SupervisedTrainer, _cold_start_key, sft_batches
 
 
 def make_config(folder: Path, **cold_start: Any) -> Config:
@@ -129,3 +139,73 @@ def test_an_interrupted_run_goes_on_where_its_checkpoint_was(tmp_path: Path) -> 
     assert (outcome.folder / "model" / "config.json").exists()
     summary = json.loads((outcome.folder / "summary.json").read_text())
     assert (summary["optimizer_steps"], summary["conversations"]) == (8, 8)
+
+
+def key_of(config: Config, base: Path) -> str:
+    return digest(_cold_start_key(config, make_task(config.task, config.trainer.seed), base))
+
+
+def test_the_cache_knows_what_a_cold_start_was_made_from(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    base = base_model(config, make_task(config.task, 0))
+    key = key_of(config, base)
+    assert key == key_of(make_config(tmp_path), base)
+    keys = {key, key_of(make_config(tmp_path, epochs=2), base)}
+    context = make_config(tmp_path)
+    context.model.max_context = 399
+    keys.add(key_of(context, base))
+    other = make_config(tmp_path)
+    other.task.countdown.demonstrations = 21
+    keys.add(key_of(other, base))
+    parser = make_config(tmp_path)
+    parser.model.tool_parser = "hermes"
+    keys.add(key_of(parser, base))
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize(
+    "file", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"]
+)
+def test_any_byte_of_tokenizer_template_or_weights_counts(tmp_path: Path, file: str) -> None:
+    config = make_config(tmp_path)
+    base = base_model(config, make_task(config.task, 0))
+    copied = tmp_path / "copy"
+    shutil.copytree(base, copied)
+    assert key_of(config, copied) == key_of(config, base), "wherever it lies"
+    place = copied / file
+    place.write_bytes((place.read_bytes() if place.exists() else b"") + b" ")
+    assert key_of(config, copied) != key_of(config, base)
+
+
+def test_a_byte_in_the_middle_of_a_large_tokenizer_counts(tmp_path: Path) -> None:
+    for byte in (b"a", b"b"):
+        folder = tmp_path / byte.decode()
+        folder.mkdir()
+        (folder / "tokenizer.json").write_bytes(b"x" * 3_000_001 + byte + b"x" * 3_000_000)
+    assert texts_fingerprint(tmp_path / "a") != texts_fingerprint(tmp_path / "b")
+
+
+def test_demonstrations_count_by_what_they_say(tmp_path: Path) -> None:
+    """Also those of a built-in set, whose folder and file keep their names."""
+    keys = set()
+    for answer in ("1", "2", "1"):
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        file = tmp_path / "talks.jsonl"
+        file.write_text(json.dumps({"messages": talk}) + "\n")
+        task = TaskConfig(name="open_agentrl", demonstrations_file=str(file))
+        config = replace(make_config(tmp_path), task=task, model=ModelConfig(path="a/b"))
+        keys.add(str(demonstrations_key(config, make_task(config.task, 0))))
+    assert len(keys) == 2
+
+
+def test_the_code_that_makes_them_counts(tmp_path: Path) -> None:
+    (tmp_path / "chat").mkdir()
+    file = tmp_path / "chat" / "template.py"
+    versions = []
+    for text in ("a = 1", "a = 2", "a = 1"):
+        file.write_text(text)
+        versions.append(code_version(["chat"], tmp_path))
+    assert versions[0] == versions[2] != versions[1]
+    (tmp_path / "chat" / "new.jinja").write_text("")
+    assert code_version(["chat"], tmp_path) not in versions
+    assert all((PACKAGE / name).exists() for name in SOURCE)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeTask
+from fakes import FakeTask, sample_of
 from rich.console import Console
 from run_folders import grow
 
@@ -24,6 +24,7 @@ from elpo_ray.forest.trees import TrainForest
 from elpo_ray.runs.folder import RunFolder, read_state
 from elpo_ray.runs.metrics import Metrics
 from elpo_ray.training.driver import Trainer
+from elpo_ray.training.loop import nothing_left
 from elpo_ray.types import Fault, Problem
 
 
@@ -84,7 +85,7 @@ class FakeRollouts:
         return [grow(int(problem.id[1:]), self._config, words=4) for problem in inputs]
 
     def evaluate(self, problems: Any, samples: int, advance: Any) -> list[Any]:
-        return []
+        return []  # nothing came to a verdict
 
     def describe(self) -> str:
         return ""
@@ -244,3 +245,115 @@ def test_beta_is_fitted_between_steps_and_kept_in_the_checkpoint(tmp_path: Path)
     Recording.used.clear()
     trainer_of(make_config(tmp_path, resume=str(trainer.run.path))).train()
     assert Recording.used == whole[2:]
+
+
+class EvaluatingRollouts(FakeRollouts):
+    """What it finds of every problem is its share of successes, which grows with each call."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.asked: list[int] = []
+
+    def evaluate(self, problems: Any, samples: int, advance: Any) -> list[Any]:
+        self.asked.append(len(problems))
+        share = len(self.asked) / 10
+        return [sample_of(p.id, success=i < share * len(problems)) for i, p in enumerate(problems)]
+
+
+class TwentyHeldOut(TaskWithoutOracle):
+    def eval_problems(self, count: int) -> list[Problem]:
+        return [Problem(f"e{i}", (), None) for i in range(20)][:count]
+
+
+def make_evaluated(config: Config, learner: FakeLearner) -> Trainer:
+    trainer = make_trainer(config, learner)
+    trainer.rollouts = EvaluatingRollouts(config)  # type: ignore[assignment]
+    trainer.task = TwentyHeldOut()
+    return trainer
+
+
+def held_out_rows(run: RunFolder) -> dict[int, tuple[float, float]]:
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").open()]
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+    return {
+        row["step"]: (row["eval/pass_at_1"], row["eval/problems"])
+        for row in rows
+        if "eval/pass_at_1" in row
+    }
+
+
+def test_held_out_pass_at_1_is_logged_over_the_steps(tmp_path: Path) -> None:
+    config = make_config(tmp_path, run_name="run", eval_every=2, eval_part=10)
+    trainer = make_evaluated(config, FakeLearner())
+    trainer.train()
+    assert trainer.rollouts.asked == [20, 10, 20]  # type: ignore[attr-defined]
+    found = held_out_rows(trainer.run)
+    assert found == {
+        0: (pytest.approx(0.1), 20), 2: (pytest.approx(0.2), 10), 4: (pytest.approx(0.3), 20)
+    }  # fmt: skip
+    rows = [json.loads(line) for line in (trainer.run.path / "metrics.jsonl").open()]
+    assert rows[0]["total/leaves"] == 0 and rows[0].keys() & {"reward", "loss"} == set()
+    assert rows[2]["loss"] == 0.5 and rows[2]["total/leaves"] == 2 * 2 * 16
+    assert rows[2]["eval/pass_at_1_low"] < 0.2 < rows[2]["eval/pass_at_1_high"]
+    summary = json.loads((trainer.run.path / "summary.json").read_text())
+    assert (summary["pass_at_1_before"], summary["pass_at_1_after"]) == (0.1, 0.3)
+
+
+def test_evaluations_change_nothing_of_the_training(tmp_path: Path) -> None:
+    kept = []
+    for name, every in (("with", 1), ("without", 0)):
+        config = make_config(tmp_path, run_name=name, eval_every=every)
+        trainer = make_evaluated(config, FakeLearner())
+        trainer.train()
+        rows = [json.loads(line) for line in (trainer.run.path / "metrics.jsonl").open()]
+        trees = [path.read_text() for path in sorted(trainer.run.trees.iterdir())]
+        numbers = [
+            {key: row[key] for key in row if not key.startswith(("eval/", "seconds", "total/"))}
+            for row in rows
+        ]
+        for row in numbers:
+            row.pop("tokens_per_second", None)
+        kept.append((numbers, trees, trainer.rollouts.inputs))
+    assert kept[0] == kept[1]
+
+
+def test_an_evaluation_that_was_interrupted_is_made_up_for_and_none_is_made_twice(
+    tmp_path: Path,
+) -> None:
+    config = make_config(tmp_path, run_name="run", eval_every=2)
+    trainer = make_evaluated(config, FakeLearner())
+    real = trainer.rollouts.evaluate
+
+    def stop(*given: Any) -> list[Any]:
+        if trainer.state.step == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    trainer.rollouts.evaluate = stop  # type: ignore[method-assign]
+    assert trainer.train().interrupted
+    assert list(held_out_rows(trainer.run)) == [0] and steps_of(trainer.run) == [0, 1, 2]
+    trainer.run.close()
+    again = make_config(tmp_path, resume=str(trainer.run.path), eval_every=2)
+    resumed = make_evaluated(again, FakeLearner())
+    assert not resumed.train().interrupted
+    assert list(held_out_rows(resumed.run)) == [0, 2, 4]
+    assert len(resumed.rollouts.asked) == 2  # type: ignore[attr-defined]
+    shutil.rmtree(resumed.run.checkpoints / "step_00004")
+    third = make_evaluated(again, FakeLearner())
+    third.train()
+    assert third.rollouts.asked == [20], "that of step 2 stands in the log"  # type: ignore[attr-defined]
+
+
+def test_a_run_that_has_ended_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    make_evaluated(make_config(tmp_path, run_name="run"), FakeLearner()).train()
+    run = tmp_path / "run"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    console = Console(record=True, width=300)
+    config = make_config(tmp_path, resume=str(run))
+    assert nothing_left(RunFolder.of(config), config, config.trainer.steps, console)
+    said = console.export_text()
+    assert "has ended: its 4 steps are taken" in said and "trainer.steps=MORE" in said
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    more = make_config(tmp_path, resume=str(run))
+    more.trainer.steps = 6
+    assert not nothing_left(RunFolder.of(more), more, 6, console)
