@@ -286,7 +286,7 @@ def compare(paths: Sequence[Path], out: Path) -> None:
     try:
         write_whole(out, page)
     except OSError as error:
-        raise ValueError(f"--out {out}: {error.strerror}") from error
+        raise ValueError(f"--out {out}: {error.strerror}; name another place") from error
     console = Console()
     show(console, runs)
     console.print(f"curves: {out}", highlight=False, soft_wrap=True)

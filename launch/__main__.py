@@ -10,9 +10,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+from elpo_ray.config import Config
+from elpo_ray.config.arguments import VERSION, into_a_pipe, version
 from elpo_ray.config.compose import Command
 from elpo_ray.config.files import is_file
 from elpo_ray.config.rules import require
@@ -57,6 +60,10 @@ def main() -> None:
     """Run the launcher that the first word names."""
     words = sys.argv[1:]
     kind = words[0] if words else ""
+    if kind in ("-h", "--help", VERSION):
+        with into_a_pipe():
+            print(version() if kind == VERSION else __doc__)
+        return
     if kind == "monitoring" and len(words) == 2 and not words[1].startswith("-"):
         try:
             write(Path(words[1]))
@@ -71,6 +78,14 @@ def main() -> None:
     own, rest = words[1:cut], words[cut + 1 :]
     rest = [*filter(is_file, own), *rest]  # a run's file may also stand before the dashes
     own = [word for word in own if not is_file(word)]
+    schema: type = SlurmConfig if kind == "slurm" else KubeRayConfig
+    ours = {field.name for field in fields(schema)}
+    theirs = {field.name for field in fields(Config)} - ours
+    for word in own:
+        if word.lstrip("+").partition("=")[0].split(".")[0] in theirs:
+            remedy = f"write the run's own keys after --, as in launch {kind} … -- {word}"
+            print(f"elpo_ray: {word}: no key of the job; {remedy}", file=sys.stderr)
+            sys.exit(2)
     sys.argv[1:] = [word for word in own if word != SUBMIT]
     if kind == "slurm":
         run = partial(slurm, overrides=rest, submit=SUBMIT in own)

@@ -12,6 +12,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -342,6 +343,7 @@ class Server:
         self.script: list[tuple[int, dict[str, Any]]] = []
         self.asked: list[dict[str, Any]] = []
         self.models = ["m"]
+        self.delay_s = 0.0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -352,6 +354,7 @@ class Server:
             def do_POST(self) -> None:
                 length = int(self.headers["Content-Length"])
                 server.asked.append(json.loads(self.rfile.read(length)))
+                time.sleep(server.delay_s)
                 self.reply(*server.script.pop(0))
 
             def reply(self, status: int, body: dict[str, Any]) -> None:

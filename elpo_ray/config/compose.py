@@ -31,7 +31,7 @@ from elpo_ray.config.modules import check_modules
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.config.values import expanded, hydra_override, typed
-from elpo_ray.config.words import check_words
+from elpo_ray.config.words import check_words, switches_first
 from elpo_ray.types import Fault
 
 T = TypeVar("T")
@@ -60,8 +60,7 @@ class Command(Generic[T]):
         keys would clash with the other groups has a folder of its own."""
         self._schema, self._config_name, self._run = schema, config_name, run
         self._folder = folder
-        own = [path.name for path in folder.iterdir() if path.is_dir() and path.name != MEASURE]
-        self._groups = [*own, *groups]
+        self._groups = [*_groups(folder), *groups]
         store = ConfigStore.instance()
         store.store(name=f"{'config' if schema is Config else config_name}_schema", node=schema)
         for group in groups:
@@ -94,11 +93,16 @@ class Command(Generic[T]):
         sys.exit(code)
 
 
+def _groups(folder: Path) -> list[str]:
+    """The groups whose options lie under a folder of configurations."""
+    return [path.name for path in folder.iterdir() if path.is_dir() and path.name != MEASURE]
+
+
 def _compose(folder: Path, config_name: str, schema: type) -> list[DictConfig]:
     """What Hydra makes of the command line: one configuration, several under --multirun, none
     after --help. Jobs run later, outside Hydra, which would report their errors in its own way."""
     composed: list[DictConfig] = []
-    words = [hydra_override(word, schema) for word in sys.argv[1:]]
+    words = [hydra_override(word, schema) for word in switches_first(sys.argv[1:])]
     with tempfile.TemporaryDirectory() as scratch:  # for what Hydra writes of a --multirun
         several = any(word in MULTIRUN for word in words)
         sys.argv[1:] = [*words, f"hydra.sweep.dir={scratch}"] if several else words
@@ -131,6 +135,7 @@ def composed(overrides: Sequence[str], file: RunFile | None = None) -> Config:
     run's file is one of them or given read. Raises ValueError, in one line, as `Command` prints
     it."""
     ConfigStore.instance().store(name="config_schema", node=Config)
+    check_words(overrides, Config, _groups(CONF_DIR))
     words = [hydra_override(word, Config) for word in _with_file(overrides, Config)]
     if file is not None:
         words = [_offer(file.run(words)), *words]

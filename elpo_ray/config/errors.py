@@ -47,8 +47,11 @@ def explain(
         word, _, value = override[1].partition("=") if override else (key, "", "")
         if word.startswith(f"{key}."):
             key = word  # Hydra names the first part that is unknown
-        given = value if override else _value_at(key, values or {})
-        return unknown_key(key, root, given if isinstance(given, str | int | float) else None)
+        given = value if override and word == key else _value_at(key, values or {})
+        shown = isinstance(given, str | int | float) and given != ABSENT
+        return unknown_key(key, root, given if shown else None)
+    if match := re.search(r"Multiple values for (\w+)\.", text):
+        return f"{match[1]}: chosen more than once; leave one {match[1]}=OPTION"
     unread = next((word for word in (getattr(e, "override", None) for e in chain) if word), None)
     if unread is not None:
         return _unreadable(unread, root)
@@ -74,6 +77,8 @@ def explain(
 
 LIST = "a list, as in [a, b]; [] is an empty one"
 MAPPING = "names with values, as in {name: value}"
+ABSENT = "?"
+"""Stands for a value that is not known."""
 FORMER = {"task.reward.function": "write task.reward=module:function"}
 """Keys of earlier versions, and what stands in for them."""
 
@@ -130,7 +135,7 @@ def _full_key(chain: list[BaseException]) -> str | None:
 def _value_at(key: str, values: Mapping[str, Any]) -> Any:
     found: Any = values
     for part in key.split("."):
-        found = found.get(part, "?") if isinstance(found, Mapping) else "?"
+        found = found.get(part, ABSENT) if isinstance(found, Mapping) else ABSENT
     return found
 
 

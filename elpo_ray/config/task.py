@@ -231,6 +231,8 @@ class TaskConfig(Section, key="task"):
             day = getattr(self, key)
             if day is not None and not _is_day(day):
                 yield key, "write a day as 2025-02-01"
+        if self.name == TaskName.countdown:
+            yield from self._countdown_conflicts()
 
     def _tool_conflicts(self) -> Iterator[tuple[str, str]]:
         for entry in self.tools:
@@ -239,8 +241,6 @@ class TaskConfig(Section, key="task"):
                     "tools",
                     f"{CODE_INTERPRETER}, module:attribute, or a mapping such as {{…: …}}",
                 )
-        if self.name == TaskName.countdown:
-            yield from self._countdown_conflicts()
         for entry, count in self.tool_actors.items():
             if entry == CODE_INTERPRETER:
                 yield "tool_actors", f"{entry} has its own; set cluster.sandbox_actors instead"
@@ -258,8 +258,6 @@ class TaskConfig(Section, key="task"):
         for key in ("train_file", "eval_file", "demonstrations_file"):
             if getattr(self, key) is not None:
                 yield key, "task countdown makes its own problems; leave it out or use task=jsonl"
-        if self.reward.name and is_path(self.reward.name):
-            yield "reward.name", "task countdown has its own reward; leave it out or use task=jsonl"
 
 
 def _is_day(text: str) -> bool:

@@ -22,6 +22,12 @@ SWITCHES = frozenset(
 """Hydra's own words that stand alone."""
 WITH_VALUE = frozenset({"-c", "--cfg", "-p", "--package", "-cd", "--config-dir"})
 """Those after which a value stands."""
+PARTS = {
+    "-c": ("job", "hydra", "all"),
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+"""The values of those that know theirs."""
 FILES = frozenset({"config", "config_file", "config_name", "cfg_file", "file", "cn", "yaml"})
 """Options by which other programs name a configuration file."""
 EXPERIMENT = "experiment"
@@ -31,21 +37,35 @@ def check_words(words: Sequence[str], schema: type, groups: Sequence[str]) -> No
     """Raise ValueError, in one line with the remedy, for a word that is neither `key=value` nor one
     of Hydra's own. `groups` are the folders of `CONF_DIR` whose options can be chosen."""
     options = _options(groups)
-    value_of = ""
+    is_value = False
     for place, word in enumerate(words):
         following = words[place + 1] if place + 1 < len(words) else ""
-        if value_of:
-            value_of = ""
+        if is_value:
+            is_value = False
         elif word.startswith("-"):
-            name, equals, _ = word.partition("=")
-            if name in WITH_VALUE and not equals:
-                value_of = name
-            elif name not in SWITCHES | WITH_VALUE:
+            name, equals, value = word.partition("=")
+            if name not in SWITCHES | WITH_VALUE:
                 raise ValueError(_dashed(word, following, schema, options))
-        elif "=" not in word and not word.startswith("~") and not is_file(word):
+            is_value = name in WITH_VALUE and not equals
+            known, given = PARTS.get(name), following if is_value else value
+            if (is_value and not given) or (known and (given or is_value) and given not in known):
+                some = ", ".join(known or ["a value"])
+                raise ValueError(f"{name} {given}: no such value; write {name} and one of {some}")
+        elif word.startswith("~"):
+            key = word.lstrip("~").partition("=")[0]
+            raise ValueError(f"{word}: keys are not deleted; write {key}=null or {key}=VALUE")
+        elif "=" not in word and not is_file(word):
             raise ValueError(_bare(word, words[place + 1 : place + 3], options))
         else:
             _check_choice(word, words, schema, options)
+
+
+def switches_first(words: Sequence[str]) -> list[str]:
+    """The words as Hydra can read them: its own before all `key=value`."""
+    own, keys = list[str](), list[str]()
+    for before, word in zip(["", *words], words, strict=False):
+        (own if word.startswith("-") or before in WITH_VALUE else keys).append(word)
+    return [*own, *keys]
 
 
 def _options(groups: Sequence[str]) -> Mapping[str, Sequence[str]]:

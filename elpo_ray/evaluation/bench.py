@@ -23,12 +23,14 @@ from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.learner import LearnerConfig
 from elpo_ray.config.measure import AnalyzeConfig, MeasureConfig
 from elpo_ray.config.model import ModelConfig
+from elpo_ray.config.rules import require
 from elpo_ray.config.run import TrainerConfig
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.config.values import plain
 from elpo_ray.evaluation.source import ModelSource, resolve
 from elpo_ray.interfaces import Task
 from elpo_ray.runs.atomic import check_writable, write_whole
+from elpo_ray.runs.folder import CONFIG
 from elpo_ray.runs.lock import FolderLock
 from elpo_ray.tasks import make_task
 from elpo_ray.tools.caller import Caller
@@ -65,6 +67,8 @@ class Bench:
             credit.check(config.algorithm.credit)
         out = config.out or str(DEFAULT_OUT)
         check_writable(Path(out), "out", out)
+        own = (Path(out) / CONFIG).exists()
+        require(not own, "out", out, "a training run lies there; name a folder of its own")
         if config.cluster.address is not None:
             check_address(config.cluster.address)
         source = resolve(config)

@@ -119,6 +119,7 @@ def _sample(bench: Bench, folder: ResultFolder, missing: list[Missing], console:
     with waiting(console, "starting Ray"):
         cluster = Cluster(first, learner=False)
     with cluster:
+        console.print(cluster.watched, highlight=False, soft_wrap=True)
         with waiting(console, "starting the engines"):
             rollouts = cluster.rollouts(Path(bench.source.path))
         for place, part in enumerate(missing):

@@ -26,8 +26,8 @@ def check_model_path(path: str, key: str = "model.path") -> None:
             is_hub_name and folder.parent != Path("runs"),
             key,
             path,
-            "no such folder, and no hub name (owner/name); name a model's "
-            "folder, a run's, or a model on the hub",
+            "name a model's folder, a run's, or a model on the hub: "
+            "this is no such folder, and no hub name (owner/name)",
         )
         return
     require(

@@ -8,6 +8,7 @@ from elpo_ray import credit, growth
 from elpo_ray.cluster.devices import check_address, check_gpus, gpus_here
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
+from elpo_ray.config.dotted import is_path
 from elpo_ray.config.learner import Packing
 from elpo_ray.config.modules import check_modules, use_modules
 from elpo_ray.config.rollout import Transfer
@@ -69,6 +70,13 @@ def _check_files(config: Config) -> None:
         "task.data_dir",
         folder,
         f"no such folder under {Path.cwd()}; name the one with the data sets (docs/tasks.md)",
+    )
+    reward = config.task.reward.name
+    require(
+        config.task.name != TaskName.countdown or reward is None or not is_path(reward),
+        "task.reward.name",
+        reward,
+        "task countdown has its own reward; leave it out or use task=jsonl",
     )
     if config.task.name == TaskName.jsonl:
         for key in ("train_file", "eval_file"):

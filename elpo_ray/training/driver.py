@@ -8,7 +8,7 @@ same ones, whatever had been grown ahead; Ctrl-C never cuts an update in two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,8 +72,10 @@ def train(config: Config) -> Outcome:
         cluster = Cluster(config)
     with cluster, closing(run):
         console.print(cluster.watched, highlight=False, soft_wrap=True)
-        with watch.phase("start"), waiting(console, "checking the model and the prompts"):
-            base, notice = checked.result()
+        if not checked.done():
+            with watch.phase("start"), waiting(console, "checking the model and the prompts"):
+                wait([checked])
+        base, notice = checked.result()
         if notice is not None:
             console.print(notice, highlight=False, soft_wrap=True)
         begin(run, config, console)

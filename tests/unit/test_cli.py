@@ -74,7 +74,9 @@ def test_the_completion_script_is_for_elpo() -> None:
     assert script.rstrip().endswith("hydra_bash_completion elpo")
 
 
-@pytest.mark.parametrize("command", ["", "train ", "sft ", "doctor ", "evaluate ", "credit "])
+@pytest.mark.parametrize(
+    "command", ["", "train ", "launch ", "sft ", "doctor ", "evaluate ", "credit "]
+)
 def test_a_reader_that_goes_leaves_silence(command: str) -> None:
     """The pipe of `… --help | head -1`, closed by its reader before anything is written."""
     reading, writing = os.pipe()

@@ -54,6 +54,12 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     assert "learner.optimizer.lr" in (tmp_path / "configuration" / "index.html").read_text()
 
 
+def test_the_home_page_begins_with_a_picture_that_exists() -> None:
+    home = (ROOT / "docs" / "index.md").read_text().split("\n## ")[0]
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", home)
+    assert pictures and all((ROOT / "docs" / picture).is_file() for picture in pictures)
+
+
 def test_every_page_is_in_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text()
     missing = [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in nav]

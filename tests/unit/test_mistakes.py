@@ -6,6 +6,7 @@ behind. The users of this table come from TRL and verl, and from a shell of thei
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import resource
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from elpo_ray import cli
 from elpo_ray.config.compose import composed
@@ -66,11 +68,19 @@ WORDS = [
     ("train algorithm=ppo", "algorithm=ppo|choose one of|grpo"),
     ("train model=Qwen/Qwen2.5-7B-Instruct", "model=Qwen/Qwen2.5-7B-Instruct|model.path=Qwen"),
     ("launch slurm cpus_per_task=8", "cpus_per_task=8|cpus_per_node"),
+    (f"train {QUICK} +experiment=aime", "experiment: chosen more than once"),
+    (f"train {QUICK} ~trainer", "~trainer|not deleted"),
+    ("train --cfg jobs", "--cfg jobs|job, hydra, all"),
+    ("train --cfg", "--cfg|job, hydra, all"),
+    ("launch slurm site=cpu -- --experiment quickstart", "write +experiment=quickstart"),
+    (f"launch slurm site=cpu {QUICK}", f"{QUICK}:|-- {QUICK}"),
+    ("launch kuberay trainer.steps=3", "trainer.steps=3|after --"),
     # values
     (f"train {QUICK} trainer.steps=1e3", "trainer.steps=1e3|whole number"),
     (f"train {QUICK} trainer.steps=0", "trainer.steps=0|use 1 or more"),
     (f"train {QUICK} logging.wandb=true", "logging.wandb=true|offline, online, disabled"),
     (f"train {QUICK} task.tools=code_interpreter", "task.tools=code_interpreter|give a list"),
+    (f"sft {QUICK} -m trainer.steps=0,1", "trainer.steps=0|use 1 or more"),
     ("analyze model=m tasks=[countdown] analysis=recovry", "analysis=recovry|recovery"),
     # files, folders and places
     (f"train {QUICK} trainer.run_dir=afile/x", "trainer.run_dir='afile/x'|name a folder"),
@@ -96,6 +106,7 @@ WORDS = [
     ("evaluate model=runs/x tasks=[countdown]", "model='runs/x'|no such folder"),
     ("evaluate model=m/m tasks=[countdown] out=afile", "out='afile'|name a folder"),
     ("evaluate model=m/m tasks=[countdown] out=/proc/x", "out='/proc/x'|name a folder"),
+    ("evaluate model=m/m tasks=[countdown] out=runs/live", "out='runs/live'|training run"),
     ("analyze model=m/m tasks=[countdown] out=/proc/x", "out='/proc/x'|name a folder"),
     (f"doctor {QUICK[:-10]}quick", "experiment=quick|quickstart"),
     ("credit none.jsonl", "none.jsonl|name a file of dumped trees"),
@@ -158,6 +169,8 @@ def test_mistakes_are_answered_in_one_line(
     """In this process, which has the imports of all rows behind it."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    store = ConfigStore.instance()  # where commands leave their groups
+    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "argv", ["elpo", *words.replace("PORT", port).split()])
     before = listing(place)

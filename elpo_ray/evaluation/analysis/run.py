@@ -102,6 +102,7 @@ def _examine(bench: Bench, folder: ResultFolder, config: AnalyzeConfig, console:
     with waiting(console, "starting Ray"):
         cluster = Cluster(next(iter(bench.configs.values())), learner=False)
     with cluster:
+        console.print(cluster.watched, highlight=False, soft_wrap=True)
         with waiting(console, "starting the engines"):
             rollouts = cluster.rollouts(Path(bench.source.path))
         for task, problems in missing.items():

@@ -4,8 +4,13 @@ the loopback in the place of the engine; a checkpoint of every kind of sharding 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +34,7 @@ from elpo_ray.learner.rank import LearnerRank
 from elpo_ray.models.base import base_model
 from elpo_ray.tasks import make_task
 from tests.real.ranks import one_row, run_ranks
-from tests.real.runs import command
+from tests.real.runs import ROOT, command
 
 pytestmark = pytest.mark.real
 PROBLEMS = [("What is 3 + 4?", "7"), ("What is 6 * 7?", "42"), ("What is 10 - 9?", "1")]
@@ -124,6 +129,38 @@ def test_a_server_is_evaluated_through_the_same_stack(
     assert rows[0]["transcript"][0]["observation"].strip() == "42", "run in the sandbox"
     assert rows[0]["tokens"] == 15 and rows[0]["tool_kinds"] == {"ok": 1}
     assert server.asked[1]["messages"][-1]["role"] == "tool"
+
+
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
+    server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.script = [server_says(r"It is \boxed{42}.", tokens=6)] * 300
+    server.delay_s = 0.2
+    out = tmp_path / "out"
+    words = [
+        f"model={server.url}", f"data_dir={data}", f"out={out}", "tasks=[aime24]", "problems=3",
+        "n=20", "ks=[]", "engine.max_num_seqs=1", "cluster=local",
+    ]  # fmt: skip
+    running = subprocess.Popen(
+        [sys.executable, "-m", "elpo_ray.evaluate", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+    )  # fmt: skip
+    samples = out / "aime24" / "samples.jsonl"
+    deadline = time.monotonic() + 180
+    while not samples.exists() or samples.read_text().count("\n") < 3:
+        assert running.poll() is None and time.monotonic() < deadline, running.communicate()
+        time.sleep(0.1)
+    second = command("evaluate", *words)  # while the first is at work
+    assert second.returncode == 2 and f"process {running.pid} is at work" in second.stderr
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, err = running.communicate(timeout=60)
+    kept = len(lines(samples))
+    assert running.returncode == 130 and err.count("\n") == 1, err
+    assert f"interrupted: {kept} of 60 samples are kept in {out}; run the same command" in err
+    server.delay_s = 0.0
+    done = command("evaluate", *words)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(samples)) == 60
 
 
 def test_mistakes_are_told_before_anything_starts(model: Path, data: Path, tmp_path: Path) -> None:

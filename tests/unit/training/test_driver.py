@@ -156,6 +156,38 @@ def test_every_step_updates_publishes_and_reports(tmp_path: Path, background: bo
     assert (summary["steps"], summary["inputs"], summary["rollouts"]) == (4, 8, 128)
 
 
+def test_a_second_interrupt_says_which_checkpoint_is_kept(tmp_path: Path) -> None:
+    class Impatient(FakeLearner):
+        def save(self, path: Path, *, background: bool = False) -> None:
+            if self.weights == 3:
+                raise KeyboardInterrupt
+            super().save(path, background=background)
+
+    learner = Impatient(fails_at=4, error=KeyboardInterrupt())
+    trainer = make_trainer(make_config(tmp_path, run_name="run"), learner)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"step_00002 is kept; continue with trainer\.resum"
+    ):
+        trainer.train()
+    assert trainer.run.newest_checkpoint() == trainer.run.checkpoints / "step_00002"
+    early = make_trainer(make_config(tmp_path, run_name="early"), Impatient())
+    early.learner.weights = 3
+    early.take_steps = interrupted
+    with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
+        early.train()
+
+
+def test_an_interrupt_after_the_last_step_loses_nothing(tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(tmp_path, run_name="run"), FakeLearner())
+    trainer.finish = interrupted
+    with pytest.raises(KeyboardInterrupt, match=r"after the last step; .*step_00004 is kept"):
+        trainer.train()
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_run_goes_on_with_the_next_inputs(tmp_path: Path) -> None:
     stopped = make_trainer(
         make_config(tmp_path, run_name="run"), FakeLearner(fails_at=4, error=KeyboardInterrupt())
