@@ -85,11 +85,10 @@ def test_a_path_may_be_written_in_another_way(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text("")
-    before = quickstart("task.train_file=a.jsonl")
-    assert (
-        differences(settings_text(before), quickstart(f"task.train_file={tmp_path}/a.jsonl")) == []
-    )
-    assert differences(settings_text(before), quickstart("task.train_file=b.jsonl"))
+    own = ["task=jsonl", "model.path=a/b"]
+    before = settings_text(composed([*own, "task.train_file=a.jsonl"]))
+    assert differences(before, composed([*own, f"task.train_file={tmp_path}/a.jsonl"])) == []
+    assert differences(before, composed([*own, "task.train_file=b.jsonl"]))
 
 
 def test_a_fork_needs_a_run_to_go_on_from() -> None:
