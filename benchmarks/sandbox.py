@@ -1,5 +1,8 @@
 """What the sandbox costs on this machine: `python benchmarks/sandbox.py [--quick]` prints JSON.
 
+`--against CHECKOUT` compares it with another version, in short turns: a line of JSON after each,
+whose `ratio` is above 1 where this one is better.
+
 All comparisons come from one run. Latencies are measured by the caller's clock with one call at a
 time, so they include the effect of other load on the machine. `cpu_ms` is the processor time per
 call of supervisor, spawner and sessions together; one free core would do 1000 / `cpu_ms` calls per

@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import stat
+from dataclasses import dataclass
 
 from sandbox.seccomp import STEP_FORK, number_of
 from sandbox.wire import CONTROL_FD, STREAMS_MARK, WORK_FD
@@ -25,6 +26,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _DESCRIPTORS = "/proc/self/fd"
 _LASTING = f"{_DESCRIPTORS}/{WORK_FD}"
 _CHUNK = 1 << 20
+_STREAMS_ROOM = socket.CMSG_SPACE(4 * CONTROL_FD)
 _ORPHANED_STATUS, _UNBORN_STATUS = 73, 74
 
 
@@ -36,7 +38,17 @@ def fork() -> int:
     return made if made >= 0 else -ctypes.get_errno()
 
 
-def take_over(place: Place, folder: str, ticket: int, spawner: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Luggage:
+    """What a branch takes along, put together before the fork: a new process is slow at first."""
+
+    readings: list[_Reading]
+    inner: str
+    """Where it stands, from its work folder on."""
+    has_files: bool
+
+
+def take_over(place: Place, luggage: Luggage, folder: str, ticket: int, spawner: int) -> None:
     """Go on as a branch that works in `folder`, and end when the spawner does.
 
     What it has open until now is not its own: the supervisor gives it other descriptors when it
@@ -45,10 +57,10 @@ def take_over(place: Place, folder: str, ticket: int, spawner: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # a fork clears it
     if os.getppid() != spawner:
         os._exit(_ORPHANED_STATUS)
-    problem, inner, readings = 0, "", list[_Reading]()
+    problem = 0
     try:
-        readings = [_Reading(number) for number in place.open_descriptors()]
-        inner = place.copy(folder)
+        if luggage.has_files:
+            _copy_all(folder)
     except OSError as error:
         problem = error.errno or errno.EIO
     most = place.numbers.stop
@@ -56,10 +68,10 @@ def take_over(place: Place, folder: str, ticket: int, spawner: int) -> None:
     _be_born(ticket, problem)
     os.closerange(0, CONTROL_FD)  # what the supervisor puts there that is not sure of the rest
     os.closerange(WORK_FD + 1, most)
-    socket.recv_fds(place.control, len(STREAMS_MARK), CONTROL_FD)  # they become 0 to 2
-    for reading in readings:
+    place.control.recvmsg(len(STREAMS_MARK), _STREAMS_ROOM)  # with what becomes 0 to 2
+    for reading in luggage.readings:
         reading.resume()
-    place.settle(folder, inner)
+    place.settle(folder, luggage.inner)
 
 
 def _be_born(ticket: int, problem: int) -> None:
@@ -128,18 +140,12 @@ class Place:
         closed = {number for number, event in self._beyond.poll(0) if event & select.POLLNVAL}
         return [number for number in self.numbers if number not in closed]
 
-    def copy(self, folder: str) -> str:
-        """Put a copy of everything into `folder`, an empty one; where this process stands, from its
-        work folder on."""
+    def pack(self) -> Luggage:
+        """What a branch will take along. Raises OSError if it cannot take all there is."""
+        readings = [_Reading(number) for number in self.open_descriptors()]
         here, top = self._getcwd(), self._top()
-        flags = os.O_RDONLY | os.O_DIRECTORY
-        source = os.open(".", flags, dir_fd=WORK_FD)  # a position of its own in the listing
-        if os.listdir(source):
-            target = os.open(folder, flags)
-            umask = os.umask(0)
-            _copy(source, target)
-            os.umask(umask)
-        return here[len(top) + 1 :] if here.startswith(top) else ""
+        inner = here[len(top) + 1 :] if here.startswith(top) else ""
+        return Luggage(readings, inner, bool(os.listdir(WORK_FD)))
 
     def settle(self, folder: str, inner: str) -> None:
         """Go on at `inner` in the work folder, in which this process stands now."""
@@ -167,6 +173,15 @@ def _first_descriptors() -> list[tuple[int, int]]:
     """What is open under the numbers that every process is given, by device and inode. Raises
     OSError if one is not."""
     return [(each.st_dev, each.st_ino) for each in map(os.fstat, range(WORK_FD + 1))]
+
+
+def _copy_all(folder: str) -> None:
+    """Put a copy of everything into `folder`, an empty one."""
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    source, target = os.open(".", flags, dir_fd=WORK_FD), os.open(folder, flags)
+    umask = os.umask(0)
+    _copy(source, target)
+    os.umask(umask)
 
 
 def _copy(source: int, target: int) -> None:

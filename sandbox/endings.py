@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sandbox.inspection import num_threads
@@ -100,3 +102,21 @@ def verdict_of(end: End) -> tuple[Kind, str]:
     if -code == signal.SIGKILL:  # the filter denies it to the code: the kernel or an operator
         return Kind.SANDBOX_FAILURE, "killed from outside (out of memory on the host?)"
     return Kind.KILLED, name
+
+
+def kill_strays(session: int, members: Container[int]) -> int:
+    """Kill every process of a kernel's session that is none of its `members`; how many there
+    were."""
+    killed = 0
+    for name in os.listdir("/proc"):
+        pid = int(name) if name.isdigit() else 0
+        with suppress(OSError):  # it is gone
+            if pid and pid not in members and os.getsid(pid) == session:
+                pidfd = os.pidfd_open(pid)
+                try:
+                    if os.getsid(pid) == session:
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                        killed += 1
+                finally:
+                    os.close(pidfd)
+    return killed

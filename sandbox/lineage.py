@@ -15,12 +15,12 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from sandbox.channels import Ends
-from sandbox.endings import End, Refused, Tampered
+from sandbox.endings import End, Refused, Tampered, kill_strays
 from sandbox.inspection import THREADS, Hidden, Sight, Unseen, num_threads
 from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned
@@ -186,7 +186,7 @@ class Lineage:
         finally:
             del self._births[ticket]
             if not self._births and not self._clean.is_set():
-                self._strays += self._kill_strays()
+                self._strays += kill_strays(self.first.pid, self._members)
                 self._clean.set()
 
     async def _judged(self, birth: _Birth, strays_before: int) -> SandboxFailure:
@@ -300,22 +300,6 @@ class Lineage:
                 process.folder = self._folder.rename(process.folder)
             except OSError:  # it died meanwhile; or its folder cannot be hidden
                 self.give_up(process)
-
-    def _kill_strays(self) -> int:
-        """Kill every process of the family that is none of its members; how many there were."""
-        killed = 0
-        for name in os.listdir("/proc"):
-            pid = int(name) if name.isdigit() else 0
-            with suppress(OSError):  # it is gone
-                if pid and pid not in self._members and os.getsid(pid) == self.first.pid:
-                    pidfd = os.pidfd_open(pid)
-                    try:
-                        if os.getsid(pid) == self.first.pid:
-                            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                            killed += 1
-                    finally:
-                        os.close(pidfd)
-        return killed
 
     def _on_end(self, member: SessionProcess) -> None:
         self._members.pop(member.pid, None)

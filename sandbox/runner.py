@@ -13,6 +13,7 @@ from __future__ import annotations
 import _sitebuiltins
 import ast
 import builtins
+import errno
 import inspect
 import io
 import linecache
@@ -65,7 +66,7 @@ def _cut(text: str, limit: int) -> tuple[str, bool]:
 
 def _unfenced(code: str) -> str:
     """What stands in a Markdown fence, if that is all there is."""
-    found = FENCED.fullmatch(code)
+    found = FENCED.fullmatch(code) if "```" in code or "~~~" in code else None
     return code if found is None else found[2]
 
 
@@ -279,6 +280,18 @@ def say_start(problem: str | None) -> None:
     _write(pack_reply(START_NONCE, Reply(kind, None, None, problem or "", ())))
 
 
+def _forked(place: branch.Place, folder: str, ticket: int, spawner: int) -> int:
+    """Fork a branch: as `branch.fork`, 0 once the branch has taken over."""
+    try:
+        luggage = place.pack()
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+    made = branch.fork()
+    if made == 0:
+        branch.take_over(place, luggage, folder, ticket, spawner)
+    return made
+
+
 def serve(keep_chars: int) -> None:
     """Run cells and fork branches until the supervisor hangs up. Never returns."""
     try:
@@ -296,9 +309,7 @@ def serve(keep_chars: int) -> None:
                 _write(pack_reply(nonce, runner.run(code, index)))
                 continue
             with runner.room():
-                made = branch.fork()
-                if made == 0:
-                    branch.take_over(place, os.fsdecode(payload), ticket_of(nonce), spawner)
+                made = _forked(place, os.fsdecode(payload), ticket_of(nonce), spawner)
             if made < 0:
                 why = f"a snapshot could not fork: {os.strerror(-made)}"
                 _write(pack_reply(nonce, Reply(Kind.ERROR, None, None, why, ())))

@@ -24,6 +24,8 @@ _THREAD = 64 << 10
 _UNSURE_BYTES = 32 << 20
 """Anonymous memory that an estimate may leave to the ancestors, or count, before the kernel is
 asked: a fault brings 4 KiB or 2 MiB."""
+_TOUCHED_PER_S = 20 << 30
+"""More bytes than a processor can bring into use in a second of its time."""
 _MINOR_FAULTS, _THREADS = 10 - 3, 20 - 3
 """Fields of /proc/PID/stat, counted from behind the command's name."""
 
@@ -110,7 +112,8 @@ class Snapshot:
             footprint = Footprint(inherited, 0, 1)  # it is gone
         size, exact = footprint.private(inherited), None
         others = process.holdings.named_bytes + (footprint.threads - 1) * _THREAD
-        unsure = max(size, footprint.anonymous - size) > _UNSURE_BYTES
+        renewed = min(footprint.anonymous - size, int(process.cpu_s() * _TOUCHED_PER_S))
+        unsure = max(size, renewed) > _UNSURE_BYTES
         if not lineage.forks:
             status = "unsupported"
         elif not status or lineage.covered:

@@ -58,7 +58,10 @@ async def replaces_a_descriptor(world: World) -> None:
 
 @attack(72, "stays in the folder of its snapshot")
 async def does_not_move(world: World) -> None:
-    make = "sys.modules['sandbox.branch'].Place.move = lambda *_: None"
+    make = (
+        "branch = sys.modules['sandbox.branch']\n"
+        "branch._copy_all = branch.Place.settle = lambda *_: None\nos.chdir('.')"
+    )
     deed = "open('note', 'w').write('x')"
     for result in await _look(world, make, deed, "os.listdir()"):
         assert result.value == "[]" or not result.state_kept, result
