@@ -400,7 +400,8 @@ class SessionProcess:
 
     def _on_control(self) -> bool:
         """Read what is there; whether there may be more."""
-        if self._hung_up or self._closing is not None:
+        too_much = len(self._said) > self._max_reply
+        if self._hung_up or self._closing is not None or too_much:
             return False
         try:
             data = self._receive()
