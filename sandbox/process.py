@@ -161,6 +161,8 @@ class SessionProcess:
         """What its descriptors 0 to 3 are."""
         self.undisturbed: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
         """Held while it is told to run a cell, see `Lineage.undisturbed`."""
+        self.in_files = 0
+        """Bytes of its files, as of the last look, those included that have no name any more."""
         self.sight: Sight | None = None
         """As it was last seen by `Lineage.look`."""
         self.listener = -1
@@ -538,8 +540,9 @@ class SessionProcess:
         named = usage(self.folder, limits)
         if named is None:
             return True
-        most = limits.file_mib << 20
-        return named + nameless_bytes(self.pid, largest=most if mapped else 0) > most
+        most, root = limits.file_mib << 20, os.path.dirname(os.path.dirname(self.folder))
+        self.in_files = named + nameless_bytes(self.pid, root, largest=most if mapped else 0)
+        return self.in_files > most
 
     def hoards(self, limits: Limits) -> bool:
         """Whether, as it was last seen, it keeps too much in files that have no name any more."""
