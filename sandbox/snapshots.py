@@ -107,13 +107,14 @@ class Snapshot:
         except OSError:
             footprint = Footprint(inherited, 0, 1)  # it is gone
         size, exact = footprint.private(inherited), None
-        files += (footprint.threads - 1) * _THREAD
         unsure = max(size, footprint.anonymous - size) > _UNSURE_BYTES
         if not lineage.forks:
             status = "unsupported"
         elif not status or lineage.covered:
             seen = await lineage.look(process, weigh=unsure)
             status = status or seen
+        nameless = process.sight.nameless if process.sight is not None else 0
+        files += max(nameless, process.in_files - files, 0)
         if unsure:
             exact = proportional_bytes(process.pid)
             if exact is None and process.sight is not None:
@@ -124,7 +125,9 @@ class Snapshot:
             inherited=inherited,
             anonymous=footprint.anonymous,
             threads=footprint.threads,
-            size=files + (size if exact is None else exact + _PAGE_TABLES),
+            size=files
+            + (footprint.threads - 1) * _THREAD
+            + (size if exact is None else exact + _PAGE_TABLES),
             exact=exact is not None,
             status=status or KEPT,
             **facts,

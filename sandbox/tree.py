@@ -273,7 +273,7 @@ class Tree:
         self, process: SessionProcess, lineage: Lineage, *, inherited: int, **facts: object
     ) -> Snapshot:
         """A stopped process as a snapshot, held, not in the table yet."""
-        files = max(process.in_files, usage(process.folder, self._means.limits) or 0)
+        files = usage(process.folder, self._means.limits) or 0
         snapshot = await Snapshot.of(process, lineage, inherited, files, **facts)
         snapshot.users = 1
         process.end.add_done_callback(lambda _: self._forget(snapshot))
