@@ -214,6 +214,7 @@ class SessionProcess:
         self._verdict = None
         if isinstance(verdict, Reply) and verdict.kind is Kind.OK:
             return
+        await self._heard_of()
         await self.close()
         why = verdict.why if isinstance(verdict, _Stop) else verdict.traceback
         raise SandboxFailure(f"session not started: {why}")
@@ -318,8 +319,9 @@ class SessionProcess:
         """Wait for the report if it seems to have ended."""
         while self._on_control():
             pass
-        if self.pid > 0 and (self._hung_up or _state_of(self.pid) not in _THERE):
-            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
+        ended = self.pid > 0 and _state_of(self.pid) not in _THERE
+        if ended or self._hung_up:
+            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S if ended else _REPORT_S)
 
     @property
     def alive(self) -> bool:

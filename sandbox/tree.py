@@ -154,9 +154,12 @@ class Tree:
                         held.give_up()
                         if not anew:
                             continue
-                        if held.node not in self._broken:
-                            raise
-                        return _BROKEN, True
+                        if (
+                            held.node in self._broken
+                            and not await held.process.killed_from_outside()
+                        ):
+                            return _BROKEN, True
+                        raise
                     index = len(state.entries) + 1
                     began(process)
                     try:
