@@ -247,7 +247,8 @@ async def hides_files(world: World) -> None:
 @attack(99, "keeps files without a name in many states")
 async def nameless_files_in_states(world: World) -> None:
     keep = (
-        "fd = os.open('h', os.O_CREAT | os.O_RDWR)\nos.unlink('h')\nos.posix_fallocate(fd, 0, 12 << 20)",
+        "fd = os.open('h', os.O_CREAT | os.O_RDWR)\nos.unlink('h')\n"
+        "os.posix_fallocate(fd, 0, 12 << 20)",
         "fd = os.open('h', os.O_CREAT | os.O_RDWR)\nos.unlink('h')\n"
         "os.posix_fallocate(fd, 0, 12 << 20)\nlibc.mmap.restype = ctypes.c_void_p\n"
         "libc.mmap(None, ctypes.c_long(4096), 1, 2, fd, ctypes.c_long(0))\nos.close(fd)",
