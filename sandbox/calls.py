@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sandbox import png
 from sandbox.endings import (
+    REPORT_S,
     FLOOD,
     HEADLESS,
     THERE,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.25
 """Between looks at CPU time and files while a call runs."""
-_REPORT_S = 0.5
-"""Seconds that the report of a process's end may take, once it has ended."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LAST_BYTES = 2 << 20
 """Bytes of address space below which nearly every allocation fails."""
@@ -127,7 +126,7 @@ class Call:
         """Close the process and say, by its end, who caused it."""
         process, kind, why = self._process, stop.kind, stop.why
         if kind is Kind.KILLED and state_of(process.pid) not in THERE:
-            await asyncio.wait({process.end}, timeout=_REPORT_S)
+            await asyncio.wait({process.end}, timeout=REPORT_S)
         if process.end.done():
             end = process.end.result()
             kind, why = verdict_of(end)

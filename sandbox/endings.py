@@ -16,6 +16,8 @@ from sandbox.wire import OUT_OF_MEMORY_STATUS
 
 THERE = {"R", "S", "D", "T", "t", "I"}
 """Letters in /proc for a process that has not ended."""
+REPORT_S = 0.5
+"""Seconds that the report of a process's end may take, once it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,12 @@ def beyond_quota(limits: Limits) -> str:
 
 
 def over_quota(limits: Limits) -> Stop:
+    """Why a call ends whose process keeps too much in files."""
     return Stop(Kind.OUTPUT, beyond_quota(limits))
 
 
 def short_of(error: OSError) -> Stop:
+    """Why a call ends that lacked what the supervisor is short of."""
     return Stop(Kind.SANDBOX_FAILURE, explained(error))
 
 

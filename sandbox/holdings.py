@@ -32,6 +32,8 @@ class Holdings:
         self._before: Contents | None = None
         self._found: Contents | None = None
         """What was in its folder when it was last looked at."""
+        self._nameless = 0
+        """Bytes of its files without a name, as of the last look at them."""
         self._odd = False
         """Whether it was once seen with other descriptors than those that it was given."""
 
@@ -53,19 +55,21 @@ class Holdings:
 
         Raises OSError if that cannot be found out for want of something."""
         self.count(folder, limits)
+        self._nameless = 0
         if self._found is None:
             return True
         looks = running or self._touched
         with suppress(OSError):  # it is gone
             if not looks and self.have_names(pid):
                 return False
-        most = limits.file_mib << 20
-        return self._found.total + nameless_bytes(pid, largest=most if looks else 0) > most
+        most, root = limits.file_mib << 20, os.path.dirname(os.path.dirname(folder))
+        self._nameless = nameless_bytes(pid, root, largest=most if looks else 0)
+        return self.total_bytes() > most
 
     def exceed_as_seen(self, sight: Sight | None, limits: Limits) -> bool:
         """Whether they were too much when the process showed itself."""
         nameless = sight.nameless if sight is not None else 0
-        return nameless > 0 and self.named_bytes + nameless > limits.file_mib << 20
+        return nameless > 0 and self.total_bytes(sight) > limits.file_mib << 20
 
     def have_names(self, pid: int) -> bool:
         """Whether, as far as everybody can see, the process has no file of its own that has no
@@ -77,10 +81,11 @@ class Holdings:
         """It was seen with other descriptors than those that it was given."""
         self._odd = True
 
-    @property
-    def named_bytes(self) -> int:
-        """Bytes of files in its folder when it was last looked at."""
-        return self._found.total if self._found is not None else 0
+    def total_bytes(self, sight: Sight | None = None) -> int:
+        """Bytes of its files when they were last looked at, with a name or without, or as many as
+        `sight` shows if these are more."""
+        nameless = max(self._nameless, sight.nameless if sight is not None else 0)
+        return nameless + (self._found.total if self._found is not None else 0)
 
     @property
     def changed(self) -> tuple[WorkFile, ...]:

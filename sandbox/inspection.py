@@ -94,7 +94,7 @@ class Sight:
             given=tuple(_identity_of(pid, number) for number in own),
             plain=all(_is_plain(pid, number, root) for number in others),
             working=identity(os.stat(f"/proc/{pid}/cwd")),
-            nameless=nameless_bytes(pid, largest=largest) if largest else 0,
+            nameless=nameless_bytes(pid, root, largest=largest) if largest else 0,
             weight=proportional_bytes(pid) if weigh else None,
         )
 
@@ -135,34 +135,33 @@ def num_threads(pid: int) -> int:
     return os.stat(f"/proc/{pid}/task").st_nlink - _LINKS_OF_NONE
 
 
-def nameless_bytes(pid: int, *, largest: int = 0) -> int:
-    """Bytes of files that have no name any more but are kept open or, if it is said how many a file
-    may have at most, mapped; 0 where the kernel does not show them."""
+def nameless_bytes(pid: int, root: str, *, largest: int = 0) -> int:
+    """Bytes of files below `root` that have no name any more but are kept open or, if it is said
+    how many a file may have at most, mapped; 0 where the kernel does not show them."""
     found = dict[Identity, int]()
     try:
         for number in os.listdir(f"/proc/{pid}/fd"):
-            status = os.stat(f"/proc/{pid}/fd/{number}")
-            if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
+            link = f"/proc/{pid}/fd/{number}"
+            status = os.stat(link)
+            lost = stat.S_ISREG(status.st_mode) and status.st_nlink == 0
+            if lost and os.readlink(link).startswith(root):
                 found[identity(status)] = size(status)
-        mapped = _mapped(pid) if largest else {}
+        for file in _mapped(pid, root) if largest else ():
+            found.setdefault(file, largest)  # how much of it is not mapped cannot be seen
     except OSError as error:
         if is_shortage(error):
             raise
         return 0
-    only_mapped = [least for file, least in mapped.items() if file not in found]
-    return sum(found.values()) + sum(only_mapped[:1]) + largest * len(only_mapped[1:])
+    return sum(found.values())
 
 
-def _mapped(pid: int) -> dict[Identity, int]:
-    """Files without a name that are mapped, and the bytes of each that are: its whole size is not
-    shown, so that only one of them may be small. Raises OSError."""
-    found = dict[Identity, int]()
+def _mapped(pid: int, root: str) -> set[Identity]:
+    """Files below `root` without a name that are mapped. Raises OSError."""
+    found = set[Identity]()
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
         for line in file:
-            if line.endswith(" (deleted)\n"):
-                low, _, high = line.split(" ", 1)[0].partition("-")
-                mapped = _identity(*line.split()[3:5])
-                found[mapped] = found.get(mapped, 0) + int(high, 16) - int(low, 16)
+            if line.endswith(" (deleted)\n") and f" {root}/" in line:
+                found.add(_identity(*line.split()[3:5]))
     return found
 
 

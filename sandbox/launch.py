@@ -120,7 +120,7 @@ class SpawnerClient:
         allow_degraded: bool,
         bubblewrap: bool,
     ) -> SpawnerClient:
-        root = tempfile.mkdtemp(prefix="sandbox-", dir=_quick_folder())
+        root = os.path.realpath(tempfile.mkdtemp(prefix="sandbox-", dir=_quick_folder()))
         os.chmod(root, 0o711)  # sessions of other users pass through, without listing
         paths = sysconfig.get_paths()
         packages = sorted({paths["purelib"], paths["platlib"]})

@@ -22,6 +22,7 @@ from sandbox.calls import Call
 from sandbox.channels import Ends
 from sandbox.endings import (
     FLOOD,
+    REPORT_S,
     THERE,
     End,
     Refused,
@@ -114,6 +115,7 @@ class SessionProcess:
         self._starting = False
         if isinstance(verdict, Reply) and verdict.kind is Kind.OK:
             return
+        await self._heard_of()
         await self.close()
         raise SandboxFailure(f"session not started: {_said(verdict)}")
 
@@ -236,8 +238,9 @@ class SessionProcess:
         """Wait for the report if it seems to have ended."""
         while self._on_control():
             pass
-        if self.pid > 0 and (self._hung_up or state_of(self.pid) not in THERE):
-            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S)
+        ended = self.pid > 0 and state_of(self.pid) not in THERE
+        if ended or self._hung_up:
+            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S if ended else REPORT_S)
 
     @property
     def alive(self) -> bool:
@@ -310,7 +313,8 @@ class SessionProcess:
 
     def _on_control(self) -> bool:
         """Read what is there; whether there may be more."""
-        if self._hung_up or self._closing is not None:
+        too_much = len(self._said) > self._max_reply
+        if self._hung_up or self._closing is not None or too_much:
             return False
         try:
             data = self._receive()

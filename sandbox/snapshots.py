@@ -111,7 +111,6 @@ class Snapshot:
         except OSError:
             footprint = Footprint(inherited, 0, 1)  # it is gone
         size, exact = footprint.private(inherited), None
-        others = process.holdings.named_bytes + (footprint.threads - 1) * _THREAD
         renewed = min(footprint.anonymous - size, int(process.cpu_s() * _TOUCHED_PER_S))
         unsure = max(size, renewed) > _UNSURE_BYTES
         if not lineage.forks:
@@ -119,6 +118,7 @@ class Snapshot:
         elif not status or lineage.covered:
             seen = await lineage.look(process, weigh=unsure)
             status = status or seen
+        others = process.holdings.total_bytes(process.sight) + (footprint.threads - 1) * _THREAD
         if unsure:
             exact = proportional_bytes(process.pid)
             if exact is None and process.sight is not None:

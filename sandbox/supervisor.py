@@ -43,8 +43,9 @@ PRELOADS: dict[str, tuple[str, ...]] = {
 """What sessions find imported, by name; what is not installed is left out."""
 _MEMORY_SHARE = 4
 """Without `snapshot_mib`, snapshots may take one part in so many of this host's memory."""
-_DESCRIPTORS_EACH, _DESCRIPTORS_OTHER = 3, 256
-"""What a snapshot, and everything else, needs of this process."""
+_DESCRIPTORS_EACH, _DESCRIPTORS_OTHER = 4, 256
+"""What a snapshot (the most costly ones: those that cannot be forked) and everything else need of
+this process."""
 
 
 class Session:

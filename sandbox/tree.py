@@ -131,7 +131,8 @@ class Tree:
                         held.give_up()
                         if not anew:
                             continue
-                        if not self._states.is_broken(held.node):
+                        by_code = self._states.is_broken(held.node)
+                        if not by_code or await held.process.killed_from_outside():
                             raise
                         return BROKEN, reason
                     index = len(state.entries) + 1

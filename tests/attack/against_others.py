@@ -1,4 +1,4 @@
-"""Attacks 91 to 98: what all processes share without having been given it, who pays for a state
+"""Attacks 91 to 99: what all processes share without having been given it, who pays for a state
 that cannot be repeated, and what nobody looked at when files were counted."""
 
 from __future__ import annotations
@@ -242,3 +242,23 @@ async def hides_files(world: World) -> None:
         assert result.kind is Kind.OUTPUT, result
     result = await world.call(f"{PRELUDE}{OWN_DESCRIPTORS}made, ctypes.get_errno()")
     assert result.value == "(-1, 11)", result
+
+
+@attack(99, "keeps files without a name in many states")
+async def nameless_files_in_states(world: World) -> None:
+    keep = (
+        "fd = os.open('h', os.O_CREAT | os.O_RDWR)\nos.unlink('h')\n"
+        "os.posix_fallocate(fd, 0, 12 << 20)",
+        "fd = os.open('h', os.O_CREAT | os.O_RDWR)\nos.unlink('h')\n"
+        "os.posix_fallocate(fd, 0, 12 << 20)\nlibc.mmap.restype = ctypes.c_void_p\n"
+        "libc.mmap(None, ctypes.c_long(4096), 1, 2, fd, ctypes.c_long(0))\nos.close(fd)",
+    )
+    for code in keep:
+        before = world.patient.gauges()["snapshot_bytes"]
+        sessions = [await world.patient.open() for _ in range(4)]
+        for session in sessions:
+            assert (await session.call(PRELUDE + code)).kind is Kind.OK
+        counted = world.patient.gauges()["snapshot_bytes"] - before
+        assert counted > 4 * (12 << 20), (code, counted >> 20)
+        for session in sessions:
+            await session.close()
