@@ -314,3 +314,13 @@ def test_missing_template_and_tokenizer_are_named(folder: Path, tmp_path: Path) 
         (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=r"model\.path=.*: no usable tokenizer .*give a folder"):
         Chat.from_folder(str(tmp_path), [SCHEMA])
+
+
+def test_a_question_may_show_no_tools(chat: Chat) -> None:
+    asked: list[Message] = [{"role": "user", "content": "left: 1 2"}]
+    with_tools, without = (
+        chat.tokenizer.decode(chat.prompt_ids(asked, tools=shown)) for shown in (True, False)
+    )
+    assert SCHEMA["function"]["name"] in with_tools
+    assert SCHEMA["function"]["name"] not in without and "left: 1 2" in without
+    assert chat.prompt_ids(asked, tools=True) == chat.prompt_ids(asked)
