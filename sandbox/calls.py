@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from sandbox import png
 from sandbox.endings import (
-    REPORT_S,
     FLOOD,
     HEADLESS,
+    REPORT_S,
     THERE,
     Stop,
     headless,
