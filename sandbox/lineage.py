@@ -26,7 +26,7 @@ from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned
 from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure
-from sandbox.shortage import explained, full
+from sandbox.shortage import explained, full, raise_if_short
 from sandbox.wire import CONTROL_FD, NONCE_BYTES, WORK_FD, ticket_of
 from sandbox.workdir import TreeFolder, aside
 
@@ -234,13 +234,18 @@ class Lineage:
         nothing does. `weigh`: its memory, where nobody may look at it otherwise.
 
         Whether others can be reached from a branch does not depend on it: a branch is left nothing
-        of what its parent has open. It says whether the state can go on without that."""
+        of what its parent has open. It says whether the state can go on without that.
+
+        Raises OSError for want of something here, which says nothing about the process."""
         process.sight = None
         try:
             if self.covered and not weigh and process.holdings.have_names(process.pid):
                 return THREADS if num_threads(process.pid) > 1 else ""
             process.sight = await self._sight(process, weigh)
-        except (Unseen, OSError):
+        except Unseen:
+            return UNSEEN
+        except OSError as error:
+            raise_if_short(error)
             return UNSEEN
         fault = process.sight.fault(process.ends.identities, process.folder)
         if fault:
@@ -261,15 +266,17 @@ class Lineage:
     async def _shown(self, process: SessionProcess, look: Callable[[], _Seen]) -> _Seen:
         """Look at a process that shows itself for so long. Their user's other processes could look
         too, so those of the family wait; other families may not, by their file rules. Raises
-        Unseen."""
+        Unseen, and what `look` does."""
         async with self._window:
             others = [each for each in self._members.values() if each.alive and not each.at_rest]
             try:
                 if not all([await other.stopped() for other in others if other.alive]):
                     raise Unseen("a process does not stop")
                 await self._show(process, True)
-                seen = look()
-                await self._show(process, False)
+                try:
+                    seen = look()
+                finally:
+                    await self._show(process, False)
             finally:
                 self._showing = 0
                 if self._client.sees(process.pid):  # it keeps the window open
