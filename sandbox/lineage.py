@@ -193,6 +193,7 @@ class Lineage:
         """What a fork was that its parent calls impossible: it may have brought forth a process all
         the same, or not have been tried. Otherwise the kernel refused it."""
         await self._clean.wait()
+        await asyncio.sleep(_WINDING_UP_S)  # the end of its child may not be reported yet
         if birth.permitted and self._strays == strays_before:
             return Refused(_NO_FORK)
         return Tampered("a snapshot could have forked")
