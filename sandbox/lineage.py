@@ -13,7 +13,6 @@ import asyncio
 import errno
 import os
 import secrets
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned
 from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure
-from sandbox.shortage import explained, full, raise_if_short
+from sandbox.shortage import explained, explaining, full, raise_if_short
 from sandbox.wire import CONTROL_FD, NONCE_BYTES, WORK_FD, ticket_of
 from sandbox.workdir import TreeFolder, aside
 
@@ -38,7 +37,6 @@ _WINDING_UP_S = 0.05
 """Between looks whether anybody still runs in a family that is to end."""
 _CONDOLENCE_S = 0.25
 """After the death of a child that could be anybody's: for a branch to be born nevertheless."""
-_KILL = int(signal.SIGKILL)
 
 _Seen = TypeVar("_Seen")
 
@@ -201,11 +199,18 @@ class Lineage:
     def _on_bereavement(self, end: End) -> None:
         """A process ended that is nobody's branch yet."""
         self._strays += not end.killed
-        waiting = [birth for birth in self._births.values() if birth.permitted and not birth.done]
-        failure = SandboxFailure if end.killed or len(waiting) > 1 else Tampered
-        for birth in waiting:
-            sorry = failure("a branch died at its birth")
-            self._loop.call_later(_CONDOLENCE_S, self._fail, birth, sorry)
+        for birth in self._waiting:
+            self._loop.call_later(_CONDOLENCE_S, self._mourn, birth, end)
+
+    @property
+    def _waiting(self) -> list[_Birth]:
+        return [birth for birth in self._births.values() if birth.permitted and not birth.done]
+
+    def _mourn(self, birth: _Birth, end: End) -> None:
+        """What ended may be its child. If it could be another one's too, patience decides."""
+        if end.killed or (self._waiting == [birth] and self._clean.is_set()):
+            failure = SandboxFailure if end.killed else Tampered
+            self._fail(birth, failure("a branch died at its birth"))
 
     def _fail(self, birth: _Birth, failure: SandboxFailure) -> None:
         if not birth.done and birth in self._births.values():
@@ -367,11 +372,10 @@ class Lineage:
             question.grant()  # wherever it stands, there is its own
             return
         try:
-            self._furnish(birth.branch, question, problem)
+            with explaining("no branch"):  # it died
+                self._furnish(birth.branch, question, problem)
         except SandboxFailure as failure:
             self._fail(birth, failure)
-        except OSError as error:  # it died
-            self._fail(birth, SandboxFailure(f"no branch: {explained(error)}"))
         else:
             birth.done = True
             birth.parent.forked()
