@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sandbox.inspection import facts, num_threads
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import Kind, SandboxFailure
-from sandbox.shortage import explained, is_shortage
+from sandbox.shortage import explained, raise_if_short
 from sandbox.wire import OUT_OF_MEMORY_STATUS
 
 THERE = {"R", "S", "D", "T", "t", "I"}
@@ -61,8 +61,7 @@ def state_of(pid: int) -> str:
     try:
         return facts(pid, "stat").rpartition(b")")[2][1:2].decode()
     except OSError as error:
-        if is_shortage(error):
-            raise
+        raise_if_short(error)
         return ""
 
 

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from sandbox.limits import Limits
 from sandbox.process import SessionProcess
 from sandbox.results import BROKEN, CallResult, FileRefused, Kind, Put, SandboxFailure
+from sandbox.shortage import explained
 from sandbox.workdir import Contents, aside, contents, size
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -102,7 +103,7 @@ def _check_there(process: SessionProcess) -> None:
 
 def _refusal(name: str, error: OSError) -> Exception:
     if error.errno in _HOST_SHORT:
-        return SandboxFailure(f"file {name!r}: {error.strerror}")
+        return SandboxFailure(f"file {name!r}: {explained(OSError(error.errno, error.strerror))}")
     return FileRefused(f"file {name!r}: {error.strerror}")
 
 

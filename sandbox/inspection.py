@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sandbox.seccomp import number_of
-from sandbox.shortage import is_shortage
+from sandbox.shortage import raise_if_short
 from sandbox.wire import WORK_FD
 from sandbox.workdir import size
 
@@ -75,8 +75,7 @@ class Sight:
                 with _as_owner(pid):
                     return cls._of(pid, root, largest, weigh)
         except OSError as error:
-            if is_shortage(error):
-                raise
+            raise_if_short(error)
             unseen = Hidden if isinstance(error, PermissionError) else Unseen
             raise unseen(f"/proc/{pid}: {error.strerror}") from None
 
@@ -100,12 +99,14 @@ class Sight:
 
     def fault(self, given: Sequence[Identity], folder: str) -> str:
         """What keeps it from being forked, in a word; empty if nothing does. `given`: what it was
-        given as descriptors 0 to 3; 4 must be its work `folder`, in which it must stand."""
+        given as descriptors 0 to 3; 4 must be its work `folder`, in which it must stand. Raises
+        OSError for want of something here."""
         if self.threads > 1:
             return THREADS
         try:
             honest = self.given == (*given, identity(os.stat(folder))) and self._stands_in(folder)
-        except OSError:  # it removed the folder
+        except OSError as error:  # it removed the folder
+            raise_if_short(error)
             honest = False
         return "" if honest and self.plain else DESCRIPTORS
 
@@ -113,7 +114,8 @@ class Sight:
         """Whether it stands in its work folder, or in one below."""
         if self.working == identity(os.stat(folder)):
             return True
-        return any(self.working == identity(os.stat(path)) for path, _, _ in os.walk(folder))
+        below = os.walk(folder, onerror=raise_if_short)
+        return any(self.working == identity(os.stat(path)) for path, _, _ in below)
 
 
 def ids_of(pidfd: int) -> tuple[int, int]:
@@ -158,8 +160,7 @@ def nameless_bytes(pid: int, root: str, *, largest: int = 0) -> int:
         for file in _mapped(pid, root) if largest else ():
             found.setdefault(file, largest)  # how much of it is not mapped cannot be seen
     except OSError as error:
-        if is_shortage(error):
-            raise
+        raise_if_short(error)
         return 0
     return sum(found.values())
 

@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "MPLBACKEND": "Agg",
+    "MALLOC_ARENA_MAX": "1",  # an arena a thread takes 64 MiB of address space, mostly for nothing
 }
 """All that code in a session finds in its environment, besides HOME and TMPDIR."""
 _MAX_MESSAGE_BYTES = 1 << 16
@@ -226,14 +227,17 @@ class SpawnerClient:
     def sight(self, pid: int, *, count: bool = False, weigh: bool = False) -> Sight:
         """Look at a process of a session, see `Sight.of`; `count`: ask for `nameless` as well.
 
-        Raises Unseen."""
+        Raises Unseen, OSError as `Sight.of` does."""
         return Sight.of(pid, self.root, largest=count * self._max_file_bytes, weigh=weigh)
 
     def sees(self, pid: int) -> bool:
-        """Whether the kernel shows it."""
-        with suppress(Unseen):
+        """Whether the kernel shows it, as far as one can tell."""
+        try:
             return bool(self.sight(pid))
-        return False
+        except Unseen:
+            return False
+        except OSError:  # something is short here
+            return True
 
     def kill_tree(self, first: SessionProcess) -> None:
         """Have every process of a tree killed, named by its first one."""

@@ -25,7 +25,7 @@ from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned
 from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure
-from sandbox.shortage import explained, full
+from sandbox.shortage import explained, explaining, full, raise_if_short
 from sandbox.wire import CONTROL_FD, NONCE_BYTES, WORK_FD, ticket_of
 from sandbox.workdir import TreeFolder, aside
 
@@ -192,6 +192,7 @@ class Lineage:
         """What a fork was that its parent calls impossible: it may have brought forth a process all
         the same, or not have been tried. Otherwise the kernel refused it."""
         await self._clean.wait()
+        await asyncio.sleep(_WINDING_UP_S)  # the end of its child may not be reported yet
         if birth.permitted and self._strays == strays_before:
             return Refused(_NO_FORK)
         return Tampered("a snapshot could have forked")
@@ -199,11 +200,18 @@ class Lineage:
     def _on_bereavement(self, end: End) -> None:
         """A process ended that is nobody's branch yet."""
         self._strays += not end.killed
-        waiting = [birth for birth in self._births.values() if birth.permitted and not birth.done]
-        failure = SandboxFailure if end.killed or len(waiting) > 1 else Tampered
-        for birth in waiting:
-            sorry = failure("a branch died at its birth")
-            self._loop.call_later(_CONDOLENCE_S, self._fail, birth, sorry)
+        for birth in self._waiting:
+            self._loop.call_later(_CONDOLENCE_S, self._mourn, birth, end)
+
+    @property
+    def _waiting(self) -> list[_Birth]:
+        return [birth for birth in self._births.values() if birth.permitted and not birth.done]
+
+    def _mourn(self, birth: _Birth, end: End) -> None:
+        """What ended may be its child. If it could be another one's too, patience decides."""
+        if end.killed or (self._waiting == [birth] and self._clean.is_set()):
+            failure = SandboxFailure if end.killed else Tampered
+            self._fail(birth, failure("a branch died at its birth"))
 
     def _fail(self, birth: _Birth, failure: SandboxFailure) -> None:
         if not birth.done and birth in self._births.values():
@@ -233,13 +241,18 @@ class Lineage:
         nothing does. `weigh`: its memory, where nobody may look at it otherwise.
 
         Whether others can be reached from a branch does not depend on it: a branch is left nothing
-        of what its parent has open. It says whether the state can go on without that."""
+        of what its parent has open. It says whether the state can go on without that.
+
+        Raises OSError for want of something here, which says nothing about the process."""
         process.sight = None
         try:
             if self.covered and not weigh and process.holdings.have_names(process.pid):
                 return THREADS if num_threads(process.pid) > 1 else ""
             process.sight = await self._sight(process, weigh)
-        except (Unseen, OSError):
+        except Unseen:
+            return UNSEEN
+        except OSError as error:
+            raise_if_short(error)
             return UNSEEN
         fault = process.sight.fault(process.ends.identities, process.folder)
         if fault:
@@ -260,15 +273,17 @@ class Lineage:
     async def _shown(self, process: SessionProcess, look: Callable[[], _Seen]) -> _Seen:
         """Look at a process that shows itself for so long. Their user's other processes could look
         too, so those of the family wait; other families may not, by their file rules. Raises
-        Unseen."""
+        Unseen, and what `look` does."""
         async with self._window:
             others = [each for each in self._members.values() if each.alive and not each.at_rest]
             try:
                 if not all([await other.stopped() for other in others if other.alive]):
                     raise Unseen("a process does not stop")
                 await self._show(process, True)
-                seen = look()
-                await self._show(process, False)
+                try:
+                    seen = look()
+                finally:
+                    await self._show(process, False)
             finally:
                 self._showing = 0
                 if self._client.sees(process.pid):  # it keeps the window open
@@ -353,11 +368,10 @@ class Lineage:
             question.grant()  # wherever it stands, there is its own
             return
         try:
-            self._furnish(birth.branch, question, problem)
+            with explaining("no branch"):  # it died
+                self._furnish(birth.branch, question, problem)
         except SandboxFailure as failure:
             self._fail(birth, failure)
-        except OSError as error:  # it died
-            self._fail(birth, SandboxFailure(f"no branch: {explained(error)}"))
         else:
             birth.done = True
             birth.parent.forked()

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sandbox.results import SandboxFailure
 
 _REMEDIES = {
     errno.EMFILE: "this process may open no more files: raise ulimit -n",
@@ -26,6 +30,21 @@ _FULL_BYTES, _FULL_FILES = 1 << 20, 16
 def is_shortage(error: OSError) -> bool:
     """Whether the machine had no more of something, so that it says nothing about a session."""
     return error.errno in _REMEDIES
+
+
+def raise_if_short(error: OSError) -> None:
+    """Raise an error that says nothing about a session."""
+    if is_shortage(error):
+        raise error
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """Raise SandboxFailure in the place of an OSError: `what` did not come to pass."""
+    try:
+        yield
+    except OSError as error:
+        raise SandboxFailure(f"{what}: {explained(error)}") from error
 
 
 def explained(error: OSError) -> str:

@@ -15,6 +15,7 @@ from sandbox.inspection import facts, proportional_bytes
 from sandbox.lineage import Lineage
 from sandbox.process import SessionProcess
 from sandbox.results import KEPT, ReplayReason
+from sandbox.shortage import raise_if_short
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PAGE_TABLES = 256 << 10
@@ -102,12 +103,13 @@ class Snapshot:
         cls, process: SessionProcess, lineage: Lineage, inherited: int, **facts: Any
     ) -> Snapshot:
         """Look at a stopped process. `facts`: node, generation, cost_s and `status`, what speaks
-        against forking it as far as is known."""
+        against forking it as far as is known. Raises OSError for want of something here."""
         status = facts.pop("status")
         try:
             footprint = Footprint.of(process.pid)
-        except OSError:
-            footprint = Footprint(inherited, 0, 1)  # it is gone
+        except OSError as error:  # it is gone
+            raise_if_short(error)
+            footprint = Footprint(inherited, 0, 1)
         size, exact = footprint.private(inherited), None
         renewed = min(footprint.anonymous - size, int(process.cpu_s() * _TOUCHED_PER_S))
         unsure = max(size, renewed) > _UNSURE_BYTES

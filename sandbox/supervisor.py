@@ -31,7 +31,7 @@ from sandbox.results import (
     SessionState,
     refusal,
 )
-from sandbox.shortage import explained
+from sandbox.shortage import explained, explaining
 from sandbox.snapshots import Shelf
 from sandbox.tree import Means, Tree
 
@@ -115,7 +115,8 @@ class Session:
         async with self._one_at_a_time:
             self._check_open()
             try:
-                result = await self._step(file)
+                with explaining(f"file {name!r}"):
+                    result = await self._step(file)
             except SandboxFailure:
                 self._sandbox.metrics.failures += 1
                 raise
@@ -130,7 +131,8 @@ class Session:
         parts_of(name)
         async with self._one_at_a_time:
             self._check_open()
-            data, reason = await self._tree.get(self._state, name)
+            with explaining(f"file {name!r}"):
+                data, reason = await self._tree.get(self._state, name)
             self._note(reason)
             return data
 
@@ -303,12 +305,11 @@ class Sandbox:
         session = Session(self, place, state, keep=keep, waited_s=waited_s)
         self._sessions.add(session)
         try:
-            await session.restore()
+            with explaining("no session"):
+                await session.restore()
         except BaseException as error:
-            self.metrics.failures += isinstance(error, SandboxFailure | OSError)
+            self.metrics.failures += isinstance(error, SandboxFailure)
             await session.close()
-            if isinstance(error, OSError):
-                raise SandboxFailure(f"no session: {explained(error)}") from error
             raise
         self.metrics.opened += 1
         return session

@@ -233,7 +233,11 @@ class Tree:
         self, process: SessionProcess, lineage: Lineage, *, inherited: int, **facts: object
     ) -> Snapshot:
         """A stopped process as a snapshot, held, not in the table yet."""
-        snapshot = await Snapshot.of(process, lineage, inherited, **facts)
+        try:
+            snapshot = await Snapshot.of(process, lineage, inherited, **facts)
+        except BaseException:  # nobody would know of it
+            lineage.give_up(process)
+            raise
         snapshot.users = 1
         process.end.add_done_callback(lambda _: self._states.forget(snapshot))
         return snapshot

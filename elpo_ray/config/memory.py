@@ -1,7 +1,7 @@
 """What a run takes of its devices, by arithmetic: states, activations, cache, and hours.
 
 The bytes of a parameter and of a token were counted in the tensors of real updates
-(`tests/gpu/test_learner.py` compares the sum with a peak that is measured).
+(`tests/gpu/test_gpu_learner.py` compares the sum with a peak that is measured).
 """
 
 from __future__ import annotations

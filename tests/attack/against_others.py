@@ -155,6 +155,16 @@ async def does_not_fork(world: World) -> None:
             for _ in range(2):
                 result = await session.call("1")
                 assert result.kind is not Kind.SANDBOX_FAILURE, (name, result)
+    async with world.session() as trunk:
+        await trunk.call("x = 1")
+        state = trunk.state
+        evil = f"{PRELUDE}{UNREPEATABLE}sys.modules['sandbox.branch'].take_over = lambda *_: "
+        for ends in ("os._exit(0)", "(__import__('time').sleep(0.1), os._exit(0))"):
+            async with world.session(at=state) as one, world.session(at=state) as two:
+                own_doing(await one.call(evil + "os._exit(0)"))
+                own_doing(await two.call(evil + ends))
+                for result in await asyncio.gather(one.call("1"), two.call("1")):
+                    own_doing(result)
 
 
 @attack(96, "has so many threads that a sibling gets none")

@@ -146,9 +146,9 @@ builtins.open = io.open = os.open = os.stat = os.rename = os.mkdir = os.scandir 
 async def test_the_code_takes_no_part(sandbox: Sandbox, session: Session) -> None:
     await session.call("real = open\nreal('a', 'w').write('x')\n" + HOSTILE)
     assert await session.get("a") == b"x"
-    await session.put("b", b"y")  # by replay: it spoiled its own branches
+    await session.put("b", b"y")  # by replay: its process ended instead of being forked
     assert (await session.get("a"), await session.get("b")) == (b"x", b"y")
-    assert (await session.call("real('b').read()")).replay_reason == "tampered"
+    assert (await session.call("real('b').read()")).replay_reason == "lost"
 
 
 async def test_a_broken_session_refuses_files(sandbox: Sandbox) -> None:

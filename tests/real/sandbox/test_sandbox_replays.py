@@ -21,8 +21,10 @@ THREAD = (
     "import threading\nt = threading.Thread(target=threading.Event().wait, daemon=True)\nt.start()"
 )
 FILE = "f = open('f', 'w')"
-SPOILED = "import os\nclose = os.close\nos.close = lambda d: None if 4 < d < 64 else close(d)"
-UNABLE = "import sys\nsys.modules['sandbox.branch'].fork = lambda: 1"
+DYING = "import os, sys\nsys.modules['sandbox.branch'].take_over = lambda *_: os._exit(3)"
+REFUSING = "import sys\nsys.modules['sandbox.branch'].fork = lambda: -11"
+IDLE = "import sys\nsys.modules['sandbox.branch'].fork = lambda: 1"
+ENDING = "import os, sys\nsys.modules['sandbox.branch'].fork = lambda: os._exit(3)"
 
 
 async def reason_of(sandbox: Sandbox, session: Session) -> str:
@@ -42,7 +44,14 @@ async def reason_of(sandbox: Sandbox, session: Session) -> str:
 
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [(THREAD, "threads"), (FILE, "descriptors"), (SPOILED, "tampered"), (UNABLE, "lost")],
+    [
+        (THREAD, "threads"),
+        (FILE, "descriptors"),
+        (DYING, "tampered"),
+        (REFUSING, "tampered"),
+        (IDLE, "tampered"),
+        (ENDING, "lost"),
+    ],
 )
 async def test_a_process_that_is_not_forked_says_why(code: str, reason: str) -> None:
     async with Sandbox(LIMITS) as sandbox:

@@ -118,6 +118,41 @@ async def test_with_few_descriptors_the_cause_is_named(left: int) -> None:
     await eventually(lambda: children(os.getpid()) == mine, "processes are left")
 
 
+async def test_no_state_is_found_fault_with_for_want_of_descriptors() -> None:
+    async with Sandbox(LIMITS) as sandbox:
+        session = await sandbox.open("import os\nx = 1\nreading = open(os.__file__)")
+        assert (await session.call("x += 1\nx")).snapshot == "kept"
+        (kept,) = [
+            each for each in sandbox._shelf._kept if each.node == session.state.entries[-1].node
+        ]
+        with descriptors_left(0), pytest.raises(OSError, match="Too many open files"):
+            await kept.lineage.look(kept.process)
+        assert await kept.lineage.look(kept.process) == ""
+        result = await session.call("x")
+        assert (result.value, result.replay_reason) == ("2", "")
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3, 5, 8, 12, 20])
+async def test_files_in_and_out_name_what_is_short(left: int) -> None:
+    async with Sandbox(LIMITS) as sandbox:
+        session = await sandbox.open("x = 1")
+        await session.put("a", b"before")
+        before, failures = session.state, sandbox.metrics.failures
+        with descriptors_left(left):
+            try:
+                await session.put("a", b"after")
+            except SandboxFailure as failure:
+                assert "may open no more files" in str(failure)
+                assert (session.state, sandbox.metrics.failures) == (before, failures + 1)
+            try:
+                assert await session.get("a") in (b"before", b"after")
+            except SandboxFailure as failure:
+                assert "may open no more files" in str(failure)
+        expected = b"before" if session.state == before else b"after"
+        assert await session.get("a") == expected
+        assert left > 0 or session.state == before
+
+
 async def test_without_any_descriptor_no_sandbox_starts_and_the_cause_is_named() -> None:
     for left in range(4):
         sandbox = Sandbox(LIMITS)
@@ -166,6 +201,8 @@ async def test_a_full_file_system_is_named_and_made_good(small: Path) -> None:
     with pytest.raises(SandboxFailure, match=full):
         await other.open()
     await other.close()
+    with pytest.raises(SandboxFailure, match=full):
+        await session.put("more", bytes(300_000))
     (small / "ballast").unlink()
     result = await session.call("x, len(open('kept').read())")
     assert result.value == "(1, 100000)", result
