@@ -39,23 +39,23 @@ async def _unhurried(
 ) -> SessionProcess:
     """A fork, which takes no processor's place while it does not come to its end. It must not wait
     for one while it holds what other forks wait for."""
-    forking = asyncio.ensure_future(fork)
+    branch, aside = None, False
+
+    def step_aside() -> None:
+        nonlocal aside
+        aside = True
+        running.release()
+
+    alarm = asyncio.get_running_loop().call_later(_PROMPT_S, step_aside)
     try:
-        done, _ = await asyncio.wait({forking}, timeout=_PROMPT_S)
-        if not done:
-            running.release()
-            try:
-                await asyncio.wait({forking})
-            finally:
+        try:
+            branch = await fork
+        finally:
+            alarm.cancel()
+            if aside:
                 await running.acquire()
-    except asyncio.CancelledError:
-        forking.add_done_callback(_kill_unwanted)
-        forking.cancel()
+    except BaseException:
+        if branch is not None:  # nobody waits for it any longer
+            branch.kill()
         raise
-    return forking.result()
-
-
-def _kill_unwanted(forking: asyncio.Future[SessionProcess]) -> None:
-    """Nobody waits for this fork any longer."""
-    if not forking.cancelled() and forking.exception() is None:
-        forking.result().kill()
+    return branch

@@ -43,22 +43,29 @@ class Call:
         self._process, self._limits = process, limits
         self._cpu_before, self._start = process.cpu_s(), time.monotonic()
         self._duration_s = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
 
-    async def watch(self) -> None:
-        """End the call if it goes beyond a limit."""
+    def watch(self) -> None:
+        """End the call if it goes beyond a limit, until `stop_the_clock`."""
+        left = self._start + self._limits.wall_s - time.monotonic()
+        if left > 0:
+            loop = asyncio.get_running_loop()
+            self._alarm = loop.call_later(min(left, _TICK_S), self._on_tick)
+        else:
+            self._process.settle(self._out_of_time(f"ran for {self._limits.wall_s:g} s"))
+
+    def _on_tick(self) -> None:
         process, limits = self._process, self._limits
-        while (left := self._start + limits.wall_s - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, _TICK_S))
-            if process.cpu_s() - self._cpu_before > limits.cpu_s:
-                process.settle(self._out_of_time(f"used {limits.cpu_s:g} s of CPU"))
-            try:
-                if process.holdings.exceed(process.pid, process.folder, limits, running=True):
-                    process.settle(over_quota(limits))
-                if headless(process.pid):
-                    process.settle(HEADLESS)
-            except OSError as error:
-                process.settle(short_of(error))
-        process.settle(self._out_of_time(f"ran for {limits.wall_s:g} s"))
+        if process.cpu_s() - self._cpu_before > limits.cpu_s:
+            process.settle(self._out_of_time(f"used {limits.cpu_s:g} s of CPU"))
+        try:
+            if process.holdings.exceed(process.pid, process.folder, limits, running=True):
+                process.settle(over_quota(limits))
+            if headless(process.pid):
+                process.settle(HEADLESS)
+        except OSError as error:
+            process.settle(short_of(error))
+        self.watch()
 
     def _out_of_time(self, why: str) -> Stop:
         """Code that has no memory left may crawl, and CPython loop over its MemoryErrors."""
@@ -74,6 +81,8 @@ class Call:
     def stop_the_clock(self) -> None:
         """The process has answered, or it must end."""
         self._duration_s = time.monotonic() - self._start
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     async def result(self, verdict: Reply | Stop) -> CallResult:
         """What came of the call. Without `state_kept` the process is closed."""

@@ -8,7 +8,7 @@ from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sandbox.inspection import num_threads
+from sandbox.inspection import facts, num_threads
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import Kind, SandboxFailure
 from sandbox.shortage import explained, raise_if_short
@@ -59,8 +59,7 @@ def state_of(pid: int) -> str:
     """The kernel's letter for what a process does; "" if there is none. Raises OSError for want of
     something."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rsplit(")", 1)[1].split()[0]
+        return facts(pid, "stat").rpartition(b")")[2][1:2].decode()
     except OSError as error:
         raise_if_short(error)
         return ""

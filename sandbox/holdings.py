@@ -18,8 +18,9 @@ from sandbox.workdir import Contents, contents
 
 _LONE_FOLDER_LINKS = 2
 """Links to a folder that has none below, on file systems that count them."""
-_CLOCK_TICK_NS = 20_000_000
-"""Two changes of a file within so many nanoseconds may bear the same time."""
+_CLOCK_OF_FILES = 5
+"""CLOCK_REALTIME_COARSE: its ticks are the times that changes of files bear, so a change that comes
+later than a tick bears that one or a later one."""
 
 
 class Holdings:
@@ -101,5 +102,5 @@ def _state_of(folder: str) -> int | None:
     except OSError:  # the code removed it
         return None
     lone = found.st_nlink == _LONE_FOLDER_LINKS
-    too_soon = time.time_ns() - found.st_mtime_ns < _CLOCK_TICK_NS
+    too_soon = time.clock_gettime_ns(_CLOCK_OF_FILES) <= found.st_mtime_ns
     return found.st_mtime_ns if lone and not too_soon else None

@@ -27,7 +27,7 @@ _LINKS_OF_NONE = 2
 THREADS, DESCRIPTORS = "threads", "descriptors"
 """What may keep a process from being forked."""
 _FACTS_BYTES = 4096
-"""More than the kernel says of a pidfd."""
+"""More than the kernel says in a short file of `/proc`."""
 
 Identity = tuple[int, int]
 """Device and inode number: of a file, a folder, a pipe or a socket."""
@@ -124,6 +124,15 @@ def ids_of(pidfd: int) -> tuple[int, int]:
         _, _, after = file.read(_FACTS_BYTES).partition(b"\nPid:")
     here, _, inner = after.partition(b"\nNSpid:")
     return int(here.split()[0]), int((inner or here).split(b"\n", 1)[0].split()[-1])
+
+
+def facts(pid: int, name: str) -> bytes:
+    """What a short file under `/proc/PID` says. Raises OSError."""
+    descriptor = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _FACTS_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 def num_descriptors(pid: int) -> int:

@@ -14,7 +14,7 @@ import errno
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -37,6 +37,7 @@ _WINDING_UP_S = 0.05
 """Between looks whether anybody still runs in a family that is to end."""
 _CONDOLENCE_S = 0.25
 """After the death of a child that could be anybody's: for a branch to be born nevertheless."""
+_NOTHING = nullcontext()
 
 _Seen = TypeVar("_Seen")
 
@@ -296,14 +297,9 @@ class Lineage:
         self._showing = process.pid
         await process.uncover(visible)
 
-    @asynccontextmanager
-    async def undisturbed(self) -> AsyncIterator[None]:
+    def undisturbed(self) -> AbstractAsyncContextManager[None]:
         """While no process of the family shows itself."""
-        if self.covered:
-            async with self._window:
-                yield
-        else:
-            yield
+        return self._window if self.covered else _NOTHING
 
     def retire(self, process: SessionProcess) -> None:
         """It will only be forked: give up what printing needs, and hide its folder from the code

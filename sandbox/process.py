@@ -85,6 +85,8 @@ class SessionProcess:
         self._starting = False
         self._said = bytearray()
         self._unsent = memoryview(b"")
+        self._waits = False
+        """Whether there is more to send than its channel takes."""
         self._max_reply = OUTPUT_KILL_BYTES
         self.output = Output(ends.pipes, lambda: self.settle(FLOOD))
         """What it prints."""
@@ -100,7 +102,7 @@ class SessionProcess:
     def identify(self, pid: int, inner_pid: int, pidfd: int) -> None:
         """Who it is, here and to the spawner; `pidfd` belongs to this object from here on."""
         self.pid, self.inner_pid, self._pidfd = pid, inner_pid, pidfd
-        self._loop.add_reader(self.ends.control, self._on_control)
+        self._loop.add_reader(self.ends.control.fileno(), self._on_control)
         self.output.listen(self._loop)
 
     async def started(self) -> None:
@@ -168,16 +170,15 @@ class SessionProcess:
             self.resume()
         call = Call(self, limits)
         self._send(pack_cell(self._nonce, index, code))
-        watch = self._loop.create_task(call.watch())
+        call.watch()
         try:
             verdict = await self._verdict
-            call.stop_the_clock()
             self.pause()
         except asyncio.CancelledError:
             await self.close()
             raise
         finally:
-            watch.cancel()
+            call.stop_the_clock()
             self._verdict = None
         assert verdict is not None, "no fork was ordered"
         self.output.drain(self._loop)
@@ -196,9 +197,9 @@ class SessionProcess:
         """Kill the process; the task ends when it is gone. Idempotent."""
         if self._closing is None:
             self.settle(Stop(Kind.SANDBOX_FAILURE, "the process was ended with its tree"))
-            self._loop.remove_reader(self.ends.control)
+            self._loop.remove_reader(self.ends.control.fileno())
             self.output.stop(self._loop)
-            self._loop.remove_writer(self.ends.control)
+            self._loop.remove_writer(self.ends.control.fileno())
             self._signal(signal.SIGKILL)
             pidfd, self._pidfd = self._pidfd, -1
             self._closing = self._loop.create_task(self._vanish(pidfd))
@@ -324,13 +325,13 @@ class SessionProcess:
             data = b""
         if not data:
             self._hung_up = True
-            self._loop.remove_reader(self.ends.control)
+            self._loop.remove_reader(self.ends.control.fileno())
             gone = Stop(Kind.KILLED, "the control channel was closed")
             self._loop.call_later(_GRACE_S, self.settle, gone)
             return False
         self._said += data
         if len(self._said) > most:
-            self._loop.remove_reader(self.ends.control)
+            self._loop.remove_reader(self.ends.control.fileno())
         try:
             reply = unpack_reply(self._said, self._nonce, self._max_reply)
         except Breach as breach:
@@ -352,10 +353,11 @@ class SessionProcess:
         except OSError:  # it hung up: the reader sees that too
             sent = len(self._unsent)
         self._unsent = self._unsent[sent:]
-        if self._unsent:
-            self._loop.add_writer(self.ends.control, self._on_writable)
-        else:
-            self._loop.remove_writer(self.ends.control)
+        waited, self._waits = self._waits, bool(self._unsent)
+        if self._waits and not waited:
+            self._loop.add_writer(self.ends.control.fileno(), self._on_writable)
+        elif waited and not self._waits:
+            self._loop.remove_writer(self.ends.control.fileno())
 
     def _on_end(self) -> None:
         if self._closing is not None:

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandbox.inspection import proportional_bytes
+from sandbox.inspection import facts, proportional_bytes
 from sandbox.lineage import Lineage
 from sandbox.process import SessionProcess
 from sandbox.results import KEPT, ReplayReason
@@ -43,10 +43,8 @@ class Footprint:
 
     @classmethod
     def of(cls, pid: int) -> Footprint:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-            _, resident, shared, *_ = map(int, file.read().split())
+        fields = facts(pid, "stat").rpartition(b")")[2].split()
+        _, resident, shared, *_ = map(int, facts(pid, "statm").split())
         faulted = int(fields[_MINOR_FAULTS]) * _PAGE
         return cls((resident - shared) * _PAGE, faulted, int(fields[_THREADS]))
 

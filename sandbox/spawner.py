@@ -8,6 +8,7 @@ ends all sessions, removes their folders and ends. When it goes itself, the kern
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -53,6 +54,7 @@ _WARM_UP = {
 """Modules that load and cache much only once they are used."""
 _RECOUNT_S = 5.0
 _REFUSED_STATUS = 71
+_LIBC, _SA_NOCLDSTOP = ctypes.CDLL(None), 1
 _TASKS_OF_OTHER_TREES = 512
 """Allowance where all trees share one user."""
 
@@ -75,7 +77,7 @@ class Spawner:
         """Until the supervisor hangs up."""
         poll = select.poll()
         reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        _hear_of_ends()
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for descriptor in (SUPERVISOR_FD, reading):
             poll.register(descriptor, select.POLLIN)
@@ -241,6 +243,27 @@ def _hand_over(listener: int, undisturbed: bool) -> None:
     """Leave the decision about step forks to the supervisor."""
     with socket.socket(fileno=os.dup(CONTROL_FD)) as control:
         socket.send_fds(control, [LISTENER_MARKS[undisturbed]], [listener])
+
+
+def _hear_of_ends() -> None:
+    """Have the kernel wake this process up when a child ends, but not when one is stopped or goes
+    on, which happens many times a call."""
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    action = _Action()
+    _LIBC.sigaction(int(signal.SIGCHLD), None, ctypes.byref(action))
+    action.flags |= _SA_NOCLDSTOP
+    _LIBC.sigaction(int(signal.SIGCHLD), ctypes.byref(action), None)
+
+
+class _Action(ctypes.Structure):
+    """C's `struct sigaction`."""
+
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ubyte * 128),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
 
 
 class Unimportable(Exception):
