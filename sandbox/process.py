@@ -314,8 +314,8 @@ class SessionProcess:
 
     def _on_control(self) -> bool:
         """Read what is there; whether there may be more."""
-        too_much = len(self._said) > self._max_reply
-        if self._hung_up or self._closing is not None or too_much:
+        most = self._max_reply + MAX_REPLY_OVERHEAD
+        if self._hung_up or self._closing is not None or len(self._said) > most:
             return False
         try:
             data = self._receive()
@@ -330,7 +330,7 @@ class SessionProcess:
             self._loop.call_later(_GRACE_S, self.settle, gone)
             return False
         self._said += data
-        if len(self._said) > self._max_reply + MAX_REPLY_OVERHEAD:
+        if len(self._said) > most:
             self._loop.remove_reader(self.ends.control.fileno())
         try:
             reply = unpack_reply(self._said, self._nonce, self._max_reply)
