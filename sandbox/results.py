@@ -63,9 +63,6 @@ class ReplayReason(StrEnum):
     """Its process had too many ancestors; this is not said of a result, only counted."""
 
 
-CHEAP = ReplayReason.CHEAP
-
-
 class Kind(StrEnum):
     """How one call ended. Evidence from outside the process goes before the child's word."""
 
@@ -194,7 +191,9 @@ class Put:
     """A file that a caller puts into a session's work folder, in the place of a call."""
 
     name: str
+    """Path of the file, relative to the work folder."""
     data: bytes
+    """Its content."""
 
 
 @dataclass(frozen=True, slots=True)

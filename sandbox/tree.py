@@ -27,7 +27,6 @@ from sandbox.metrics import Metrics
 from sandbox.process import SessionProcess
 from sandbox.results import (
     BROKEN,
-    CHEAP,
     CallResult,
     FileRefused,
     Keep,
@@ -272,7 +271,7 @@ class Tree:
         if not status and keep is Keep.NEWEST:
             status = keep.value
         elif not status and held.unkept_s + result.duration_s < self._means.replay_below_s:
-            status = CHEAP
+            status = ReplayReason.CHEAP
         result = replace(result, snapshot=status)
         after = await self._after(held, process, secrets.token_hex(16), result.duration_s, result)
         if process.holdings.exceed_as_seen(process.sight, self._means.limits):

@@ -102,6 +102,7 @@ class BranchParent(Enum):
     """What becomes of a trajectory whose prefix was continued."""
 
     keep = "keep"
+    """It is trained on like any other."""
     drop = "drop"
     """It takes part in nothing: it is paid for and not trained on (SRPO)."""
 
@@ -110,6 +111,7 @@ class Norm(Enum):
     """Among which ends of trajectories an end is compared under `contrast`."""
 
     input = "input"
+    """Those of all trajectories of the input."""
     pair = "pair"
     """Those of one trajectory and its kept completion."""
 

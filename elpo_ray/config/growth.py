@@ -236,10 +236,13 @@ class ResetConfig(Section, key="algorithm.growth.reset"):
     resets: PositiveInt = 8
     """Completions from before its wrong step."""
     locate: Locate = Locate.self
+    """Who says which step was wrong."""
     temperature: PositiveFloat = 0.3
-    """That of the question to the policy, as the two below."""
+    """Temperature of the policy's answer when it is asked for its wrong step."""
     top_p: PositiveFraction = 0.95
+    """Share of probability that this answer is sampled from."""
     max_tokens: PositiveInt = 4096
+    """Most tokens of this answer."""
 
 
 @dataclass(kw_only=True)

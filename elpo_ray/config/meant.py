@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     # the length of a run and its batches
     "max_steps": ("trainer.steps",),
+    "steps": ("trainer.steps",),
     "num_train_epochs": ("trainer.steps",),
     "total_epochs": ("trainer.steps",),
     "total_training_steps": ("trainer.steps",),

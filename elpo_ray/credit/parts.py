@@ -123,7 +123,7 @@ def trained(
 ) -> list[list[bool]]:
     """Whether a leaf trains a node: one on its path, with `train=own` one that it sampled itself.
     Leaves that take no part train nothing; with `skip_zero` nor do those whose every such node has
-    advantage 0. Shape: [num_leaves][num_nodes], leaves in the order of `tree.leaves`."""
+    advantage 0. Shape: (num_leaves, num_nodes), leaves in the order of `tree.leaves`."""
     known, owners = judged(tree, config), tree.owners()
     rows = []
     for leaf in tree.leaves():

@@ -29,7 +29,7 @@ def test_the_hooks_stop_a_commit_that_ruff_would_change(tmp_path: Path) -> None:
     (tmp_path / CONFIG.name).write_bytes(CONFIG.read_bytes())
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     file = tmp_path / "wrong.py"
-    file.write_text("import os\nx = 'text'\n")
+    file.write_text("\"\"\"A module.\"\"\"\n\nimport os\nx = 'text'\n")
     for command in (["init", "-q"], ["add", CONFIG.name, file.name]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
 
@@ -40,6 +40,6 @@ def test_the_hooks_stop_a_commit_that_ruff_would_change(tmp_path: Path) -> None:
     checked, formatted = run("ruff-check"), run("ruff-format")
     assert checked.returncode == 1 and "F401" in checked.stdout, checked.stdout + checked.stderr
     assert formatted.returncode == 1, formatted.stdout + formatted.stderr
-    assert file.read_text() == 'import os\n\nx = "text"\n'
-    file.write_text('x = "text"\n')
+    assert file.read_text() == '"""A module."""\n\nimport os\n\nx = "text"\n'
+    file.write_text('"""A module."""\n\nx = "text"\n')
     assert [run(hook).returncode for hook in ("ruff-check", "ruff-format")] == [0, 0]

@@ -115,7 +115,7 @@ def test_the_studies_of_the_project_are_sound(path: Path) -> None:
         ({"arms": ["../grpo"]}, "arms: '../grpo' names files; use letters"),
         (
             {"arms": {"x": {"algorithm.credit.lamb": 1}}, "baseline": None},
-            "arm x on quickstart: algorithm.credit.lamb: unknown key; did you mean algorithm",
+            "arm x on quickstart: algorithm.credit.lamb=1: unknown key; did you mean algorithm",
         ),
         (
             {"arms": {"x": {"algorithm.credit.lam": 2}}, "baseline": None},
