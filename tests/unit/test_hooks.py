@@ -29,7 +29,7 @@ def test_the_hooks_stop_a_commit_that_ruff_would_change(tmp_path: Path) -> None:
     (tmp_path / CONFIG.name).write_bytes(CONFIG.read_bytes())
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     file = tmp_path / "wrong.py"
-    file.write_text("\"\"\"A module.\"\"\"\n\nimport os\nx = 'text'\n")
+    file.write_text('"""A module."""\n\nimport os\nx = \'text\'\n')
     for command in (["init", "-q"], ["add", CONFIG.name, file.name]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
 
