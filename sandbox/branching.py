@@ -53,7 +53,7 @@ async def _unhurried(
         finally:
             alarm.cancel()
             if aside:
-                await running.acquire()
+                await asyncio.shield(running.acquire())  # or the caller releases too many
     except BaseException:
         if branch is not None:  # nobody waits for it any longer
             branch.kill()

@@ -76,6 +76,7 @@ class Progress:
 
     @property
     def log(self) -> Path:
+        """The file with what the run prints."""
         return self.folder.with_suffix(".log")
 
 

@@ -61,6 +61,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Its task, arm and seed; also the name of its record."""
         return f"{self.task}-{self.arm}-{self.seed}"
 
     @property

@@ -99,6 +99,7 @@ class Record:
             raise ValueError(f"{path}: no record of a run ({reason}); remove it") from None
 
     def write(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
 
@@ -198,6 +199,7 @@ def machine() -> dict[str, Any]:
 
 
 def memory_gib() -> float:
+    """The machine's memory, in GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 

@@ -206,6 +206,7 @@ def _k_table(part: Mapping[str, Any]) -> list[str]:
 
 
 def percent(found: Mapping[str, Any] | None, *, sign: bool = False) -> str:
+    """A mean and its interval in percent, `sign`: with its sign; a dash for nothing."""
     if found is None:
         return "–"
     text = f"{100 * found['mean']:+.1f}" if sign else f"{100 * found['mean']:.1f}"
@@ -213,6 +214,7 @@ def percent(found: Mapping[str, Any] | None, *, sign: bool = False) -> str:
 
 
 def amount(found: Mapping[str, Any] | None, digits: int = 0) -> str:
+    """A mean as a number; a dash for nothing."""
     return "–" if found is None else f"{found['mean']:,.{digits}f}"
 
 

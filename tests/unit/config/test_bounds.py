@@ -87,7 +87,7 @@ def test_every_value_out_of_bounds_is_blamed_under_its_own_key(root: Any) -> Non
         ("task.countdown.max_value=8", "task.countdown.max_value=8"),
         ("task.countdown.operators=/", "task.countdown.operators='/'"),
         ("task.reward.overlong_buffer=20481", "task.reward.overlong_buffer=20481"),
-        ("task.eval_sets=[math] task.eval_file=x", "task.eval_sets=['math']"),
+        ("task=jsonl task.eval_sets=[math] task.eval_file=x", "task.eval_sets=['math']"),
         ("task.contest_until=tomorrow", "task.contest_until='tomorrow'"),
         ("sandbox.endpoint=ftp://x", "sandbox.endpoint='ftp://x'"),
         ("learner.lora.target_modules=[]", "learner.lora.target_modules=[]"),

@@ -9,7 +9,8 @@ from elpo_ray.config.values import expanded
 
 
 def test_a_reward_as_one_value_is_its_name() -> None:
-    assert composed(["task.reward=shop:reward"]).task.reward.name == "shop:reward"
+    config = composed(["task=jsonl", "model.path=a/b", "task.reward=shop:reward"])
+    assert config.task.reward.name == "shop:reward"
     assert expanded({"task": {"reward": "verify"}}) == {"task": {"reward": {"name": "verify"}}}
     old = {"task": {"reward": {"name": "verify", "function": None}}}
     assert expanded(old) == {"task": {"reward": {"name": "verify"}}}

@@ -297,7 +297,7 @@ def test_a_dump_is_one_batch_for_the_command(
     path = tmp_path / "trees.jsonl"
     path.write_text("".join(json.dumps(dump_tree(tree)) + "\n" for tree in trees))
     for name in ("reinforce_pp", "reinforce_pp_baseline", "gigpo", "tree_grpo", "aepo"):
-        assert main([str(path), f"algorithm={name}"]) == 0
+        assert main([str(path), "--json", f"algorithm={name}"]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         expected = assign(trees, compose([f"algorithm={name}"]))
         for line, credit in zip(lines, expected, strict=True):

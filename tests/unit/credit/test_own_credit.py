@@ -65,7 +65,8 @@ def test_dumped_trees_are_read_by_it_too(
 ) -> None:
     dump = tmp_path / "trees.jsonl"
     dump.write_text(json.dumps(dump_tree(tree())) + "\n")
-    assert main([str(dump), "credit.rule=own_credit:centred", "credit.options.by=3"]) == 0
+    options = ["credit.rule=own_credit:centred", "credit.options.by=3"]
+    assert main([str(dump), "--json", *options]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert [node["advantage"] for node in json.loads(line)["nodes"]] == [0.0, 3.0, -3.0]
 
