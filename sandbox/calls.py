@@ -78,6 +78,10 @@ class Call:
             return Stop(Kind.MEMORY, f"{why}, out of memory")
         return Stop(Kind.TIMEOUT, why)
 
+    def excuse(self, seconds: float) -> None:
+        """The process had to wait for so long."""
+        self._start += seconds
+
     def stop_the_clock(self) -> None:
         """The process has answered, or it must end."""
         self._duration_s = time.monotonic() - self._start

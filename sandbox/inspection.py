@@ -118,6 +118,16 @@ class Sight:
         return any(self.working == identity(os.stat(path)) for path, _, _ in below)
 
 
+def is_shown(pid: int) -> bool:
+    """Whether the kernel shows a process to this supervisor; needs no descriptor."""
+    try:
+        with _as_owner(pid):
+            os.stat(f"/proc/{pid}/cwd")
+    except OSError:
+        return False
+    return True
+
+
 def ids_of(pidfd: int) -> tuple[int, int]:
     """A process's id here and in the innermost namespace it is in; -1 once it was reaped."""
     with open(f"/proc/self/fdinfo/{pidfd}", "rb", buffering=0) as file:

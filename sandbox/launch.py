@@ -24,7 +24,7 @@ from sandbox import bubblewrap
 from sandbox.channels import Ends
 from sandbox.confine import DEVICES, readable
 from sandbox.endings import End, Tampered
-from sandbox.inspection import Sight, Unseen, ids_of
+from sandbox.inspection import Sight, ids_of
 from sandbox.limits import Limits
 from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure, SandboxUnavailable
@@ -229,15 +229,6 @@ class SpawnerClient:
 
         Raises Unseen, OSError as `Sight.of` does."""
         return Sight.of(pid, self.root, largest=count * self._max_file_bytes, weigh=weigh)
-
-    def sees(self, pid: int) -> bool:
-        """Whether the kernel shows it, as far as one can tell."""
-        try:
-            return bool(self.sight(pid))
-        except Unseen:
-            return False
-        except OSError:  # something is short here
-            return True
 
     def kill_tree(self, first: SessionProcess) -> None:
         """Have every process of a tree killed, named by its first one."""

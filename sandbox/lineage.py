@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from sandbox.channels import Ends
 from sandbox.endings import End, Refused, Tampered, kill_strays
-from sandbox.inspection import THREADS, Hidden, Sight, Unseen, num_threads
+from sandbox.inspection import THREADS, Hidden, Sight, Unseen, is_shown, num_threads
 from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned
 from sandbox.process import SessionProcess
@@ -276,21 +276,23 @@ class Lineage:
         Unseen, and what `look` does."""
         async with self._window:
             others = [each for each in self._members.values() if each.alive and not each.at_rest]
+            began = self._loop.time()
             try:
                 if not all([await other.stopped() for other in others if other.alive]):
                     raise Unseen("a process does not stop")
-                await self._show(process, True)
                 try:
+                    await self._show(process, True)
                     seen = look()
                 finally:
                     await self._show(process, False)
             finally:
                 self._showing = 0
-                if self._client.sees(process.pid):  # it keeps the window open
+                if is_shown(process.pid):  # it keeps the window open
                     self.give_up(process)
                 for other in others:
                     if other.running:
                         other.resume()
+                        other.excuse(self._loop.time() - began)
         return seen
 
     async def _show(self, process: SessionProcess, visible: bool) -> None:

@@ -82,6 +82,10 @@ class SessionProcess:
         self._nonce = b""
         self._verdict: asyncio.Future[Reply | Stop | None] | None = None
         """What the running call (or the start, or a fork, which comes to None) is waiting for."""
+        self._mute = False
+        """Whether it did not answer when it was told to show itself or to hide."""
+        self._call: Call | None = None
+        """What runs."""
         self._starting = False
         self._said = bytearray()
         self._unsent = memoryview(b"")
@@ -168,7 +172,7 @@ class SessionProcess:
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         async with self.undisturbed():
             self.resume()
-        call = Call(self, limits)
+        call = self._call = Call(self, limits)
         self._send(pack_cell(self._nonce, index, code))
         call.watch()
         try:
@@ -179,7 +183,7 @@ class SessionProcess:
             raise
         finally:
             call.stop_the_clock()
-            self._verdict = None
+            self._verdict = self._call = None
         assert verdict is not None, "no fork was ordered"
         self.output.drain(self._loop)
         return await call.result(verdict)
@@ -275,18 +279,24 @@ class SessionProcess:
 
     async def uncover(self, visible: bool) -> bool:
         """Have it let its owner see its `/proc` entries, or no longer; whether it says so."""
+        if not self.alive or self._mute:
+            return False
         nonce = secrets.token_bytes(NONCE_BYTES)
         self.resume()
         self._send(pack_uncover(nonce, visible))
-        return isinstance(await self._settled(nonce, FORK_PATIENCE_S), Reply) and (
-            await self.stopped()
-        )
+        self._mute = not isinstance(await self._settled(nonce, FORK_PATIENCE_S), Reply)
+        return not self._mute and await self.stopped()
 
     async def ready(self) -> bool:
         """Stop it where it waits for orders: a branch goes on for a moment after its birth. False
         if that cannot be had."""
         async with self.undisturbed():
             return self.alive and await self.uncover(False)
+
+    def excuse(self, seconds: float) -> None:
+        """It was stopped for so long while its call ran, which does not count."""
+        if self._call is not None:
+            self._call.excuse(seconds)
 
     def accuse(self, why: str) -> None:
         """It was seen to do what no honest code does: end its call."""

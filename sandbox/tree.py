@@ -306,7 +306,7 @@ class Tree:
             status=result.snapshot,
             inherited=held.anonymous if forked else held.inherited,
         )
-        if after.status == UNSEEN and await process.ended_itself_after_all():
+        if after.status == UNSEEN and not await process.killed_from_outside():
             self._states.blame(node)
         if not after.forkable:
             after.unkept_s = held.unkept_s + took_s

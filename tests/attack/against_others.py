@@ -155,6 +155,16 @@ async def does_not_fork(world: World) -> None:
             for _ in range(2):
                 result = await session.call("1")
                 assert result.kind is not Kind.SANDBOX_FAILURE, (name, result)
+    async with world.session() as session:
+        silent = "sys.modules['sandbox.branch'].show_owner = lambda _: __import__('time').sleep(60)"
+        touched = f"{PRELUDE}{UNREPEATABLE}open('touched', 'w').close()\n{silent}"
+        async with world.session(at=session.state) as honest:
+            working = asyncio.create_task(honest.call("import time\ntime.sleep(2)\n1"))
+            await asyncio.sleep(0.2)
+            own_doing(await session.call(touched))
+            assert (await working).value == "1"
+        async with world.session(at=session.state) as other:
+            own_doing(await other.call("1"))
     async with world.session() as trunk:
         await trunk.call("x = 1")
         state = trunk.state

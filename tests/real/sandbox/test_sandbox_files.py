@@ -271,6 +271,18 @@ async def test_a_figure_that_is_left_out_is_said(
     assert (await session.call("plt.get_fignums()")).value == "[]"
 
 
+async def test_large_figures_arrive_whole() -> None:
+    async with Sandbox(Limits(output_kib=1)) as made:
+        session = await made.open()
+        noise = "plt.imshow([[random() for _ in range(600)] for _ in range(600)])"
+        result = await session.call(
+            "import matplotlib.pyplot as plt\nfrom random import random\n"
+            f"for _ in '123': plt.figure(figsize=(6, 6)); {noise}"
+        )
+        assert sizes(result) == [(600, 600)] * 3, result.stderr
+        assert sum(map(len, result.figures)) > 1 << 20
+
+
 FORGES = """
 import os, struct
 from sandbox import runner
