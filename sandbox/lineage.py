@@ -22,7 +22,7 @@ from sandbox.channels import Ends
 from sandbox.endings import End, Refused, Tampered, kill_strays
 from sandbox.inspection import THREADS, Hidden, Sight, Unseen, is_shown, num_threads
 from sandbox.launch import SpawnerClient
-from sandbox.listener import Question, is_orphaned
+from sandbox.listener import Question, is_orphaned, prepare
 from sandbox.process import SessionProcess
 from sandbox.results import SandboxFailure
 from sandbox.shortage import explained, explaining, full, raise_if_short
@@ -84,6 +84,7 @@ class Lineage:
         client.bereaved[first.inner_pid] = self._on_bereavement
         first.end.add_done_callback(lambda _: self.close())
         if first.listener >= 0:
+            prepare(first.listener)
             self._loop.add_reader(first.listener, self._on_question)
 
     @classmethod
