@@ -136,9 +136,32 @@ async def test_much_output_is_kept_head_and_tail_and_never_times_out(session: Se
     assert (await session.call("'v' * 200_000")).truncated == ("value",)
 
 
-async def test_printing_survives_descriptors_being_closed(session: Session) -> None:
-    assert (await session.call("import os\nos.close(1)\nprint('lost')")).kind in Kind
-    assert (await session.call("2 + 2")).value == "4"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nos.close(1)\nos.close(2)",
+        "with open(1, 'w') as out, open(2, 'w') as err: pass",
+        "import sys\ndel sys.stdout",
+        "import sys\ndel sys.stderr, sys.__stderr__, sys.__stdout__",
+        "import sys\nsys.stdout.close()\nsys.stderr = None",
+    ],
+)
+async def test_later_cells_print_whatever_became_of_the_streams(
+    sandbox: Sandbox, code: str
+) -> None:
+    session = await sandbox.open()
+    assert (await session.call(code)).kind is Kind.OK
+    assert session.state.effective, "the state is kept"
+    branch = await sandbox.open(at=session.state, tree=session.state.tree)
+    for each in (session, branch):
+        result = await each.call("import sys\nprint('out')\nprint('err', file=sys.stderr)")
+        assert (result.kind, result.stdout, result.stderr) == (Kind.OK, "out\n", "err\n"), result
+        await each.close()
+
+
+async def test_what_is_printed_after_a_descriptor_was_closed_is_not_lost(session: Session) -> None:
+    result = await session.call("import os\nos.close(1)\nprint('here')")
+    assert (result.kind, result.stdout, result.snapshot) == (Kind.OK, "here\n", "kept")
 
 
 # --- limits ---------------------------------------------------------------------------------------
