@@ -164,6 +164,19 @@ async def test_what_is_printed_after_a_descriptor_was_closed_is_not_lost(session
     assert (result.kind, result.stdout, result.snapshot) == (Kind.OK, "here\n", "kept")
 
 
+async def test_pandas_leaves_no_thread_so_its_states_branch() -> None:
+    pytest.importorskip("pandas")
+    async with Sandbox(replace(LIMITS, memory_mib=2048)) as made:
+        session = await made.open(tree="t")
+        result = await session.call("import pandas, time\nbegan = time.time()")
+        assert (result.kind, result.snapshot) == (Kind.OK, "kept"), result
+        branches = [await made.open(at=session.state, tree="t") for _ in range(3)]
+        found = [await each.call("pandas.Series([1, 2]).sum() + 0 * began") for each in branches]
+        assert [(each.value, each.restored_by) for each in found] == [
+            ("np.float64(3.0)", "fork")
+        ] * 3
+
+
 # --- limits ---------------------------------------------------------------------------------------
 
 
