@@ -64,14 +64,19 @@ def take_over(place: Place, luggage: Luggage, folder: str, ticket: int, spawner:
     except OSError as error:
         problem = error.errno or errno.EIO
     most = place.numbers.stop
-    os.closerange(0, most)
+    _close(0, most)
     _be_born(ticket, problem)
-    os.closerange(0, CONTROL_FD)  # what the supervisor puts there that is not sure of the rest
-    os.closerange(WORK_FD + 1, most)
+    _close(0, CONTROL_FD)  # what the supervisor puts there that is not sure of the rest
+    _close(WORK_FD + 1, most)
     place.control.recvmsg(len(STREAMS_MARK), _STREAMS_ROOM)  # with what becomes 0 to 2
     for reading in luggage.readings:
         reading.resume()
     place.settle(folder, luggage.inner)
+
+
+def _close(first: int, stop: int) -> None:
+    """As `os.closerange`, by the one call that closes standard output and error too."""
+    _LIBC.syscall(*map(ctypes.c_ulong, (number_of("close_range"), first, stop - 1, 0)))
 
 
 def _be_born(ticket: int, problem: int) -> None:

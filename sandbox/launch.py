@@ -39,6 +39,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # or `import pandas` leaves a thread
     "MPLBACKEND": "Agg",
     "MALLOC_ARENA_MAX": "1",  # an arena a thread takes 64 MiB of address space, mostly for nothing
 }

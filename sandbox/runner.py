@@ -186,7 +186,10 @@ class Runner:
         """Print what the code left in buffers, and clear its alarms."""
         with suppress(BaseException):  # an alarm's handler
             _disarm()
-        for stream in (sys.stdout, sys.stderr, *self._streams.values()):
+        used = [
+            getattr(sys, name, None) for name in self._streams
+        ]  # the code may have removed them
+        for stream in (*used, *self._streams.values()):
             with suppress(BaseException):  # an object of the code's own
                 stream.flush()
 

@@ -143,6 +143,10 @@ _FUTEX = (
 )
 
 _CONDITIONAL: dict[str, bytes] = {
+    # Whoever closes standard output or error would lose what is printed later: both stay open.
+    "close": _load_argument(0)
+    + b"".join(_op(_JUMP_EQUAL, stream, 0, 1) + _FEIGN for stream in (1, 2))
+    + _PERMIT,
     "futex": _FUTEX,
     # Not CLOSE_RANGE_UNSHARE: descriptors of a thread's own.
     "close_range": _load_argument(2)

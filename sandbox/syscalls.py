@@ -6,7 +6,7 @@ The rest of `NUMBERS` is decided by its arguments, in `sandbox.seccomp`.
 from __future__ import annotations
 
 _ALLOWED_WORDS = (
-    "read write close munmap mprotect mremap brk fstat newfstatat stat lstat statx "
+    "read write munmap mprotect mremap brk fstat newfstatat stat lstat statx "
     "creat lseek readv writev pread64 pwrite64 preadv pwritev access faccessat "
     "faccessat2 readlink readlinkat getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink "
     "unlinkat rename renameat renameat2 ftruncate fallocate fsync fdatasync umask "

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,15 +63,16 @@ class Contents:
 def contents(path: str, limits: Limits) -> Contents | None:
     """What is in a state's folder; None if that is too much, or too many files.
 
-    Looks at a bounded number of entries. A folder that cannot be listed counts as too much: only
-    hostile code makes one. Raises OSError if this supervisor is short of something.
+    Looks at a bounded number of entries. What its own user may not read is opened up to him first:
+    no branch could copy it. A folder that still cannot be listed counts as too much. Raises OSError
+    if this supervisor is short of something.
     """
     found, pending = Contents(), [path]
     while pending:
         try:
             with os.scandir(pending.pop()) as entries:
                 for entry in entries:
-                    status = entry.stat(follow_symlinks=False)
+                    status = _opened_up(entry.path, entry.stat(follow_symlinks=False))
                     found.count += 1
                     found.total += size(status)
                     if found.count > limits.files or found.total > limits.file_mib << 20:
@@ -87,6 +89,22 @@ def contents(path: str, limits: Limits) -> Contents | None:
                 raise
             return None
     return found
+
+
+def _opened_up(path: str, found: os.stat_result) -> os.stat_result:
+    """A file or folder, once its owner may read it: code makes some that not even it may, by a mode
+    or a umask. Raises OSError."""
+    is_folder = stat.S_ISDIR(found.st_mode)
+    needed = 0o700 if is_folder else 0o400
+    if found.st_mode & needed == needed or not (is_folder or stat.S_ISREG(found.st_mode)):
+        return found
+    held = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with suppress(PermissionError):
+            os.chmod(f"/proc/self/fd/{held}", stat.S_IMODE(found.st_mode) | needed)
+        return os.fstat(held)
+    finally:
+        os.close(held)
 
 
 def usage(path: str, limits: Limits) -> int | None:

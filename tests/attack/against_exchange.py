@@ -1,4 +1,4 @@
-"""Attacks 101 to 106: on the way of files and figures between a session and its caller."""
+"""Attacks 101 to 106 and 115: on the way of files and figures between a session and its caller."""
 
 from __future__ import annotations
 
@@ -127,3 +127,19 @@ async def endless_figures(world: World) -> None:
         result = await world.call(PRELUDE + cell)
         assert (result.kind, result.figures) == (Kind.KILLED, ()), result
         assert result.duration_s < 20
+
+
+@attack(115, "makes folders and files that not even it may read")
+async def unreadable(world: World) -> None:
+    async with world.session() as session:
+        await session.call("import os")
+        for cell in (
+            "os.mkdir('a', 0)",
+            "os.umask(0o777)\nos.mkdir('b')\nopen('f', 'w').write('x')",
+        ):
+            result = await session.call(cell)
+            assert (result.kind, result.snapshot) == (Kind.OK, "kept"), result
+        for look in ("sorted(os.listdir())", "os.listdir('a'), os.listdir('b'), open('f').read()"):
+            result = await session.call(look)
+            assert (result.kind, result.replay_reason) == (Kind.OK, ""), result
+        assert result.value == "([], [], 'x')"

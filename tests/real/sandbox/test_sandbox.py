@@ -136,9 +136,45 @@ async def test_much_output_is_kept_head_and_tail_and_never_times_out(session: Se
     assert (await session.call("'v' * 200_000")).truncated == ("value",)
 
 
-async def test_printing_survives_descriptors_being_closed(session: Session) -> None:
-    assert (await session.call("import os\nos.close(1)\nprint('lost')")).kind in Kind
-    assert (await session.call("2 + 2")).value == "4"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nos.close(1)\nos.close(2)",
+        "with open(1, 'w') as out, open(2, 'w') as err: pass",
+        "import sys\ndel sys.stdout",
+        "import sys\ndel sys.stderr, sys.__stderr__, sys.__stdout__",
+        "import sys\nsys.stdout.close()\nsys.stderr = None",
+    ],
+)
+async def test_later_cells_print_whatever_became_of_the_streams(
+    sandbox: Sandbox, code: str
+) -> None:
+    session = await sandbox.open()
+    assert (await session.call(code)).kind is Kind.OK
+    assert session.state.effective, "the state is kept"
+    branch = await sandbox.open(at=session.state, tree=session.state.tree)
+    for each in (session, branch):
+        result = await each.call("import sys\nprint('out')\nprint('err', file=sys.stderr)")
+        assert (result.kind, result.stdout, result.stderr) == (Kind.OK, "out\n", "err\n"), result
+        await each.close()
+
+
+async def test_what_is_printed_after_a_descriptor_was_closed_is_not_lost(session: Session) -> None:
+    result = await session.call("import os\nos.close(1)\nprint('here')")
+    assert (result.kind, result.stdout, result.snapshot) == (Kind.OK, "here\n", "kept")
+
+
+async def test_pandas_leaves_no_thread_so_its_states_branch() -> None:
+    pytest.importorskip("pandas")
+    async with Sandbox(replace(LIMITS, memory_mib=2048)) as made:
+        session = await made.open(tree="t")
+        result = await session.call("import pandas, time\nbegan = time.time()")
+        assert (result.kind, result.snapshot) == (Kind.OK, "kept"), result
+        branches = [await made.open(at=session.state, tree="t") for _ in range(3)]
+        found = [await each.call("pandas.Series([1, 2]).sum() + 0 * began") for each in branches]
+        assert [(each.value, each.restored_by) for each in found] == [
+            ("np.float64(3.0)", "fork")
+        ] * 3
 
 
 # --- limits ---------------------------------------------------------------------------------------

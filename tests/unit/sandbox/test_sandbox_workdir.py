@@ -124,6 +124,19 @@ def test_data_must_be_bytes(folder: Path) -> None:
         put(folder, "a", "text")  # type: ignore[arg-type]
 
 
+def test_what_its_owner_may_not_read_is_opened_up_and_counted(folder: Path) -> None:
+    (folder / "d" / "e").mkdir(parents=True)
+    (folder / "d" / "e" / "f").write_bytes(b"12345")
+    for path, mode in (("d/e/f", 0), ("d/e", 0o100), ("d", 0)):
+        (folder / path).chmod(mode)
+    found = contents(str(folder), Limits())
+    assert found is not None and (found.count, found.files["d/e/f"][0]) == (3, 5)
+    modes = [stat.S_IMODE((folder / path).stat().st_mode) for path in ("d", "d/e", "d/e/f")]
+    assert modes == [0o700, 0o700, 0o400]
+    again = contents(str(folder), Limits())
+    assert again is not None and again.changed_from(found) == ()
+
+
 def test_what_changed_is_listed_and_hidden_files_are_not(folder: Path) -> None:
     for name in ("same", "grown", "removed", "replaced"):
         (folder / name).write_bytes(b"x")
