@@ -66,9 +66,19 @@ def rollout(args: argparse.Namespace) -> Values:
 PARTS = {"update": update, "engine": engine, "share": share, "rollout": rollout}
 
 
+def part(name: str) -> str:
+    """A name of `PARTS`, for argparse: `choices` would also look at the list that stands for all
+    parts."""
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f"{name}: no such part; use one of {', '.join(PARTS)}")
+    return name
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", type=part, help=f"{', '.join(PARTS)}; none = all"
+    )
     parser.add_argument("--tiny", action="store_true", help="try it without a GPU")
     parser.add_argument("--graphs", action="store_true", help="engine with compilation and graphs")
     parser.add_argument("--seconds", type=float, default=60, help="of the update's rounds")
@@ -76,17 +86,19 @@ def main() -> int:
     if args.tiny:
         os.environ["ELPO_GPU_TESTS"] = "cpu"  # the models and engines are those of tests/gpu
     import torch
-    import vllm
 
     if not args.tiny and not torch.cuda.is_available():
-        print("no GPU: torch.cuda.is_available() is false; --tiny tries the parts without one",
-              file=sys.stderr)  # fmt: skip
+        needed = "this needs an NVIDIA GPU and make TARGET=gpu install"
+        print(f"no GPU: torch.cuda.is_available() is false; {needed}, and --tiny tries the parts "
+              "without one", file=sys.stderr)  # fmt: skip
         return 2
+    import vllm
+
     device = "cpu" if args.tiny else torch.cuda.get_device_name()
     print(json.dumps({"device": device, "torch": torch.__version__, "vllm": vllm.__version__,
                       "command": " ".join(sys.argv)}), flush=True)  # fmt: skip
     missed = False
-    for name in args.parts:
+    for name in args.parts or PARTS:
         began = time.perf_counter()
         found = PARTS[name](args)
         wrong = [key for key, right in ASKED.items() if key in found and not right(found[key])]
