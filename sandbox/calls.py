@@ -12,15 +12,18 @@ from sandbox import png
 from sandbox.endings import (
     FLOOD,
     HEADLESS,
+    HOARD,
     REPORT_S,
     THERE,
     Stop,
+    beyond_quota,
     headless,
     over_quota,
     short_of,
     state_of,
     verdict_of,
 )
+from sandbox.holdings import used_bytes
 from sandbox.limits import Limits
 from sandbox.results import CallResult, Kind
 from sandbox.shortage import full
@@ -61,6 +64,8 @@ class Call:
         try:
             if process.holdings.exceed(process.pid, process.folder, limits, running=True):
                 process.settle(over_quota(limits))
+            elif process.holdings.may_hoard(process.pid, process.folder, limits):
+                process.settle(HOARD)
             if headless(process.pid):
                 process.settle(HEADLESS)
         except OSError as error:
@@ -135,6 +140,13 @@ class Call:
             cpu_s=cpu_s,
         )
 
+    async def _hoarded(self) -> bool:
+        """End the process, and see whether that frees more than it may have in files."""
+        root = os.path.dirname(os.path.dirname(self._process.folder))
+        used = used_bytes(root)
+        await self._process.close()
+        return used - used_bytes(root) > 2 * self._limits.file_mib << 20  # its folder may go too
+
     async def _ended(self, stop: Stop, cpu_s: float) -> CallResult:
         """Close the process and say, by its end, who caused it."""
         process, kind, why = self._process, stop.kind, stop.why
@@ -144,6 +156,8 @@ class Call:
             end = process.end.result()
             kind, why = verdict_of(end)
             cpu_s = max(0.0, end.cpu_s - self._cpu_before)
+        elif stop is HOARD and await self._hoarded():
+            kind, why = Kind.OUTPUT, beyond_quota(self._limits)
         process.kill()
         out, err = process.output.texts
         return CallResult(

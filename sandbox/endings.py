@@ -47,6 +47,15 @@ FLOOD = Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
 HEADLESS = Stop(Kind.KILLED, "its first thread ended before the others")
 
 
+HOARD = Stop(
+    Kind.SANDBOX_FAILURE,
+    "other programs filled the file system of the work folders during the call: set TMPDIR to "
+    "another one",
+)
+"""What comes of a call whose process may keep files that cannot be seen, if it turns out to have
+kept none."""
+
+
 class Tampered(SandboxFailure):
     """A process, or something in its place, did not fork as an honest one does."""
 

@@ -18,6 +18,9 @@ from sandbox.workdir import Contents, contents
 
 _LONE_FOLDER_LINKS = 2
 """Links to a folder that has none below, on file systems that count them."""
+_QUOTAS_OPEN, _QUOTAS_MAPPED = 4, 16
+"""How much the file system may grow, in quotas of a state, before a process of which the kernel
+shows no files is suspected: if it has descriptors for so many files, and if it has not."""
 _CLOCK_OF_FILES = 5
 """CLOCK_REALTIME_COARSE: its ticks are the times that changes of files bear, so a change that comes
 later than a tick bears that one or a later one."""
@@ -37,11 +40,15 @@ class Holdings:
         """Bytes of its files without a name, as of the last look at them."""
         self._odd = False
         """Whether it was once seen with other descriptors than those that it was given."""
+        self._hidden = False
+        """Whether the kernel did not show its files at the last look at those without a name."""
+        self._used_before = 0
 
     def begin(self, folder: str, limits: Limits) -> None:
         """A call is about to run. Raises OSError as `exceed` does."""
         self._state_before = _state_of(folder)
         self._before = contents(folder, limits)
+        self._used_before = used_bytes(_root_of(folder))
 
     def end(self, folder: str) -> None:
         """The call has ended."""
@@ -63,9 +70,23 @@ class Holdings:
         with suppress(OSError):  # it is gone
             if not looks and self.have_names(pid):
                 return False
-        most, root = limits.file_mib << 20, os.path.dirname(os.path.dirname(folder))
-        self._nameless = nameless_bytes(pid, root, largest=most if looks else 0)
+        most = limits.file_mib << 20
+        nameless = nameless_bytes(pid, _root_of(folder), largest=most if looks else 0)
+        self._hidden, self._nameless = nameless is None, nameless or 0
         return self.total_bytes() > most
+
+    def may_hoard(self, pid: int, folder: str, limits: Limits) -> bool:
+        """Whether a process that runs, and of which the kernel does not show the files, may be what
+        has filled the file system of the work folders since its call began."""
+        if not self._hidden or _state_of(folder) == self._state_before is not None:
+            return False
+        try:
+            others = num_descriptors(pid) - (WORK_FD + 1)
+        except OSError:  # it is gone
+            return False
+        quotas = _QUOTAS_OPEN if others > _QUOTAS_OPEN else _QUOTAS_MAPPED
+        grown = used_bytes(_root_of(folder)) - self._used_before
+        return grown > quotas * limits.file_mib << 20
 
     def exceed_as_seen(self, sight: Sight | None, limits: Limits) -> bool:
         """Whether they were too much when the process showed itself."""
@@ -92,6 +113,20 @@ class Holdings:
     def changed(self) -> tuple[WorkFile, ...]:
         """Files that are new or other than before the call."""
         return self._found.changed_from(self._before) if self._found is not None else ()
+
+
+def used_bytes(path: str) -> int:
+    """Bytes in use on the file system that a path lies on; 0 if that is gone."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return 0
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def _root_of(folder: str) -> str:
+    """The folder that holds all work folders."""
+    return os.path.dirname(os.path.dirname(folder))
 
 
 def _state_of(folder: str) -> int | None:

@@ -93,7 +93,7 @@ class Sight:
             given=tuple(_identity_of(pid, number) for number in own),
             plain=all(_is_plain(pid, number, root) for number in others),
             working=identity(os.stat(f"/proc/{pid}/cwd")),
-            nameless=nameless_bytes(pid, root, largest=largest) if largest else 0,
+            nameless=(nameless_bytes(pid, root, largest=largest) or 0) if largest else 0,
             weight=proportional_bytes(pid) if weigh else None,
         )
 
@@ -156,9 +156,9 @@ def num_threads(pid: int) -> int:
     return os.stat(f"/proc/{pid}/task").st_nlink - _LINKS_OF_NONE
 
 
-def nameless_bytes(pid: int, root: str, *, largest: int = 0) -> int:
+def nameless_bytes(pid: int, root: str, *, largest: int = 0) -> int | None:
     """Bytes of files below `root` that have no name any more but are kept open or, if it is said
-    how many a file may have at most, mapped; 0 where the kernel does not show them."""
+    how many a file may have at most, mapped; None where the kernel does not show them."""
     found = dict[Identity, int]()
     try:
         for number in os.listdir(f"/proc/{pid}/fd"):
@@ -171,7 +171,7 @@ def nameless_bytes(pid: int, root: str, *, largest: int = 0) -> int:
             found.setdefault(file, largest)  # how much of it is not mapped cannot be seen
     except OSError as error:
         raise_if_short(error)
-        return 0
+        return None
     return sum(found.values())
 
 

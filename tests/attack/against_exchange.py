@@ -1,4 +1,4 @@
-"""Attacks 101 to 106 and 115: on the way of files and figures between a session and its caller."""
+"""Attacks 101 to 106, 115 and 116: on the way of files and figures out of a session and into it."""
 
 from __future__ import annotations
 
@@ -143,3 +143,23 @@ async def unreadable(world: World) -> None:
             result = await session.call(look)
             assert (result.kind, result.replay_reason) == (Kind.OK, ""), result
         assert result.value == "([], [], 'x')"
+
+
+@attack(116, "keeps files without a name while it runs")
+async def nameless_while_running(world: World) -> None:
+    hoard = (
+        "import mmap, time\nkept = []\nfor _ in range(40):\n"
+        "    fd = os.open('x', os.O_CREAT | os.O_RDWR)\n    os.posix_fallocate(fd, 0, 15 << 20)\n"
+        "    os.unlink('x')\n    KEEP\n    time.sleep(0.02)\ntime.sleep(20)"
+    )
+    for keep in (
+        "kept.append(fd)",
+        "kept.append(mmap.mmap(fd, 4096, access=mmap.ACCESS_COPY)); os.close(fd)",
+    ):
+        result = await world.call(PRELUDE + hoard.replace("KEEP", keep))
+        assert result.kind is Kind.OUTPUT and result.duration_s < 10, (keep, result)
+    honest = "for _ in range(40):\n" + hoard.partition("range(40):\n")[2].replace(
+        "KEEP", "os.close(fd)"
+    )
+    result = await world.call(PRELUDE + "import time\n" + honest.replace("sleep(20)", "sleep(0.6)"))
+    assert result.kind is Kind.OK, result
