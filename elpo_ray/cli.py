@@ -13,15 +13,18 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
-from elpo_ray.config.arguments import (
-    EXIT_CONFIGURATION,
-    EXIT_INTERRUPTED,
-    VERSION,
-    into_a_pipe,
-    version,
-)
-from elpo_ray.config.files import is_file
-from elpo_ray.config.modules import use_working_folder
+try:
+    from elpo_ray.config.arguments import (
+        EXIT_CONFIGURATION,
+        EXIT_INTERRUPTED,
+        VERSION,
+        into_a_pipe,
+        version,
+    )
+    from elpo_ray.config.files import is_file
+    from elpo_ray.config.modules import use_working_folder
+except KeyboardInterrupt:  # these take half a second
+    sys.exit(130)
 
 _SHELL = "-sc"
 """Hydra's option for completion: `-sc install=bash`, `-sc query=bash`, …"""
@@ -81,8 +84,8 @@ def main() -> None:
 
 def _run(name: str, arguments: list[str]) -> None:
     sys.argv = [f"elpo {name}", *arguments]
-    use_working_folder()
     try:
+        use_working_folder()
         runpy.run_module(COMMANDS[name].module, run_name="__main__")
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

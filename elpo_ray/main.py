@@ -34,7 +34,7 @@ def headline(config: Config) -> str:
     return f"{what}, {trainer.steps} steps of {trainer.inputs_per_step} inputs{resumed}"
 
 
-main = Command(Config, "config", run)
+main = Command(Config, "config", run, trains=True)
 
 if __name__ == "__main__":
     main()

@@ -28,7 +28,7 @@ def run(config: Config) -> int:
     return EXIT_INTERRUPTED if train_supervised(config).interrupted else 0
 
 
-main = Command(Config, "sft", run)
+main = Command(Config, "sft", run, trains=True)
 
 if __name__ == "__main__":
     main()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked
 from elpo_ray.config.rules import require
 
+PROCESSES_EACH, LEAST_PROCESSES = 4, 8
+"""Processes of a run without GPUs, for each processor and on any machine, that are let start."""
 ANSWER_S = 10.0
 """Seconds that a Ray cluster may take to accept a connection."""
 
@@ -27,12 +30,42 @@ def check_gpus(config: Config, there: int, *, learner: bool = True, engines: boo
     )
 
 
+def check_processors(
+    config: Config, there: int, *, learner: bool = True, engines: bool = True
+) -> None:
+    """Raise ValueError if a run without GPUs asks for far more processes than `there` are
+    processors: each would hold a model, and none would come to its turn."""
+    cluster = config.cluster
+    counts = {
+        "learner_ranks": cluster.learner_ranks * learner,
+        "rollout_workers": cluster.rollout_workers * engines,
+    }
+    key = max(counts, key=lambda name: counts[name])
+    require(
+        sum(counts.values()) <= max(LEAST_PROCESSES, PROCESSES_EACH * there),
+        f"cluster.{key}",
+        getattr(cluster, key),
+        f"{counts['rollout_workers']} rollout workers and {counts['learner_ranks']} learner ranks "
+        f"are too many for the {there} processors of this machine; lower it to {there} or less, or "
+        "join a Ray cluster with cluster.address=HOST:PORT",
+    )
+
+
+def processors_here() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def check_address(address: str) -> None:
-    """Raise ValueError if nothing answers at HOST:PORT, for which Ray would wait for minutes. What
-    other forms name is found when it is joined."""
-    host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdigit()) or "/" in address:
+    """Raise ValueError if an address has no form that Ray knows, or if nothing answers at
+    HOST:PORT, for which Ray would wait for minutes. What `auto` and URLs (ray://…) name is found
+    when it is joined."""
+    if address in ("auto", "local") or "://" in address:
         return
+    host, colon, port = address.rpartition(":")
+    known = host and colon and port.isdecimal() and "/" not in address
+    form = "write HOST:PORT as ray start --head prints it, auto for the cluster that runs on this"
+    require(bool(known), "cluster.address", address, f"{form} machine, or null for a new one")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
     except (OSError, OverflowError) as fault:

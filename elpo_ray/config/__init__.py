@@ -114,8 +114,14 @@ class Config(Section, key=""):
     def _length_conflicts(self) -> Iterator[tuple[str, str]]:
         """Lengths of texts, and sizes of batches."""
         inputs, context = self.trainer.inputs_per_step, self.model.max_context
-        if inputs % self.learner.minibatch_inputs:
-            yield "learner.minibatch_inputs", f"must divide trainer.inputs_per_step={inputs}"
+        size = self.learner.minibatch_inputs
+        if inputs % size:
+            fits = next(n for n in range(min(size, inputs), 0, -1) if inputs % n == 0)
+            remedy = f"write learner.minibatch_inputs={fits}"
+            yield (
+                "learner.minibatch_inputs",
+                f"must divide trainer.inputs_per_step={inputs}; {remedy}",
+            )
         if self.learner.max_tokens_per_pack < context:
             remedy = f"must hold one episode, model.max_context={context}"
             yield "learner.max_tokens_per_pack", remedy

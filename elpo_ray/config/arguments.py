@@ -62,6 +62,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(VERSION, action="version", version=version())
         self._name = name
 
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """As argparse has it, but without a default it lists words of which there may be none
+        among the required ones."""
+        if settings.get("nargs") == "*":
+            settings.setdefault("default", [])
+        return super().add_argument(*names, **settings)
+
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:

@@ -31,7 +31,7 @@ from elpo_ray.config.modules import check_modules
 from elpo_ray.config.rules import require
 from elpo_ray.config.task import TaskConfig
 from elpo_ray.config.values import expanded, hydra_override, typed
-from elpo_ray.config.words import check_words, switches_first
+from elpo_ray.config.words import check_named, check_words, switches_first
 from elpo_ray.types import Fault
 
 T = TypeVar("T")
@@ -55,12 +55,16 @@ class Command(Generic[T]):
         run: Callable[[T], int],
         folder: Path = CONF_DIR,
         groups: Sequence[str] = (),
+        *,
+        trains: bool = False,
     ) -> None:
         """`groups` of `CONF_DIR` that can be chosen too where `folder` is another: a command whose
-        keys would clash with the other groups has a folder of its own."""
+        keys would clash with the other groups has a folder of its own. One that `trains` refuses
+        an empty command line, since a run takes hours."""
         self._schema, self._config_name, self._run = schema, config_name, run
         self._folder = folder
         self._groups = [*_groups(folder), *groups]
+        self._trains = trains
         store = ConfigStore.instance()
         store.store(name=f"{'config' if schema is Config else config_name}_schema", node=schema)
         for group in groups:
@@ -77,6 +81,8 @@ class Command(Generic[T]):
     def _answer(self) -> NoReturn:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise to `explain` instead of printing a traceback
         try:
+            if self._trains:
+                check_named(sys.argv[1:])
             check_words(sys.argv[1:], self._schema, self._groups)
             sys.argv[1:] = _with_file(sys.argv[1:], self._schema)
             composed = _compose(self._folder, self._config_name, self._schema)
@@ -119,7 +125,9 @@ def _with_file(words: Sequence[str], schema: type) -> list[str]:
     if word is None:
         return list(words)
     file = RunFile.read(Path(word))
-    values = file.measured(schema, word) if issubclass(schema, MeasureConfig) else file.run(words)
+    values = (
+        file.measured(schema, word, words) if issubclass(schema, MeasureConfig) else file.run(words)
+    )
     return [_offer(values) if each == word else each for each in words]
 
 

@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, get_origin
 
 from elpo_ray.config import Config
-from elpo_ray.config.meant import kind_of, meant
+from elpo_ray.config.meant import example, kind_of, meant, said
 
 
 def explain(
@@ -56,7 +56,7 @@ def explain(
     if unread is not None:
         return _unreadable(unread, root)
     if "Error parsing override" in text and override:
-        return f"{override[1]}: not of the form key=value; write for example trainer.steps=20"
+        return f"{override[1]}: not of the form key=value; write for example {example(root)}"
     if match := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'\n", text):
         listed = shlex.quote(f"{match[1]}=[{match[2]}]")
         text_of_it = _quoted(match[1], match[2])
@@ -79,8 +79,6 @@ LIST = "a list, as in [a, b]; [] is an empty one"
 MAPPING = "names with values, as in {name: value}"
 ABSENT = "?"
 """Stands for a value that is not known."""
-FORMER = {"task.reward.function": "write task.reward=module:function"}
-"""Keys of earlier versions, and what stands in for them."""
 
 
 def _unreadable(word: str, root: type) -> str:
@@ -88,7 +86,7 @@ def _unreadable(word: str, root: type) -> str:
     key, equals, value = word.partition("=")
     shown = " ".join(word.lstrip("+").split())
     if not equals or not re.fullmatch(r"[+~]*[\w./@-]+", key):
-        return f"{shown}: not of the form key=value; write for example trainer.steps=20"
+        return f"{shown}: not of the form key=value; write for example {example(root)}"
     if not key.isascii():
         return unknown_key(key.lstrip("+~"), root, value)
     if not value.isprintable():
@@ -113,8 +111,8 @@ def _quoted(key: str, value: str) -> str:
 def unknown_key(key: str, root: type = Config, value: Any = None) -> str:
     """The line for a key that the schema does not have, with the keys that may be meant."""
     shown = key if value in (None, "") else f"{key}={value}"
-    if key in FORMER:
-        return f"{shown}: unknown key; {FORMER[key]}"
+    if (instead := said(key)) is not None:
+        return f"{shown}: unknown key; {instead}"
     if found := meant(key, root):
         return f"{shown}: unknown key; did you mean {' or '.join(found)}?"
     parent = key.rpartition(".")[0]

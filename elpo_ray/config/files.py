@@ -28,6 +28,9 @@ Values = dict[str, Any]
 SUFFIXES = (".yaml", ".yml")
 GROUPS = ("model", "task", "algorithm", "cluster")
 """Groups of conf/ whose options a file can choose by name."""
+PLACES = ("model", "cluster")
+"""Groups of them whose options stand for a thing, so that one that is chosen over a file replaces
+what the file says of another; an algorithm or a task keeps the file's settings."""
 TASK = "jsonl"
 """The task of a file that names none."""
 NAMED_MODEL = "named"
@@ -87,29 +90,42 @@ class RunFile:
         """This file with other values in place of its own; paths in them are relative to the
         working directory. Raises ValueError as `read`."""
         other = RunFile.of(values, self.name, Path.cwd())
-        merged = _merged(self.values, other.values)
+        merged = _merged(self._below(other.choices), other.values)
         return RunFile(self.name, merged, self.choices | other.choices)
+
+    def _below(self, chosen: Mapping[str, str]) -> Values:
+        """The file's values without those that options chosen over it set themselves."""
+        values = dict(self.values)
+        for group in PLACES:
+            option = chosen.get(group, self.choices.get(group))
+            file = CONF_DIR / group / f"{option}.yaml"
+            if group in values and option != self.choices.get(group) and file.is_file():
+                own = OmegaConf.load(file)
+                values[group] = {k: v for k, v in values[group].items() if k not in own}
+        return values
 
     def run(self, words: Sequence[str] = ()) -> Values:
         """The file as Hydra takes an experiment, for a run with these words on its command line:
         values with a `defaults` list."""
         choices = {"task": TASK} | self.choices
         named = [word for word in words if word.startswith("model.path=")]
-        path = named[-1].partition("=")[2] if named else self.values.get("model", {}).get("path")
+        values = self._below(_chosen(words))
+        path = named[-1].partition("=")[2] if named else values.get("model", {}).get("path")
         if path not in (None, "null", ""):
             choices.setdefault("model", NAMED_MODEL)
-        return _experiment({"experiment": self.name} | self.values, choices)
+        return _experiment({"experiment": self.name} | values, choices)
 
     def task(self) -> Values:
         """The same with nothing but the task."""
         choices = {"task": self.choices.get("task", TASK)}
         return _experiment({"task": self.values.get("task", {})}, choices)
 
-    def measured(self, schema: type, origin: str) -> Values:
+    def measured(self, schema: type, origin: str, words: Sequence[str] = ()) -> Values:
         """The same for a command that measures (`schema`), whose only task is the file `origin`:
         its sections of a run, and the model."""
         names = {field.name for field in fields(schema)} - {"task", "model", "sampling"}
-        values = {key: value for key, value in self.values.items() if key in names}
+        below = self._below(_chosen(words))
+        values = {key: value for key, value in below.items() if key in names}
         model = self.values.get("model", {})
         values |= {key: model[key] for key in ("max_context", "precision") if key in model}
         if model.get("path"):
@@ -266,6 +282,12 @@ def _absolute_tool(entry: Any, folder: Path) -> Any:
                 str(folder / word) if word in here else word for word in words
             )
     return entry
+
+
+def _chosen(words: Sequence[str]) -> dict[str, str]:
+    """The options of groups that words of a command line choose."""
+    pairs = (word.partition("=") for word in words)
+    return {key: value for key, _, value in pairs if key in GROUPS}
 
 
 def _experiment(values: Values, choices: Mapping[str, str]) -> Values:

@@ -17,8 +17,9 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     "num_train_epochs": ("trainer.steps",),
     "total_epochs": ("trainer.steps",),
     "total_training_steps": ("trainer.steps",),
-    "per_device_train_batch_size": ("trainer.inputs_per_step",),
     "train_batch_size": ("trainer.inputs_per_step",),
+    "limit": ("problems", "task.eval_problems"),
+    "num_problems": ("problems", "task.eval_problems"),
     "batch_size": ("trainer.inputs_per_step", "cold_start.batch_size"),
     "gradient_accumulation_steps": ("learner.minibatch_inputs",),
     "ppo_mini_batch_size": ("learner.minibatch_inputs",),
@@ -101,6 +102,30 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
 }
 """Keys of TRL, verl, prime-rl and Slurm, by their last part or the last two, and what they are
 called here: the first of these names that a schema has."""
+
+
+SAID = {
+    "reward.function": "write task.reward=module:function",
+    "use_vllm": "every engine is vLLM already; leave it out",
+    "deepspeed": "the learner runs under DeepSpeed already; instead of its file choose "
+    "learner.zero_stage and learner.offload_optimizer",
+    "adv_estimator": "choose an algorithm as a whole, as in algorithm=grpo (docs/algorithms.md)",
+    "per_device_train_batch_size": "in problems, not completions, learner.minibatch_inputs is an "
+    "optimizer step, trainer.inputs_per_step a training step",
+}
+"""Keys of others and of earlier versions that no one key stands for, by their last part or the last
+two, and what to do instead."""
+
+
+def said(key: str) -> str | None:
+    """What to do instead of a key that no one key stands for."""
+    *parents, name = key.split(".")
+    return SAID.get(".".join([*parents[-1:], name]), SAID.get(name))
+
+
+def example(root: type) -> str:
+    """A key with a value, as a command with this schema takes them."""
+    return "trainer.steps=20" if "trainer.steps" in keys(root) else "problems=5"
 
 
 @cache

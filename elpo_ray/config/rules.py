@@ -141,7 +141,7 @@ def check(section: Section, key: str) -> None:
         if isinstance(value, Section):
             check(value, prefix + name)
         elif bound is not None:
-            require(bound.holds(value), prefix + name, value, bound.remedy)
+            require(bound.holds(value), prefix + name, value, _remedy(bound, value))
         length = lengths(schema)[name]
         if length is not None and value is not None and len(value) != length:
             raise _error(prefix + name, value, f"give {length} values")
@@ -174,6 +174,14 @@ def names(schema: Any) -> dict[str, Names]:
     hints = get_type_hints(schema, include_extras=True)
     found = {field.name: _marked(hints[field.name], Names) for field in fields(schema)}
     return {name: known for name, known in found.items() if known is not None}
+
+
+def _remedy(bound: Bound, value: Any) -> str:
+    """What to write instead of a value, or a list with one, that is out of bounds."""
+    several = value if isinstance(value, list | tuple) else [value]
+    if all(math.isfinite(each) for each in several if isinstance(each, int | float)):
+        return bound.remedy
+    return f"it must be finite; {bound.remedy}"
 
 
 def _bound(hint: Any) -> Bound | None:

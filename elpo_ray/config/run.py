@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from pathlib import Path
 from typing import Any
 
 from elpo_ray.config.rules import Names, NonNegativeInt, PositiveFloat, PositiveInt, Section
@@ -48,6 +49,13 @@ class TrainerConfig(Section, key="trainer"):
             yield "fork", "name the run to go on from with trainer.resume=runs/NAME"
         if self.fork is not None and self.run_name is not None:
             yield "run_name", "trainer.fork names the run already; leave run_name out"
+        if self.run_dir == "":
+            yield "run_dir", "name a folder; . is the working folder"
+        if self.resume == "":
+            yield "resume", "give the run's folder, as in trainer.resume=runs/NAME, or null"
+        if self.run_name and self.resume and Path(self.resume).absolute().name != self.run_name:
+            own = f"for a run of its own write trainer.fork={self.run_name} instead"
+            yield "run_name", f"trainer.resume={self.resume} goes on under its own name; {own}"
         for key in ("run_name", "fork"):
             name = getattr(self, key)
             if name is not None and (name in ("", ".", "..") or "/" in name):

@@ -11,7 +11,7 @@ from typing import get_origin
 
 from elpo_ray.config import CONF_DIR, Config
 from elpo_ray.config.files import is_file
-from elpo_ray.config.meant import kind_of, meant
+from elpo_ray.config.meant import example, kind_of, meant, said
 
 SWITCHES = frozenset(
     {
@@ -31,6 +31,16 @@ PARTS = {
 FILES = frozenset({"config", "config_file", "config_name", "cfg_file", "file", "cn", "yaml"})
 """Options by which other programs name a configuration file."""
 EXPERIMENT = "experiment"
+
+
+def check_named(words: Sequence[str]) -> None:
+    """Raise ValueError for an empty command line: it names nothing to train."""
+    if not words:
+        names = ", ".join(_options([EXPERIMENT])[EXPERIMENT])
+        raise ValueError(
+            "no run is named; name a run's file, as in agent.yaml (elpo new FOLDER writes one), or "
+            f"an experiment, as in +experiment=quickstart; experiments: {names}"
+        )
 
 
 def check_words(words: Sequence[str], schema: type, groups: Sequence[str]) -> None:
@@ -55,7 +65,7 @@ def check_words(words: Sequence[str], schema: type, groups: Sequence[str]) -> No
             key = word.lstrip("~").partition("=")[0]
             raise ValueError(f"{word}: keys are not deleted; write {key}=null or {key}=VALUE")
         elif "=" not in word and not is_file(word):
-            raise ValueError(_bare(word, words[place + 1 : place + 3], options))
+            raise ValueError(_bare(word, words[place + 1 : place + 3], schema, options))
         else:
             _check_choice(word, words, schema, options)
 
@@ -89,11 +99,13 @@ def _dashed(word: str, following: str, schema: type, options: Mapping[str, Seque
         remedy = f"a run's file stands alone; write {where} without {name}"
     elif key in options:
         remedy = f"write {key}={value}"
+    elif (instead := said(key)) is not None:
+        remedy = instead
     elif found := meant(key, schema):
         written = " or ".join(_written(each, value, schema) for each in found)
         remedy = f"keys have no dashes; write {written}"
     else:
-        remedy = "keys have no dashes, as in trainer.steps=20; --help lists them"
+        remedy = f"keys have no dashes, as in {example(schema)}; --help lists them"
     return f"{shown}: no such option; {remedy}"
 
 
@@ -105,7 +117,9 @@ def _written(key: str, value: str, schema: type) -> str:
     return f"{key}={'true' if kind is bool and value == 'VALUE' else value}"
 
 
-def _bare(word: str, following: Sequence[str], options: Mapping[str, Sequence[str]]) -> str:
+def _bare(
+    word: str, following: Sequence[str], schema: type, options: Mapping[str, Sequence[str]]
+) -> str:
     """The line for a word without an equals sign, before the words `following`."""
     rest = "".join(following)
     if rest.startswith("="):
@@ -117,8 +131,10 @@ def _bare(word: str, following: Sequence[str], options: Mapping[str, Sequence[st
             return f"{word}: not of the form key=value; write {sign}{group}={word}"
     if Path(word).is_file():
         return f"{word}: a run's file has the suffix .yaml; rename it"
+    if kind_of("model", schema) is str and ("/" in word or Path(word).is_dir()):
+        return f"{word}: not of the form key=value; write model={word}"
     return (
-        f"{word}: not of the form key=value; write for example trainer.steps=20, or name a run's "
+        f"{word}: not of the form key=value; write for example {example(schema)}, or name a run's "
         "file that ends in .yaml"
     )
 

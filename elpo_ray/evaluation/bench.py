@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from elpo_ray import credit, growth
-from elpo_ray.cluster.devices import check_address, check_gpus, gpus_here
+from elpo_ray.cluster.devices import (
+    check_address,
+    check_gpus,
+    check_processors,
+    gpus_here,
+    processors_here,
+)
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.learner import LearnerConfig
@@ -74,8 +80,12 @@ class Bench:
         source = resolve(config)
         configs = {name: _run_config(config, source, task) for name, task in tasks.items()}
         for one in configs.values():
-            if one.cluster.gpus and one.cluster.address is None:
+            if one.cluster.address is not None:
+                continue
+            if one.cluster.gpus:
                 check_gpus(one, gpus_here(), learner=False)
+            elif source.folder is not None:  # else a server's engines
+                check_processors(one, processors_here(), learner=False)
         made = {name: make_task(task, config.seed) for name, task in tasks.items()}
         problems = {
             name: task.eval_problems(config.problems or tasks[name].eval_problems)
@@ -166,14 +176,17 @@ class ResultFolder:
             folder = cls(Path(bench.config.out))
         else:
             label = Path(bench.config.model.rstrip("/")).name or "model"
-            name = f"{kind}-{label}-{_digest({**identity, 'tasks': None})[:8]}"
+            chosen = {"problems": bench.config.problems, "task": bench.config.task}
+            named = {key: value for key, value in chosen.items() if value}
+            name = f"{kind}-{label}-{_digest({**identity, 'tasks': None, **named})[:8]}"
             folder = cls(DEFAULT_OUT / name)
         before = folder.manifest()
         if before is not None:
             for path, old, new in _differences(before["identity"], identity):
+                held = _said(path, old, new)
                 raise ValueError(
-                    f"out={str(folder.path)!r}: holds results with {path}={old!r}, not {new!r}; "
-                    "choose another folder, or the settings of its manifest.json"
+                    f"out={str(folder.path)!r}: holds results with {held}; name a folder of its "
+                    "own with out=NEW, or use the settings of its manifest.json"
                 )
             identity["tasks"] = before["identity"]["tasks"] | tasks
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -294,6 +307,18 @@ def _session() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": versions}
+
+
+def _said(path: str, old: Any, new: Any) -> str:
+    """A difference of two identities for a person: values as they are, digests in words."""
+    match path.split("."):
+        case ["tasks", task, "problems"]:
+            return f"other problems of {task} (problems, task.eval_problems, seed or the data)"
+        case ["model", "fingerprint", *_]:
+            return "other weights (model)"
+        case ["model", "chat_template"]:
+            return "another chat template (model)"
+    return f"{path}={old!r}, not {new!r}"
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

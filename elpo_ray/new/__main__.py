@@ -6,6 +6,7 @@ run's file and a test. Exit codes: 0 done; 2 a folder that is not empty or canno
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command() -> None:
         write_project(folder)
         print(f"{folder}: a project; README.md says what is in it. To train:")
-        print(f"  cd {folder} && elpo train agent.yaml")
+        print(f"  cd {shlex.quote(str(folder))} && elpo train agent.yaml")
 
     return parser.run(command)
 

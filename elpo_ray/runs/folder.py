@@ -234,11 +234,20 @@ class RunFolder:
             write_whole(kept / f"step_{done + 1:05d}.yaml", text)
         write_whole(self.path / CONFIG, text)
 
+    def _run_meant(self) -> str:
+        """What to give instead of a folder that is no run's: that of the run around it, if any."""
+        run = next(filter(None, map(run_of, self.path.absolute().parents)), None)
+        if run is None:
+            return "give a run's folder, as in trainer.resume=runs/NAME"
+        own, here = run.path, Path.cwd()
+        own = own.relative_to(here) if own.is_relative_to(here) else own
+        return f"give the run's own, trainer.resume={own}; it goes on from its newest checkpoint"
+
     def _check_resumable(self, config: Config) -> list[Difference]:
         """The settings that differ and may. Raises ValueError if others do."""
         key = f"trainer.resume={str(self.path)!r}"
         if not (self.path / CONFIG).exists():
-            raise ValueError(f"{key}: not a run folder (no config.yaml)")
+            raise ValueError(f"{key}: not a run folder (no config.yaml); {self._run_meant()}")
         checkpoint = self.newest_checkpoint()
         if checkpoint is None:
             raise ValueError(

@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from elpo_ray import credit, growth
-from elpo_ray.cluster.devices import check_address, check_gpus, gpus_here
+from elpo_ray.cluster.devices import (
+    check_address,
+    check_gpus,
+    check_processors,
+    gpus_here,
+    processors_here,
+)
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.dotted import is_path
@@ -88,8 +94,8 @@ def _check_files(config: Config) -> None:
 
 def check_machine(config: Config, *, engines: bool = True) -> None:
     """Raise ValueError for what this machine lacks: the run to resume, folders that can be written
-    to, GPUs. Those of a cluster that is joined are counted when it is (`cluster.Cluster`).
-    `engines`: whether the run has any."""
+    to, processors, GPUs. Those of a cluster that is joined are counted when it is
+    (`cluster.Cluster`). `engines`: whether the run has any."""
     trainer, cache = config.trainer, config.cold_start.cache
     run = RunFolder.of(config)
     new = trainer.resume is None or trainer.fork is not None
@@ -101,6 +107,8 @@ def check_machine(config: Config, *, engines: bool = True) -> None:
         check_address(config.cluster.address)
     elif config.cluster.gpus:
         check_gpus(config, gpus_here(), engines=engines)
+    else:
+        check_processors(config, processors_here(), engines=engines)
 
 
 def check_rows(config: Config, task: Task, *, supervised: bool = False) -> None:

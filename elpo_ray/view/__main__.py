@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description = "The rollout trees of a run, their credit and the run's curves in a browser."
     parser = Parser("view", description, EPILOG)
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, as in runs/NAME")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"page (RUN/{PAGE})")
+    parser.add_argument("--out", metavar="FILE", help=f"page (RUN/{PAGE})")
     parser.add_argument(
         "--serve", action="store_true", help="serve it on loopback, following the run"
     )
@@ -45,13 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.chars < 2 or not 0 <= arguments.port < 1 << 16:
         parser.error("--chars takes 2 or more, --port 0 to 65535")
+    if arguments.out == "":
+        parser.error(f"--out is empty; name a file, or leave it out for RUN/{PAGE}")
+    page = arguments.run / PAGE if arguments.out is None else Path(arguments.out)
 
     def command() -> None:
         book = Book(arguments.run, PageLimits(chars=arguments.chars))
         if arguments.serve:
             serve(book, arguments.port)
         else:
-            write(book, arguments.out or arguments.run / PAGE)
+            write(book, page)
 
     return parser.run(command)
 

@@ -27,6 +27,8 @@ from elpo_ray.runs.folder import RunFolder, RunState
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = "+experiment=quickstart"
 OWN = "task=jsonl task.train_file=rows.jsonl task.eval_file=rows.jsonl model=tiny cluster=local"
+RESUME = "trainer.resume=runs/live"
+MEASURED = "model=m/m tasks=[countdown]"
 SECONDS = 5.0
 """Processor time of an answer."""
 
@@ -120,6 +122,42 @@ WORDS = [
     ("grade 1", "give GOLD and ANSWER, or --file"),
     ("simulate --success much", "'much'|give numbers, as in"),
     ("launch", "slurm --help"),
+    # what a newcomer tries next
+    ("train", "no run is named|elpo new|+experiment=quickstart|paper_7b"),
+    ("sft", "no run is named|agent.yaml|+experiment=quickstart"),
+    (f"train {QUICK} {RESUME} trainer.run_name=zz", "run_name='zz'|write trainer.fork=zz instead"),
+    (f"sft {QUICK} {RESUME} trainer.run_name=zz", "run_name='zz'|write trainer.fork=zz instead"),
+    (f"train {QUICK} trainer.resume=", "trainer.resume=''|trainer.resume=runs/NAME"),
+    (f"train {QUICK} trainer.resume=true", "trainer.resume='|give a run's folder"),
+    (f"train {QUICK} trainer.resume=auto", "trainer.resume='auto'|give a run's folder"),
+    (f"train {QUICK} {RESUME}/checkpoints/step_00001", "step_00001'|trainer.resume=runs/live;"),
+    (f"train {QUICK} {RESUME}/checkpoints", "checkpoints'|trainer.resume=runs/live;"),
+    (f"train {QUICK} trainer.run_dir=", "trainer.run_dir=''|name a folder"),
+    (f"train {QUICK} cluster.learner_ranks=640", "cluster.learner_ranks=640|processors of this"),
+    (f"train {QUICK} cluster.rollout_workers=640", "cluster.rollout_workers=640|processors of"),
+    (f"train {QUICK} cluster.address=foo", "cluster.address='foo'|ray start --head|auto"),
+    (f"train {QUICK} cluster.address=", "cluster.address=''|ray start --head|auto"),
+    (f"train {QUICK} cluster.address=foo:bar", "cluster.address='foo:bar'|ray start --head|auto"),
+    (f"evaluate {MEASURED} cluster.address=foo", "cluster.address='foo'|ray start --head|auto"),
+    (f"train {QUICK} trainer.inputs_per_step=4", "minibatch_inputs=8|.minibatch_inputs=4"),
+    (f"train {QUICK} trainer.inputs_per_step=12", "minibatch_inputs=8|.minibatch_inputs=6"),
+    ("evaluate runs/none", "runs/none|write model=runs/none"),
+    ("evaluate live", "live|write model=live"),
+    (f"evaluate {MEASURED} --limit 5", "--limit 5|write problems=5"),
+    (f"analyze {MEASURED} --nonsense", "--nonsense|as in problems=5"),
+    ("evaluate word", "word|problems=5"),
+    ("credit", "required: TREES.jsonl; try --help"),
+    ("export", "required: RUN; try --help"),
+    ("view live --out=", "--out is empty|name a file"),
+    (f"train {QUICK} learner.optimizer.lr=inf", "lr=inf|finite|above 0"),
+    (f"train {QUICK} sampling.temperature=nan", "sampling.temperature=nan|finite"),
+    ("train --per_device_train_batch_size=4", "minibatch_inputs|trainer.inputs_per_step"),
+    ("train per_device_train_batch_size=4", "learner.minibatch_inputs|trainer.inputs_per_step"),
+    ("train use_vllm=true", "use_vllm=true|leave it out"),
+    ("train --use_vllm", "--use_vllm|leave it out"),
+    ("train deepspeed=ds.json", "deepspeed=ds.json|learner.zero_stage"),
+    ("train --deepspeed ds.json", "--deepspeed ds.json|learner.zero_stage"),
+    ("train algorithm.adv_estimator=grpo", "adv_estimator=grpo|algorithm=grpo"),
     (f"launch slurm --submit site=cpu -- {QUICK}", "--submit|sbatch|leave --submit out"),
     (f"launch slurm site=mine -- {QUICK}", "site=mine|cpu, default"),
     (f"launch slurm -- {QUICK}", "gpus_per_node=8|site=cpu"),
