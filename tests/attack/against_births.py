@@ -1,4 +1,4 @@
-"""Attack 107 and those after it: branches that die at their birth or soon after, states that show themselves
+"""Attacks 107 to 108: branches that die at their birth or soon after, states that show themselves
 to nobody, and what an honest cell can leave that makes a branch hard to begin."""
 
 from __future__ import annotations
@@ -31,3 +31,44 @@ async def dies_once_born(world: World) -> None:
                 assert result.kind is Kind.KILLED, result
         for session in crowd:
             await session.close()
+
+
+HIDES_UNBORN = """old = branch.fork
+def fork():
+    made = old()
+    if made == 0:
+        os.closerange(0, 64)
+        time.sleep(60)
+    return -1
+branch.fork = fork
+"""
+DIES_UNBORN = "branch.take_over = lambda *order: (time.sleep({}), os._exit(0))"
+
+
+@attack(108, "has siblings that die at their birth with it")
+async def dies_with_others(world: World) -> None:
+    for waits_s in ((0, 0), (0.2, 0.2), (0, 0.3, 0.3), (0.1, 0.4)):
+        async with world.session() as trunk:
+            await trunk.call("x = 41")
+            state = trunk.state
+            honest = await world.patient.open(at=state)
+            dying = [await world.patient.open(at=state) for _ in waits_s]
+            for session, wait_s in zip(dying, waits_s, strict=True):
+                own_doing(await session.call(LONELY + DIES_UNBORN.format(wait_s)))
+            everybody = [honest, *dying]
+            first, *others = await asyncio.gather(*(each.call("x") for each in everybody))
+            for session in everybody:
+                await session.close()
+            assert first.value == "41", (waits_s, first)
+            assert {result.kind for result in others} == {Kind.KILLED}, (waits_s, others)
+    for delay_s in (0.004, 0.008, 0.01, 0.011, 0.012, 0.013, 0.014, 0.016):
+        async with world.session() as trunk:
+            await trunk.call("x = 41")
+            state = trunk.state
+            async with world.session(at=state) as one, world.session(at=state) as two:
+                own_doing(await one.call(LONELY + HIDES_UNBORN))
+                own_doing(await two.call(LONELY + DIES_UNBORN.format(0.6)))
+                hidden = asyncio.create_task(one.call("1"))
+                await asyncio.sleep(delay_s)
+                for result in (await two.call("1"), await hidden):
+                    assert result.kind is Kind.KILLED, (delay_s, result)
