@@ -1,4 +1,4 @@
-"""Attacks 107 to 108: branches that die at their birth or soon after, states that show themselves
+"""Attacks 107 to 110: branches that die at their birth or soon after, states that show themselves
 to nobody, and what an honest cell can leave that makes a branch hard to begin."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from against_branches_again import own_doing
 from catalogue import PRELUDE, attack
 
-from sandbox.results import Kind
+from sandbox.results import FileRefused, Kind
 
 if TYPE_CHECKING:
     from host import World
@@ -72,3 +72,34 @@ async def dies_with_others(world: World) -> None:
                 await asyncio.sleep(delay_s)
                 for result in (await two.call("1"), await hidden):
                     assert result.kind is Kind.KILLED, (delay_s, result)
+
+
+SHOWS_NOTHING = (
+    "open('f', 'w').write('x')\nkept = os.open('f', 0)\nbranch.show_owner = lambda *_: {}"
+)
+MUTE = ("None", "os.write(3, b'x' * 500)", "os._exit(3)")
+
+
+@attack(109, "shows itself to nobody and is wanted by two")
+async def wanted_by_two(world: World) -> None:
+    for how in MUTE:
+        async with world.session() as trunk:
+            own_doing(await trunk.call(LONELY + SHOWS_NOTHING.format(how)))
+            state = trunk.state
+            async with world.session(at=state) as one, world.session(at=state) as two:
+                for session in (one, two, one, two, trunk):
+                    own_doing(await session.call("1"))
+
+
+@attack(110, "does not let a file be put into its folder")
+async def refuses_files(world: World) -> None:
+    for how in (*MUTE, "time.sleep(99)"):
+        async with world.session() as session:
+            own_doing(await session.call(f"{LONELY}branch.show_owner = lambda *_: {how}"))
+            for _ in range(2):
+                try:
+                    await session.put("f", b"x")
+                    await session.get("f")
+                except FileRefused:
+                    pass
+            own_doing(await session.call("1"))
