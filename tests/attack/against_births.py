@@ -1,4 +1,4 @@
-"""Attacks 107 to 110: branches that die at their birth or soon after, states that show themselves
+"""Attacks 107 to 111: branches that die at their birth or soon after, states that show themselves
 to nobody, and what an honest cell can leave that makes a branch hard to begin."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from against_branches_again import own_doing
 from catalogue import PRELUDE, attack
 
-from sandbox.results import FileRefused, Kind
+from sandbox.results import KEPT, FileRefused, Kind
 
 if TYPE_CHECKING:
     from host import World
@@ -103,3 +103,26 @@ async def refuses_files(world: World) -> None:
                 except FileRefused:
                     pass
             own_doing(await session.call("1"))
+
+
+OPENS_MANY = "open('f', 'w').write('x')\nkept = [open(os.__file__) for _ in range({})]\nlen(kept)"
+OPENS_ALL = (
+    "kept = []\ntry:\n    while True: kept.append(open(os.__file__))\nexcept OSError: pass\n1"
+)
+
+
+@attack(111, "makes folders so deep, and opens so many files, that a copy lacks descriptors")
+async def hard_to_copy(world: World) -> None:
+    begin, look = "import os\nprint(os.urandom(4))\n", "kept[-1].read(1) != '' and len(kept)"
+    for opens in (*map(OPENS_MANY.format, range(50, 59)), f"open('f', 'w').close()\n{OPENS_ALL}"):
+        async with world.session() as session:
+            made = await session.call(begin + opens)
+            assert made.snapshot == KEPT and made.value is not None, (opens, made)
+            result = await session.call(look)
+            assert result.kind is Kind.OK and int(result.value or 0) >= 50, (opens, result)
+    for depth in (28, 29, 40, 60):
+        async with world.session() as session:
+            made = await session.call(f"{begin}os.makedirs('/'.join('d' * {depth}))")
+            assert made.snapshot == KEPT, made
+            result = await session.call("sum(len(names) for _, names, _ in os.walk('.'))")
+            assert result.value == str(depth), (depth, result)
