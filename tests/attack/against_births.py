@@ -1,4 +1,4 @@
-"""Attacks 107 to 111: branches that die at their birth or soon after, states that show themselves
+"""Attacks 107 to 112: branches that die at their birth or soon after, states that show themselves
 to nobody, and what an honest cell can leave that makes a branch hard to begin."""
 
 from __future__ import annotations
@@ -126,3 +126,20 @@ async def hard_to_copy(world: World) -> None:
             assert made.snapshot == KEPT, made
             result = await session.call("sum(len(names) for _, names, _ in os.walk('.'))")
             assert result.value == str(depth), (depth, result)
+
+
+@attack(112, "asks by a futex whether a thread of others exists")
+async def asks_by_futex(world: World) -> None:
+    ask = (
+        "number = 202 if os.uname().machine == 'x86_64' else 98\n"
+        "def ask(operation, task):\n"
+        "    word, limit = ctypes.c_uint32(task), (ctypes.c_long * 2)(0, 1)\n"
+        "    done = libc.syscall(number, ctypes.byref(word), operation | 128, 0, limit, None, 0)\n"
+        "    return ctypes.get_errno() if done < 0 else done\n"
+    )
+    look = "sorted({ask(operation, task) for operation in (6, 7, 8, 11, 12, 13) "
+    look += "for task in range(1, 999)})"
+    async with world.session() as other:
+        await other.call("1")
+        result = await world.call(PRELUDE + ask + look)
+        assert result.value == "[38]", result
