@@ -26,6 +26,7 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _DESCRIPTORS = "/proc/self/fd"
 _LASTING = f"{_DESCRIPTORS}/{WORK_FD}"
 _CHUNK = 1 << 20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _STREAMS_ROOM = socket.CMSG_SPACE(4 * CONTROL_FD)
 _ORPHANED_STATUS, _UNBORN_STATUS = 73, 74
 
@@ -57,13 +58,14 @@ def take_over(place: Place, luggage: Luggage, folder: str, ticket: int, spawner:
     _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # a fork clears it
     if os.getppid() != spawner:
         os._exit(_ORPHANED_STATUS)
-    problem = 0
+    problem, most = 0, place.numbers.stop
+    _close(0, WORK_FD)
+    _close(WORK_FD + 1, most)  # a copy needs some: the code may have taken all there are
     try:
         if luggage.has_files:
             _copy_all(folder)
     except OSError as error:
         problem = error.errno or errno.EIO
-    most = place.numbers.stop
     _close(0, most)
     _be_born(ticket, problem)
     _close(0, CONTROL_FD)  # what the supervisor puts there that is not sure of the rest
@@ -150,7 +152,7 @@ class Place:
         readings = [_Reading(number) for number in self.open_descriptors()]
         here, top = self._getcwd(), self._top()
         inner = here[len(top) + 1 :] if here.startswith(top) else ""
-        return Luggage(readings, inner, bool(os.listdir(WORK_FD)))
+        return Luggage(readings, inner, _may_have_files(WORK_FD))
 
     def settle(self, folder: str, inner: str) -> None:
         """Go on at `inner` in the work folder, in which this process stands now."""
@@ -180,31 +182,54 @@ def _first_descriptors() -> list[tuple[int, int]]:
     return [(each.st_dev, each.st_ino) for each in map(os.fstat, range(WORK_FD + 1))]
 
 
+def _may_have_files(folder: int) -> bool:
+    """Whether an open folder is not empty, as far as one can know: to look takes a descriptor."""
+    try:
+        return bool(os.listdir(folder))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        return True
+
+
 def _copy_all(folder: str) -> None:
-    """Put a copy of everything into `folder`, an empty one."""
-    flags = os.O_RDONLY | os.O_DIRECTORY
-    source, target = os.open(".", flags, dir_fd=WORK_FD), os.open(folder, flags)
+    """Put a copy of everything into `folder`, an empty one. However deep the folders are, only two
+    are open at a time, and those above them are not."""
     umask = os.umask(0)
-    _copy(source, target)
+    waiting: list[tuple[str, ...]] = [()]
+    while waiting:
+        parts = waiting.pop()
+        source, target = _opened(".", parts, WORK_FD), _opened(folder, parts)
+        waiting += [(*parts, name) for name in _copy(source, target)]
+        os.close(source)
+        os.close(target)
     os.umask(umask)
 
 
-def _copy(source: int, target: int) -> None:
-    """All plain files and folders of one open folder into another; there is nothing else."""
+def _opened(top: str, parts: tuple[str, ...], at: int | None = None) -> int:
+    """The folder that the `parts` of its path name below `top`, which is seen from `at`."""
+    current = os.open(top, _FOLDER, dir_fd=at)
+    for part in parts:
+        inner = os.open(part, _FOLDER, dir_fd=current)
+        os.close(current)
+        current = inner
+    return current
+
+
+def _copy(source: int, target: int) -> list[str]:
+    """All plain files of one open folder into another, and the folders in it, which stay empty:
+    their names. There is nothing else."""
+    folders = list[str]()
     with os.scandir(source) as entries:
-        for entry in reversed(list(entries)):  # a file system in memory lists the newest first
-            mode = entry.stat(follow_symlinks=False).st_mode & 0o777
-            if not entry.is_dir(follow_symlinks=False):
-                _copy_file(entry.name, mode, source, target)
-                continue
+        found = list(entries)
+    for entry in reversed(found):  # a file system in memory lists the newest first
+        mode = entry.stat(follow_symlinks=False).st_mode & 0o777
+        if entry.is_dir(follow_symlinks=False):
             os.mkdir(entry.name, mode | 0o700, dir_fd=target)
-            inner = [
-                os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=at)
-                for at in (source, target)
-            ]
-            _copy(*inner)
-            for descriptor in inner:
-                os.close(descriptor)
+            folders.append(entry.name)
+        else:
+            _copy_file(entry.name, mode, source, target)
+    return folders
 
 
 def _copy_file(name: str, mode: int, source: int, target: int) -> None:

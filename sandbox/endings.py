@@ -8,7 +8,7 @@ from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sandbox.inspection import facts, num_threads
+from sandbox.inspection import facts, ids_of, num_threads
 from sandbox.limits import OUTPUT_KILL_BYTES, Limits
 from sandbox.results import Kind, SandboxFailure
 from sandbox.shortage import explained, raise_if_short
@@ -115,10 +115,10 @@ def verdict_of(end: End) -> tuple[Kind, str]:
     return Kind.KILLED, name
 
 
-def kill_strays(session: int, members: Container[int]) -> int:
-    """Kill every process of a kernel's session that is none of its `members`; how many there
-    were."""
-    killed = 0
+def kill_strays(session: int, members: Container[int]) -> set[int]:
+    """Kill every process of a kernel's session that is none of its `members`: their ids, as the
+    spawner knows them."""
+    killed = set[int]()
     for name in os.listdir("/proc"):
         pid = int(name) if name.isdigit() else 0
         with suppress(OSError):  # it is gone
@@ -126,8 +126,8 @@ def kill_strays(session: int, members: Container[int]) -> int:
                 pidfd = os.pidfd_open(pid)
                 try:
                     if os.getsid(pid) == session:
+                        killed.add(ids_of(pidfd)[1])
                         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                        killed += 1
                 finally:
                     os.close(pidfd)
     return killed

@@ -66,7 +66,8 @@ async def put(process: SessionProcess, file: Put, limits: Limits) -> CallResult:
     """Put a file into the work folder of a process, in the place of a call: all of it or, if it is
     refused, nothing. Raises SandboxFailure."""
     if not await process.ready():
-        if await process.ended_itself_after_all():
+        if await process.ended_itself_after_all() or process.alive:  # or it does not do as told
+            process.kill()
             return BROKEN
         raise SandboxFailure("the session's process was lost")
     writing = asyncio.ensure_future(aside(_write, process.folder, file, limits))

@@ -86,7 +86,7 @@ class SpawnerClient:
         """Processes by the process id that the spawner knows."""
         self._early: dict[int, tuple[float, End]] = {}
         """Ends, and when they were heard of, of processes that are not known yet."""
-        self.bereaved: dict[int, Callable[[End], None]] = {}
+        self.bereaved: dict[int, Callable[[int, End], None]] = {}
         """Told of the end of a process that is not known, by the spawner's id of its family."""
         self._folders = -1
         """The folder of all work folders as the sessions see it, through their own mounts."""
@@ -296,7 +296,7 @@ class SpawnerClient:
     def _on_ended(self, inner: int, end: End, family: int = -1) -> None:
         process = self._live.pop(inner, None)
         if process is None and family in self.bereaved and family != inner:
-            self.bereaved[family](end)
+            self.bereaved[family](inner, end)
         elif process is None:
             while len(self._early) >= _MAX_EARLY:
                 del self._early[next(iter(self._early))]

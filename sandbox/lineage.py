@@ -70,6 +70,8 @@ class Lineage:
         """Forks under way, by the ticket of the branch."""
         self._strays = 0
         """Processes that were nobody's branch and were killed, or ended themselves."""
+        self._condemned: set[int] = set()
+        """Those that were killed and whose ends were not reported yet, by the spawner's ids."""
         self._clean = asyncio.Event()
         """Cleared while there may be processes that are nobody's branch."""
         self._clean.set()
@@ -186,7 +188,9 @@ class Lineage:
         finally:
             del self._births[ticket]
             if not self._births and not self._clean.is_set():
-                self._strays += kill_strays(self.first.pid, self._members)
+                killed = kill_strays(self.first.pid, self._members)
+                self._strays += len(killed - self._condemned)
+                self._condemned |= killed
                 self._clean.set()
 
     async def _judged(self, birth: _Birth, strays_before: int) -> SandboxFailure:
@@ -198,8 +202,11 @@ class Lineage:
             return Refused(_NO_FORK)
         return Tampered("a snapshot could have forked")
 
-    def _on_bereavement(self, end: End) -> None:
+    def _on_bereavement(self, inner: int, end: End) -> None:
         """A process ended that is nobody's branch yet."""
+        if inner in self._condemned:  # nor will it be, so it is no loss to those under way
+            self._condemned.remove(inner)
+            return
         self._strays += not end.killed
         for birth in self._waiting:
             self._loop.call_later(_CONDOLENCE_S, self._mourn, birth, end)

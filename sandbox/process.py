@@ -30,6 +30,7 @@ from sandbox.endings import (
     Tampered,
     short_of,
     state_of,
+    verdict_of,
 )
 from sandbox.holdings import Holdings
 from sandbox.inspection import Sight
@@ -164,7 +165,10 @@ class SessionProcess:
         """Run one cell. A result without `state_kept` means that the process is closed."""
         assert self._verdict is None, "one call at a time"
         if not self.alive:
-            raise SandboxFailure("the session's process was lost")
+            if not self.end.done() or self.end.result().killed:
+                raise SandboxFailure("the session's process was lost")
+            kind, why = verdict_of(self.end.result())  # its own doing, only sooner than the cell
+            return CallResult(kind=kind, traceback=why, state_kept=False)
         self._verdict = self._loop.create_future()
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self.output.begin(limits.output_kib << 10)

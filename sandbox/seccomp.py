@@ -131,10 +131,17 @@ _CLOCKS = (
     + _PERMIT
     + _refuse(errno.EINVAL)
 )
-# Whoever maps the same file shares its futexes, also for reading only. Waits on what glibc takes to
-# be shared (the end of a thread that is joined) look again instead.
+# None that inherits priorities, for it says whether the thread that a futex names exists: glibc
+# then has no such mutexes. Whoever maps the same file shares its futexes, also for reading only.
+# Waits on what glibc takes to be shared (the end of a thread that is joined) look again instead.
 _FUTEX = (
     _load_argument(1)
+    + _op(_AND, 0x7F)
+    + b"".join(
+        _op(_JUMP_EQUAL, inherits, 0, 1) + _refuse(errno.ENOSYS)
+        for inherits in (6, 7, 8, 11, 12, 13)
+    )
+    + _load_argument(1)
     + _op(_JUMP_ANY_BIT, 0x80, 0, 1)
     + _PERMIT
     + b"".join(_op(_JUMP_EQUAL, wait, 0, 1) + _refuse(errno.EAGAIN) for wait in (0, 9, 265))

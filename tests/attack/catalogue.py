@@ -88,6 +88,7 @@ def ends(number: int, name: str, *kinds: Kind, cells: tuple[str, ...], hasty: bo
     attack(number, name)(run)
 
 
+import against_births  # noqa: E402, F401
 import against_branches  # noqa: E402, F401
 import against_branches_again  # noqa: E402, F401
 import against_exchange  # noqa: E402, F401

@@ -240,6 +240,9 @@ def test_filter_decides_as_meant_on_both_architectures(
     assert verdict("futex", 0, 0x80) == allow and verdict("futex", 0, 0x189) == allow
     assert {verdict("futex", 0, wait) for wait in (0, 9, 0x109)} == {0x50000 | 11}
     assert {verdict("futex", 0, wake) for wake in (1, 3, 10)} == {0x50000}
+    for inherits in (6, 7, 8, 11, 12, 13):
+        asked = {verdict("futex", 0, inherits | flags) for flags in (0, 0x80, 0x100, 0x180)}
+        assert asked == {0x50000 | 38}
     for clock in (0, 1, 2, 11, -2 % 2**32, -6 % 2**32):
         assert verdict("clock_gettime", clock) == allow
     theirs = {verdict("clock_gettime", (~pid << 3 | 2) % 2**32) for pid in (1, 2, 4000, 70_000)}
