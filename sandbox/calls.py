@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.25
 """Between looks at CPU time and files while a call runs."""
+_FREED_S = (0.01, 0.1, 0.4)
+"""Waits between looks whether a process that ended has freed its files: a disk may take a while."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LAST_BYTES = 2 << 20
 """Bytes of address space below which nearly every allocation fails."""
@@ -141,11 +143,16 @@ class Call:
         )
 
     async def _hoarded(self) -> bool:
-        """End the process, and see whether that frees more than it may have in files."""
+        """End the process, and see whether that frees more than it may have in files: twice that,
+        as its folder may be emptied at the same time."""
         root = os.path.dirname(os.path.dirname(self._process.folder))
-        used = used_bytes(root)
+        used, most = used_bytes(root), 2 * self._limits.file_mib << 20
         await self._process.close()
-        return used - used_bytes(root) > 2 * self._limits.file_mib << 20  # its folder may go too
+        for wait_s in _FREED_S:
+            if used - used_bytes(root) > most:
+                return True
+            await asyncio.sleep(wait_s)
+        return False
 
     async def _ended(self, stop: Stop, cpu_s: float) -> CallResult:
         """Close the process and say, by its end, who caused it."""

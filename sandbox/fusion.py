@@ -35,6 +35,7 @@ from sandbox.results import (
     ReplayReason,
     SandboxFailure,
     SessionState,
+    check_opening,
     refusal,
 )
 from sandbox.streams import HeadTail
@@ -161,6 +162,7 @@ class FusionSandbox:
         keep: Keep = Keep.STATES,
     ) -> FusionSession:
         """See `Sandbox.open`. Nothing is kept, so a `tree` is only a name."""
+        check_opening(setup, at, tree, keep)
         await self._places.acquire()
         self._open += 1
         self.metrics.opened += 1

@@ -14,6 +14,8 @@ MAX_FIGURES, MAX_FIGURES_BYTES = 8, 2 << 20
 """What one call may show, and the size of all its images together."""
 
 
+_LEAST = {"memory_mib": 64, "open_files": 16}
+"""With less a session cannot start, even if it imports nothing beforehand."""
 _MOST = 1 << 31
 """No limit is larger: the kernel's numbers have an end."""
 
@@ -58,6 +60,8 @@ class Limits:
         for field in fields(self):
             whole = field.type == "int"
             check_number(f"limits.{field.name}", getattr(self, field.name), whole=whole)
+        for name, least in _LEAST.items():
+            check_number(f"limits.{name}", getattr(self, name), whole=True, least=least)
         if self.output_kib > OUTPUT_KILL_BYTES >> 10:
             raise ValueError(
                 f"limits.output_kib={self.output_kib!r}: use at most {OUTPUT_KILL_BYTES >> 10}, "

@@ -123,8 +123,10 @@ class SessionProcess:
         if isinstance(verdict, Reply) and verdict.kind is Kind.OK:
             return
         await self._heard_of()
+        more = "; it may need more: raise limits.memory_mib or limits.open_files"
         await self.close()
-        raise SandboxFailure(f"session not started: {_said(verdict)}")
+        why = f"{_said(verdict)}{more if self.ended_itself else ''}"
+        raise SandboxFailure(f"session not started: {why}")
 
     async def fork(self, ticket: bytes, folder: str) -> None:
         """Have it fork a branch that works in `folder`; ends when `forked` says so.

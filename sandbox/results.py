@@ -178,8 +178,29 @@ BROKEN = CallResult(
 """What comes of a call where code left nothing that could go on."""
 
 
+def check_type(name: str, value: object, wanted: type | tuple[type, ...], use: str) -> None:
+    """Raise TypeError unless an argument is of a type that is `wanted`; `use` says which."""
+    if not isinstance(value, wanted):
+        raise TypeError(f"{name}={value!r:.100}: use {use}")
+
+
+def check_opening(setup: object, at: object, tree: object, keep: object) -> None:
+    """Raise TypeError or ValueError if a session cannot be opened with these arguments."""
+    check_type("setup", setup, str, "a string of Python code")
+    check_type("at", at, (SessionState, type(None)), "the `state` of a session, or None")
+    check_type("tree", tree, (str, type(None)), "a string, or None for a tree of its own")
+    if not isinstance(keep, Keep):
+        names = ", ".join(f"Keep.{each.name}" for each in Keep)
+        raise ValueError(f"keep={keep!r:.100}: use one of {names}")
+    assert isinstance(setup, str)
+    refused = refusal(setup)
+    if refused is not None:
+        raise ValueError(f"setup: {refused.traceback.partition(': ')[2]}")
+
+
 def refusal(code: str) -> CallResult | None:
-    """What a call with too long a code comes to; None for one that may run."""
+    """What a call with too long a code comes to; None for one that may run. Raises TypeError."""
+    check_type("code", code, str, "a string")
     if len(code.encode("utf-8", "surrogatepass")) <= MAX_CODE_BYTES:
         return None
     said = f"ValueError: the code is longer than {MAX_CODE_BYTES >> 20} MiB; it was not run"

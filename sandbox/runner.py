@@ -186,10 +186,8 @@ class Runner:
         """Print what the code left in buffers, and clear its alarms."""
         with suppress(BaseException):  # an alarm's handler
             _disarm()
-        used = [
-            getattr(sys, name, None) for name in self._streams
-        ]  # the code may have removed them
-        for stream in (*used, *self._streams.values()):
+        streams: list[Any] = [getattr(sys, name, None) for name in self._streams]  # if still there
+        for stream in [*streams, *self._streams.values()]:
             with suppress(BaseException):  # an object of the code's own
                 stream.flush()
 

@@ -29,6 +29,8 @@ from sandbox.results import (
     Put,
     SandboxFailure,
     SessionState,
+    check_opening,
+    check_type,
     refusal,
 )
 from sandbox.shortage import explained, explaining
@@ -226,8 +228,12 @@ class Sandbox:
             if value is not None:
                 check_number(name, value, whole=True, least=1)
         check_number("replay_below_s", replay_below_s, whole=False, least=0)
-        if isinstance(preload, str):
-            raise ValueError(f"preload={preload!r}: use a list of names")
+        check_type("limits", limits, (Limits, type(None)), "sandbox.limits.Limits(...), or None")
+        check_type("allow_degraded", allow_degraded, bool, "True or False")
+        check_type("bubblewrap", bubblewrap, bool, "True or False")
+        named = isinstance(preload, Sequence) and all(isinstance(name, str) for name in preload)
+        if isinstance(preload, str) or not named:
+            raise ValueError(f"preload={preload!r:.100}: use a list of names")
         if isolation not in TIERS[:2]:
             raise ValueError(
                 f'isolation={isolation!r}: use "strong" or "standard"; for less, allow_degraded'
@@ -290,6 +296,7 @@ class Sandbox:
         Raises SandboxFailure (also when a replay diverges or the setup fails),
         SandboxUnavailable when this machine cannot isolate, ValueError when closed.
         """
+        check_opening(setup, at, tree, keep)
         if at is not None and setup not in ("", at.setup):
             raise ValueError(f"setup={setup!r}: the state has a setup of its own, leave it out")
         self._check_open()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import files
+from sandbox import files, holdings
 from sandbox.limits import Limits
 from sandbox.results import FileRefused, Put
 from sandbox.workdir import contents
@@ -170,3 +170,26 @@ def test_the_log_holds_what_was_put() -> None:
     assert files.checked("a//b/./c", b"x", LIMITS, kept=True) == Put("a/b/c", b"x")
     with pytest.raises(FileRefused, match="keeps nothing"):
         files.checked("a", b"x", LIMITS, kept=False)
+
+
+def test_a_process_with_hidden_files_is_suspected_once_the_file_system_has_grown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, hidden, descriptors = [0], [True], [10]
+    monkeypatch.setattr(holdings, "used_bytes", lambda _: used[0] << 20)
+    monkeypatch.setattr(holdings, "nameless_bytes", lambda *_, **__: None if hidden[0] else 0)
+    monkeypatch.setattr(holdings, "num_descriptors", lambda _: descriptors[0])
+    process, limits = holdings.Holdings(), Limits(file_mib=16)
+
+    def suspected(grown: int) -> bool:
+        used[0] = grown
+        assert not process.exceed(os.getpid(), str(folder), limits, running=True)
+        return process.may_hoard(os.getpid(), str(folder), limits)
+
+    process.begin(str(folder), limits)
+    (folder / "below").mkdir()
+    assert [suspected(grown) for grown in (0, 64, 65, 1000)] == [False, False, True, True]
+    descriptors[0] = 5
+    assert [suspected(grown) for grown in (256, 257)] == [False, True]
+    hidden[0] = False
+    assert not suspected(1000)
