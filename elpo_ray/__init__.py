@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from elpo_ray.types import InfrastructureError, Problem, Score, Step
-
 if TYPE_CHECKING:
     from elpo_ray.training.api import Run, train
+    from elpo_ray.types import InfrastructureError, Problem, Score, Step
 
 code_interpreter = "code_interpreter"
 """The code interpreter, as an entry of `tools`."""
@@ -20,8 +19,12 @@ __all__ = ["InfrastructureError", "Problem", "Run", "Score", "Step", "code_inter
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Run", "train"):
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from elpo_ray.training import api  # Ray takes a second to import
+    if name in ("Run", "train"):
+        from elpo_ray.training import api  # Ray takes a second to import
 
-    return getattr(api, name)
+        return getattr(api, name)
+    from elpo_ray import types
+
+    return getattr(types, name)

@@ -6,14 +6,15 @@ module also completes the line in a shell: by Hydra where Hydra configures the c
 
 from __future__ import annotations
 
-import difflib
-import os
-import runpy
 import sys
-from dataclasses import dataclass
-from typing import NoReturn
 
 try:
+    import difflib
+    import os
+    import runpy
+    from dataclasses import dataclass
+    from typing import NoReturn
+
     from elpo_ray.config.arguments import (
         EXIT_CONFIGURATION,
         EXIT_INTERRUPTED,
@@ -23,7 +24,7 @@ try:
     )
     from elpo_ray.config.files import is_file
     from elpo_ray.config.modules import use_working_folder
-except KeyboardInterrupt:  # these take half a second
+except KeyboardInterrupt:  # these take a tenth of a second
     sys.exit(130)
 
 _SHELL = "-sc"

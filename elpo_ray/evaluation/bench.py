@@ -185,8 +185,8 @@ class ResultFolder:
             for path, old, new in _differences(before["identity"], identity):
                 held = _said(path, old, new)
                 raise ValueError(
-                    f"out={str(folder.path)!r}: holds results with {held}; name a folder of its "
-                    "own with out=NEW, or use the settings of its manifest.json"
+                    f"out={str(folder.path)!r}: holds results with {held}; choose another folder, "
+                    "as in out=NEW, or the settings of its manifest.json"
                 )
             identity["tasks"] = before["identity"]["tasks"] | tasks
         folder.path.mkdir(parents=True, exist_ok=True)

@@ -92,6 +92,29 @@ def test_a_reader_that_goes_leaves_silence(command: str) -> None:
     assert done.stderr == "" and done.returncode in (0, 141)
 
 
+@pytest.mark.parametrize(
+    "module", ["difflib", "omegaconf", "elpo_ray.types", "elpo_ray.config.modules", "hydra"]
+)
+def test_ctrl_c_during_an_import_ends_quietly(module: str) -> None:
+    """The process is interrupted at the import of a module, early or late."""
+    program = f"""
+import sys
+
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Stop())
+sys.modules.pop({module!r}, None)
+sys.argv = ["elpo", "train", "+experiment=quickstart", "check_only=true"]
+from elpo_ray.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr == "", done.stderr
+
+
 @pytest.mark.parametrize("words", [["--version"], ["train", "--version"], ["credit", "--version"]])
 def test_the_version_is_that_of_the_package(words: list[str]) -> None:
     assert elpo(*words).stdout == f"elpo_ray {importlib.metadata.version('elpo_ray')}\n"

@@ -65,3 +65,11 @@ def test_a_folder_that_holds_something_is_refused(
     assert len(lines) == 3 and all("name a" in line for line in lines)
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 0
+
+
+def test_the_folder_is_printed_as_a_shell_takes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sp ace"
+    assert main([str(folder)]) == 0
+    assert f"cd '{folder}' && elpo train agent.yaml" in capsys.readouterr().out

@@ -128,6 +128,27 @@ def test_words_with_values_are_no_files() -> None:
     assert file_word(["trainer.steps=3"]) is None
 
 
+def test_a_model_or_cluster_chosen_over_a_file_replaces_its_own(shop: Path) -> None:
+    text = TASK + "model: {path: owner/name, max_context: 99, tool_parser: hermes}\n"
+    text += "cluster: {gpus: true, learner_ranks: 3, call_timeout_s: 5}\n"
+    file = write(shop, text + "task.demonstrations_file: d.jsonl\n")
+    config = composed([file, "model=tiny", "cluster=local"])
+    assert (config.model.path, config.model.max_context) == (None, 384)
+    assert config.model.tool_parser == "hermes", "what the option does not set stays"
+    assert (config.cluster.gpus, config.cluster.learner_ranks) == (False, 1)
+    assert config.cluster.call_timeout_s == 5
+    over = composed(["model=qwen3_4b", file, "model.max_context=77"]).model
+    assert (over.path, over.max_context) == ("Qwen/Qwen3-4B-Instruct-2507", 77)
+    python = RunFile.read(Path(file)).over({"model": "tiny"})
+    assert composed([], python).model.path is None
+    again = composed(
+        [write(shop, TASK + "model: qwen3_4b\nmodel.max_context: 88"), "model=qwen3_4b"]
+    )
+    assert again.model.max_context == 88, "the same option keeps what the file sets over it"
+    values = RunFile.read(Path(file)).measured(EvaluateConfig, file, ["cluster=local"])
+    assert "gpus" not in values["cluster"] and values["cluster"]["call_timeout_s"] == 5
+
+
 def test_commands_that_measure_take_the_task_of_a_file(shop: Path) -> None:
     file = write(shop, TASK + "cluster: gpu2\nmodel: {path: owner/name, max_context: 99}\n")
     values = RunFile.read(Path(file)).measured(EvaluateConfig, file)

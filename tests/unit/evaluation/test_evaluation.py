@@ -153,6 +153,37 @@ def test_results_of_another_sampler_are_not_mixed(
     assert first.path == tmp_path / "out"
 
 
+def test_each_choice_of_problems_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default; in a folder that is named the difference is told in words."""
+    monkeypatch.chdir(tmp_path)
+
+    class FakeBench:
+        """A bench whose problems follow from the settings alone."""
+
+        source = type("Source", (), {"name": "m", "path": "/m", "served_model": None})
+
+        def __init__(self, **settings: Any) -> None:
+            self.config = EvaluateConfig(model="m", tasks=["t"], **settings)
+
+        def identity(self) -> dict[str, Any]:
+            problems = f"digest of {self.config.problems}"
+            return {"model": {}, "tasks": {"t": {"problems": problems, "settings": {}}}}
+
+    def folder(**settings: Any) -> Path:
+        bench: Any = FakeBench(**settings)
+        return ResultFolder.of(bench, "evaluate", {}).path
+
+    whole, some = folder(), folder(problems=5)
+    assert whole != some == folder(problems=5, n=8), "more samples go to the same folder"
+    assert folder(n=2) == whole
+    assert len({whole, some, folder(problems=6), folder(task={"max_turns": 2})}) == 4
+    folder(out="mine")
+    with pytest.raises(ValueError, match=r"out='mine': .*other problems of t .*as in out=NEW"):
+        folder(out="mine", problems=5)
+
+
 async def test_equal_answers_are_one_vote_and_join_the_first_class_they_equal() -> None:
     class Near(FakeTask):
         """Numbers that are at most 1 apart are equal, which is not transitive."""
