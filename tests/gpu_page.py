@@ -29,9 +29,7 @@ def cell(name: str, words: Sequence[str]) -> str:
     """The smallest card that the run fits on, and its hours on H100s."""
     shape = published(name)
     config = composed([*words, f"model.path=owner/{name}"])
-    cards = [
-        card for card, gib in GPU_GIB.items() if fit(config, shape, gib * 2**30).missing is None
-    ]
+    cards = [card for card, gib in GPU_GIB.items() if not fit(config, shape, gib * 2**30).missing]
     return f"{cards[0]}, {hours(config, shape):,.0f} h" if cards else "no"
 
 

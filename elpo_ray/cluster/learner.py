@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +59,9 @@ class LearnerActor:
 
             settings = LearnerSettings(
                 model=config.model,
-                learner=config.learner,
+                learner=replace(
+                    config.learner, gradient_checkpointing=config.gradient_checkpointing
+                ),
                 clip=config.algorithm.clip,
                 loss=config.loss,
                 temperature=config.sampling.temperature,

@@ -21,6 +21,7 @@ from elpo_ray.config.rollout import EngineConfig, SamplingConfig, SandboxConfig,
 from elpo_ray.config.rules import Section
 from elpo_ray.config.run import ClusterConfig, LoggingConfig, TrainerConfig
 from elpo_ray.config.schedule import BudgetConfig, BudgetScope, ScheduleConfig
+from elpo_ray.config.shapes import tensor_conflicts
 from elpo_ray.config.task import TaskConfig, TaskName
 
 _CHECKOUT = Path(__file__).resolve().parent.parent.parent
@@ -61,6 +62,13 @@ class Config(Section, key=""):
         """How many optimizer steps the whole RL run takes: the length of the rate's schedule."""
         batches = self.trainer.inputs_per_step // self.learner.minibatch_inputs
         return self.trainer.steps * batches * self.learner.epochs
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether the learner computes activations again. Without it a pack of the default size
+        takes 155 GiB of activations with 4 billion parameters; a tiny model only loses time."""
+        asked = self.learner.gradient_checkpointing
+        return self.cluster.gpus and self.model.path is not None if asked is None else asked
 
     @property
     def loss(self) -> LossConfig:
@@ -166,3 +174,4 @@ class Config(Section, key=""):
         ):
             remedy = "nccl connects GPUs, ipc both sides of one GPU (cluster.colocated=true)"
             yield "engine.transfer", f"{remedy}; use auto"
+        yield from tensor_conflicts(self.model, self.engine.tensor_parallel_size)

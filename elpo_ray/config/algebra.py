@@ -15,6 +15,7 @@ from elpo_ray.config.memory import (
     number_bytes,
     rank_peak,
 )
+from elpo_ray.config.remedies import remedy
 from elpo_ray.config.shapes import ModelShape, shape_of
 
 GIB = 1 << 30
@@ -155,11 +156,13 @@ def _memory(config: Config) -> list[tuple[str, str]]:
 def _on_gpus(config: Config, shape: ModelShape) -> list[tuple[str, str]]:
     rows = [(f"fits {CARD}", fits(config, shape, CARD))]
     needed = hours(config, shape)
-    long = f"{needed:,.1f} hours" if needed >= 1 else f"{60 * needed:.0f} minutes"
+    long = f"about {needed:,.1f} hours" if needed >= 1 else f"about {60 * needed:.0f} minutes"
+    if needed < 1 / 60:
+        long = "less than a minute"
     rows.append(
-        ("time", f"about {long} of updates and sampling, at {UPDATE_SHARE:.0%} and "
-         f"{SAMPLING_SHARE:.0%} of an H100's {PEAK / 1e12:.0f} TFLOP/s; tools, evaluations and "
-         "shared prefixes are not counted")
+        ("time", f"{long} of arithmetic in updates and sampling, at {UPDATE_SHARE:.0%} and "
+         f"{SAMPLING_SHARE:.0%} of an H100's {PEAK / 1e12:.0f} TFLOP/s; starts, turns of small "
+         "batches, tools, evaluations and shared prefixes are not counted")
     )  # fmt: skip
     return rows
 
@@ -168,11 +171,11 @@ def fits(config: Config, shape: ModelShape, card: str) -> str:
     """Whether the run fits on GPUs of this kind of `GPU_GIB`, and how, for a person to read."""
     total = GPU_GIB[card]
     lies = fit(config, shape, total * GIB)
-    if lies.missing is not None:
-        return f"no: a learner rank takes {lies.rank / GIB:.1f} GiB of {total}, an engine " + (
-            f"{lies.engine / GIB:.1f} GiB; too little for {lies.missing}"
-        )
-    return (
-        f"yes: a learner rank takes {lies.rank / GIB:.1f} GiB of {total}, an engine "
-        f"{lies.engine / GIB:.1f} GiB, its cache holds {lies.contexts:,.1f} whole contexts"
+    sizes = (
+        f"a learner rank takes {lies.rank / GIB:.1f} GiB of {total}, an engine "
+        f"{lies.engine / GIB:.1f} GiB"
     )
+    if not lies.missing:
+        return f"yes: {sizes}, its cache holds {lies.contexts:,.1f} whole contexts"
+    told = (f"{name}: {remedy(name, config, shape, total * GIB)}" for name in lies.missing)
+    return f"no: {sizes}; too little for {'; and for '.join(told)}"

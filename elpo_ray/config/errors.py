@@ -10,7 +10,8 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_origin
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 from elpo_ray.config import Config
 from elpo_ray.config.meant import example, kind_of, meant, said
@@ -77,6 +78,7 @@ def explain(
 
 LIST = "a list, as in [a, b]; [] is an empty one"
 MAPPING = "names with values, as in {name: value}"
+PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 ABSENT = "?"
 """Stands for a value that is not known."""
 
@@ -158,6 +160,7 @@ def _expected(key: str, root: type) -> str:
         return "its keys one by one, as in " + f"{key}.{fields(kind)[0].name}=…"
     if (form := {list: LIST, dict: MAPPING}.get(get_origin(kind))) is not None:
         return form
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(
-        kind, str(kind).replace("None", "null")
-    )
+    others = [each for each in get_args(kind) if each is not NoneType]
+    if len(others) == 1 and others[0] in PLAIN:
+        return f"{PLAIN[others[0]]}, or null"
+    return PLAIN.get(kind, str(kind).replace("None", "null"))

@@ -106,8 +106,9 @@ class LearnerConfig(Section, key="learner"):
     """Token budget of one forward pass on one rank."""
     packing: Packing = Packing.tree
     attention: AttentionBackend = AttentionBackend.auto
-    gradient_checkpointing: bool = False
-    """Activations are computed again in the backward pass, which saves memory and costs time."""
+    gradient_checkpointing: bool | None = None
+    """Activations are computed again in the backward pass, which saves memory and costs time.
+    null = on GPUs, for a model that `model.path` names."""
     offload_optimizer: bool = False
     """The optimizer's states lie in host memory and the optimizer runs on the CPU."""
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -8,10 +8,11 @@ from enum import Enum
 from typing import Any
 
 from elpo_ray.config.algorithm import AlgorithmConfig
-from elpo_ray.config.model import ContextTokens, Precision
+from elpo_ray.config.model import ContextTokens, ModelConfig, Precision
 from elpo_ray.config.rollout import EngineConfig, SamplingConfig, SandboxConfig
 from elpo_ray.config.rules import NonNegativeInt, PositiveInt, Section
 from elpo_ray.config.run import ClusterConfig
+from elpo_ray.config.shapes import tensor_conflicts
 
 DEFAULT_KS = (4, 16, 32)
 """The K of the paper's Pass@K and Major@K."""
@@ -67,6 +68,8 @@ class MeasureConfig(Section, key=""):
         for key in ("endpoint", "served_model"):
             if getattr(self.engine, key) is not None:
                 yield f"engine.{key}", "give the URL as model=http://…"
+        model = ModelConfig(path=self.model or None)
+        yield from tensor_conflicts(model, self.engine.tensor_parallel_size)
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 
 from elpo_ray.config import Config
 from elpo_ray.config.model import Precision
@@ -124,7 +125,7 @@ def activations(config: Config, shape: ModelShape) -> float:
     head = HEAD_CHUNK + shape.vocabulary * shape.hidden * (
         (4 + width) if config.learner.adapters is None else 0
     )
-    if not config.learner.gradient_checkpointing:
+    if not config.gradient_checkpointing:
         return shape.layers * layer + head
     kept = shape.layers * tokens * shape.hidden * width
     backward = tokens * width * (3 * shape.intermediate + 4 * shape.hidden)
@@ -161,6 +162,14 @@ def rank_peak(config: Config, shape: ModelShape) -> float:
 # --- whether it fits ------------------------------------------------------------------------------
 
 
+class Shortage(StrEnum):
+    """What may be too large for a GPU."""
+
+    rank = "a learner rank"
+    cache = "an engine's weights and cache"
+    beside = "an engine beside the resting learner"
+
+
 @dataclass(frozen=True, slots=True)
 class Fit:
     """How a run lies on GPUs of one size."""
@@ -173,8 +182,8 @@ class Fit:
     """Bytes of them for keys and values; below 0 if not even the weights fit."""
     contexts: float
     """Whole contexts that the cache holds."""
-    missing: str | None
-    """What does not fit, as a remedy; None if all does."""
+    missing: tuple[Shortage, ...]
+    """What does not fit; empty if all does."""
 
 
 def fit(config: Config, shape: ModelShape, gpu_bytes: float) -> Fit:
@@ -187,15 +196,12 @@ def fit(config: Config, shape: ModelShape, gpu_bytes: float) -> Fit:
     logits = 3 * 4 * config.engine.max_num_seqs * shape.vocabulary
     cache = engine - shape.parameters * width / tensor - reading - logits - RESERVE
     context = config.model.max_context * shape.cache_bytes(width) / tensor
-    missing = None
-    if rank + (RESERVE if shared else 0) > gpu_bytes:
-        missing = "a learner rank; lower learner.max_tokens_per_pack, use "
-        missing += "learner.gradient_checkpointing, more ranks with zero_stage=3, or adapters"
-    elif cache < context:
-        missing = "an engine's cache; raise engine.gpu_memory_utilization or tensor_parallel_size"
-    elif shared and engine + RESERVE > gpu_bytes:
-        missing = "an engine beside the resting learner; lower engine.gpu_memory_utilization"
-    return Fit(rank, engine, cache, cache / context, missing)
+    missing = {
+        Shortage.rank: rank + (RESERVE if shared else 0) > gpu_bytes,
+        Shortage.cache: cache < context,
+        Shortage.beside: shared and engine + RESERVE > gpu_bytes,
+    }
+    return Fit(rank, engine, cache, cache / context, tuple(k for k, v in missing.items() if v))
 
 
 # --- how long it takes ----------------------------------------------------------------------------
@@ -209,7 +215,7 @@ def hours(config: Config, shape: ModelShape) -> float:
     tokens = leaves * min(task.expected_episode_tokens, config.model.max_context)
     engines = cluster.rollout_workers * config.engine.tensor_parallel_size
     sampling = 2 * shape.active * tokens / (engines * SAMPLING_SHARE * PEAK)
-    passes = 4 + (2 if config.learner.gradient_checkpointing else 0)
+    passes = 4 + (2 if config.gradient_checkpointing else 0)
     if config.learner.adapters is None:
         passes += 2
     old = 2 if config.optimizer_steps > config.trainer.steps else 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from elpo_ray.config.rules import PositiveInt, Section, at_least
+from elpo_ray.config.rules import PositiveFloat, PositiveInt, Section, at_least
 
 
 class Precision(Enum):
@@ -59,7 +59,7 @@ class ModelConfig(Section, key="model"):
     max_context: ContextTokens = 20480
     """Tokens of prompt and episode together; also the engine's context window."""
     precision: Precision = Precision.bf16
-    num_parameters: float | None = None
+    num_parameters: PositiveFloat | None = None
     """Used only for the memory that `check_only` prints, where the model's sizes are not known from
     a folder or its name; null = unknown then."""
     tiny: TinyModelConfig = field(default_factory=lambda: TinyModelConfig())

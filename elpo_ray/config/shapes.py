@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ class ModelShape:
     parameters: float
     active: float
     """Parameters that a token is multiplied with, output head included, embedding not."""
+    heads: int = 0
+    """Query heads; 0 where the shape was guessed."""
+    key_heads: int = 0
+    """Heads of keys and values; 0 where the shape was guessed."""
     exact: bool = True
     """False where the shape was guessed from the number of parameters."""
 
@@ -60,6 +65,8 @@ class ModelShape:
             vocabulary=vocabulary,
             parameters=blocks + table * (1 if tied else 2),
             active=layers * (attention + router + chosen * expert) + hidden + table,
+            heads=heads,
+            key_heads=key // width,
         )
 
     @classmethod
@@ -78,6 +85,14 @@ class ModelShape:
             active=parameters,
             exact=False,
         )
+
+    def divides(self, tensor: int) -> bool:
+        """Whether vLLM can spread the heads over so many GPUs: evenly, or the heads of keys and
+        values as equal copies where there are fewer of them. True where the heads are not known."""
+        if not self.exact:
+            return True
+        spread = self.key_heads % tensor == 0 or tensor % self.key_heads == 0
+        return self.heads % tensor == 0 and spread
 
     def cache_bytes(self, width: int) -> int:
         """Bytes of one token's keys and values in numbers of `width` bytes."""
@@ -127,6 +142,15 @@ def shape_of(model: ModelConfig) -> ModelShape | None:
     if known:
         return published(max(known, key=len))
     return None if model.num_parameters is None else ModelShape.guess(model.num_parameters)
+
+
+def tensor_conflicts(model: ModelConfig, tensor: int) -> Iterator[tuple[str, str]]:
+    """(key, remedy) where the heads of a model that is known cannot be spread over so many GPUs."""
+    shape = None if tensor == 1 else shape_of(model)
+    if shape is not None and not shape.divides(tensor):
+        heads = f"{shape.heads} heads and {shape.key_heads} of keys and values"
+        fitting = ", ".join(str(n) for n in range(1, 17) if shape.divides(n))
+        yield "engine.tensor_parallel_size", f"the model has {heads}; use one of {fitting}"
 
 
 def tiny_shape(tiny: TinyModelConfig) -> ModelShape:

@@ -9,6 +9,7 @@ stderr.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable
 from functools import partial
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from elpo_ray.config import Config
+from elpo_ray.config import MADE, Config
 from elpo_ray.config.compose import Command, composed
 from elpo_ray.doctor.catalog import engine_checks, node_checks, shared_checks
 from elpo_ray.doctor.finding import Check, Status, examine, print_finding
+from elpo_ray.doctor.network import hub_answers
 
 QUICK = "--quick"
 SMALLEST = (
@@ -67,9 +69,17 @@ def checks(config: Config, *, quick: bool) -> Iterable[Check]:
         yield from engine_checks(smallest(config))
 
 
+def _asks_the_hub(config: Config) -> bool:
+    """Whether the model or the data may have to come from the hub."""
+    named = config.model.path is not None and not Path(config.model.path).exists()
+    return named or (config.task.name not in MADE and config.task.train_file is None)
+
+
 def run(config: Config, *, quick: bool) -> int:
     """Look at everything, print it line by line, and return the exit code."""
     console = Console(highlight=False)
+    if _asks_the_hub(config) and not hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before its client is imported, which tries for long
     console.print(f"{config.experiment} on {Path.cwd()}")
     counts = dict.fromkeys(Status, 0)
     for finding in examine(checks(config, quick=quick)):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import cache
 
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
 
@@ -89,3 +92,19 @@ def ray_address(address: str | None) -> Iterator[Finding]:
         )
     else:
         yield ok("Ray address", f"{address} answers")
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub, or what `HF_ENDPOINT` names, can be reached: one short try,
+    where the hub's own client would try for half a minute."""
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT_S
+        ):
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answers
+    except (OSError, ValueError):
+        return False

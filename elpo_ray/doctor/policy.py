@@ -11,6 +11,7 @@ from elpo_ray.config import Config
 from elpo_ray.config.rollout import Preload
 from elpo_ray.config.rules import require
 from elpo_ray.doctor.finding import Finding, failure, ok, warning
+from elpo_ray.doctor.network import hub_answers
 from elpo_ray.models.folder import check_model_path, check_weights
 from elpo_ray.runs.folder import run_of
 from elpo_ray.tasks import make_task
@@ -41,6 +42,7 @@ def model_files(path: str | None) -> Iterator[Finding]:
 
 
 def _hub(name: str) -> Iterator[Finding]:
+    reachable = hub_answers()
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -51,6 +53,8 @@ def _hub(name: str) -> Iterator[Finding]:
     except LocalEntryNotFoundError:
         pass
     try:
+        if not reachable:
+            raise ConnectionError("no connection to it")
         HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
     except (HfHubHTTPError, OSError) as fault:
         reason = " ".join(str(fault).split())[:160]

@@ -141,7 +141,7 @@ def build_engine(
         folder,
         model.precision,
         max_context=model.max_context,
-        checkpointing=learner.gradient_checkpointing,
+        checkpointing=learner.gradient_checkpointing is True,
     )
     if learner.adapters is not None:
         lora.attach(policy.model, learner.adapters)

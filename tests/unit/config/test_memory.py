@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from train_trees import train_tree
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from elpo_ray.config.algebra import batch_algebra, fits
 from elpo_ray.config.compose import composed
 from elpo_ray.config.learner import AttentionBackend
+from elpo_ray.config.measure import EvaluateConfig
 from elpo_ray.config.memory import (
     GPU_GIB,
+    Shortage,
     activations,
     fit,
     hours,
@@ -26,6 +31,7 @@ from elpo_ray.config.memory import (
     token_bytes,
 )
 from elpo_ray.config.model import ModelConfig, TinyArchitecture, TinyModelConfig
+from elpo_ray.config.rollout import EngineConfig
 from elpo_ray.config.shapes import PUBLISHED, ModelShape, published, shape_of, tiny_shape
 from elpo_ray.forest.planning import PlanRules, plan
 from elpo_ray.learner.attention import IMPLEMENTATION
@@ -34,6 +40,7 @@ from elpo_ray.learner.policy import PolicyModule
 from elpo_ray.models.tiny import tiny_config
 
 GIB = 1 << 30
+ROOT = Path(__file__).resolve().parents[3]
 PARAMETERS = {
     "Qwen2.5-0.5B": 494_032_768,
     "Qwen2.5-1.5B": 1_543_714_304,
@@ -176,19 +183,125 @@ def test_whether_a_run_fits(experiment: str, card: str, verdict: str) -> None:
     said = fits(config, shape, card)
     assert said.startswith(verdict), said
     lies = fit(config, shape, GPU_GIB[card] * GIB)
-    assert (lies.missing is None) == (verdict == "yes")
-    if lies.missing is None:
+    assert (not lies.missing) == (verdict == "yes")
+    if not lies.missing:
         assert lies.contexts >= 1
 
 
 def test_what_is_too_large_is_named_with_a_remedy() -> None:
     config = composed(["+experiment=aime", "model.path=Qwen/Qwen2.5-32B-Instruct"])
-    assert "learner rank" in str(fit(config, published("Qwen2.5-32B"), 80 * GIB).missing)
+    assert Shortage.rank in fit(config, published("Qwen2.5-32B"), 80 * GIB).missing
     config = composed(["+experiment=aime_2gpu", "engine.gpu_memory_utilization=0.05"])
     said = fits(config, published("Qwen2.5-1.5B"), "80 GB")
     assert "raise engine.gpu_memory_utilization" in said
     config = composed(["+experiment=aime_1gpu", "engine.gpu_memory_utilization=0.99"])
     assert "lower engine.gpu_memory_utilization" in fits(config, published("Qwen2.5-1.5B"), "80 GB")
+
+
+AGENT = [
+    "cluster=gpu2",
+    "model=named",
+    "model.path=Qwen/Qwen3-4B-Instruct-2507",
+    "task=open_agentrl",
+]
+
+
+def verdict(*words: str) -> str:
+    config = composed([*AGENT, *words])
+    shape = shape_of(config.model)
+    assert shape is not None
+    return fits(config, shape, "80 GB")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("learner.gradient_checkpointing=false",),
+        ("learner.max_tokens_per_pack=20480",),
+        ("cluster=gpu1",),
+        ("cluster.learner_ranks=2", "model.path=Qwen/Qwen2.5-14B"),
+        ("engine.gpu_memory_utilization=0.9", "model.path=Qwen/Qwen2.5-32B"),
+    ],
+)
+def test_every_way_that_is_named_makes_the_learner_fit(words: tuple[str, ...]) -> None:
+    said = verdict(*words)
+    ways = re.findall(r"with ([^()]+) \(([\d.]+) GiB\)", said.partition("; and for")[0])
+    assert said.startswith("no") and ways, said
+    for way, size in ways:
+        after = verdict(*words, *way.split())
+        assert f"a learner rank takes {size} GiB" in after, (way, after)
+        assert "too little for a learner rank" not in after, (way, after)
+        assert not {*way.split()} & {*words}, "what is set already is not advised"
+
+
+def test_all_that_is_too_large_is_named() -> None:
+    said = verdict("engine.gpu_memory_utilization=0.05")
+    assert "too little for a learner rank: it fits with" in said
+    assert "; and for an engine's weights and cache: raise engine.gpu_memory_utilization" in said
+    said = verdict("model.path=x/y", "model.num_parameters=1e13")
+    assert "for a learner rank: take larger GPUs or a smaller model" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "on"),
+    [
+        ([], True),
+        (["cluster=local"], False),
+        (["model.path=null", "task=countdown"], False),
+        (["learner.gradient_checkpointing=false"], False),
+        (["cluster=local", "learner.gradient_checkpointing=true"], True),
+    ],
+)
+def test_real_models_compute_activations_again_on_gpus(words: list[str], on: bool) -> None:
+    assert composed([*AGENT, *words]).gradient_checkpointing is on
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "right"),
+    [
+        ("Qwen3-4B", 3, False), ("Qwen3-4B", 5, False), ("Qwen3-4B", 8, True),
+        ("Qwen3-4B", 16, True), ("Qwen2.5-1.5B", 8, False), ("Qwen2.5-1.5B", 4, True),
+        ("Qwen2.5-1.5B", 3, False), ("Qwen2.5-7B", 7, False), ("unknown", 3, True),
+    ],
+)  # fmt: skip
+def test_heads_must_spread_over_the_gpus_of_an_engine(name: str, tensor: int, right: bool) -> None:
+    words = [*AGENT, f"model.path=owner/{name}", f"engine.tensor_parallel_size={tensor}"]
+    measure = partial(EvaluateConfig, engine=EngineConfig(tensor_parallel_size=tensor))
+    if right:
+        composed(words), measure(model=f"owner/{name}")
+        return
+    with pytest.raises(
+        ValueError, match=rf"tensor_parallel_size={tensor}: the model has \d+ heads"
+    ):
+        composed(words)
+    with pytest.raises(
+        ValueError, match=rf"tensor_parallel_size={tensor}: the model has \d+ heads"
+    ):
+        measure(model=f"owner/{name}")
+
+
+ADVICE = ["README.md", "docs/extending.md", "docs/tutorial.md",
+          "elpo_ray/new/project/README.md.template"]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", ADVICE)
+def test_what_the_pages_advise_for_gpus_fits(page: str) -> None:
+    text = " ".join((ROOT / page).read_text().split("\n"))
+    parts = {key: re.search(rf"{key}: ({{.*?Qwen3-4B.*?}}|{{lora.*?}}}}|gpu\d)", text)
+             for key in ("model", "learner", "cluster")}  # fmt: skip
+    found = {key: yaml.safe_load(part[1]) for key, part in parts.items() if part}
+    assert found.keys() == {"model", "learner", "cluster"}, found
+    lora, rate = found["learner"]["lora"]["rank"], found["learner"]["optimizer"]["lr"]
+    path, cluster = found["model"]["path"], found["cluster"]
+    words = [f"learner.lora.rank={lora}", f"learner.optimizer.lr={rate}", f"cluster={cluster}"]
+    said = verdict(*words, f"model.path={path}")
+    assert said.startswith("yes"), said
+
+
+def test_a_short_run_is_less_than_a_minute_of_arithmetic() -> None:
+    text = batch_algebra(composed(["+experiment=quickstart_gpu"]))
+    assert "less than a minute of arithmetic" in text and "starts," in text
 
 
 def test_hours_follow_the_work() -> None:

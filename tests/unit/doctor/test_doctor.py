@@ -414,3 +414,19 @@ def test_the_command_tells_line_by_line_and_ends_with_the_right_code(
     assert "         -> name a folder you may write to with trainer.run_dir=" in out
     code, _, err = told(place.patch, capsys, *words, "trainer.steps=x")
     assert code == 2 and err.startswith("elpo_ray: trainer.steps=x")
+
+
+def test_without_the_hub_it_says_at_once_what_to_download(tmp_path: Path) -> None:
+    """Nothing listens at the hub's address: one short try, no repeated ones, and the remedy."""
+    surroundings = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    surroundings |= {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "elpo_ray.doctor", "--quick", "+experiment=aime_1gpu"],
+        cwd=tmp_path, env=surroundings | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "Retrying" not in said and "ConnectError" not in said, said
+    (model,) = (part for part in said.split("failure") if part.startswith("  model:"))
+    assert "the hub does not give it (no connection to it)" in model
+    assert "hf download Qwen/Qwen2.5-1.5B-Instruct) and name the folder with model.path" in model
