@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox.limits import Limits
-from sandbox.results import CHEAP, KEPT, Keep, Kind, SandboxFailure, SessionState
+from sandbox.results import KEPT, Keep, Kind, ReplayReason, SandboxFailure, SessionState
 from sandbox.supervisor import Sandbox, Session
 
 pytestmark = pytest.mark.real
@@ -279,7 +279,8 @@ async def test_short_calls_are_repeated_and_long_ones_kept() -> None:
         for cell in ("x = [1]", "x.append(2)", "import time\ntime.sleep(0.25)", "x.append(3)"):
             seen.append((await trunk.call(cell)).snapshot)
             states.append(trunk.state)
-        assert seen == [CHEAP, CHEAP, KEPT, CHEAP]
+        cheap = ReplayReason.CHEAP
+        assert seen == [cheap, cheap, KEPT, cheap]
         assert sandbox.gauges()["forks"] == 2  # of the start, and of the kept state
         for number, expected, how, replayed in (
             (2, "[1, 2]", "replay", 2),
