@@ -181,7 +181,7 @@ def _remedy(bound: Bound, value: Any) -> str:
     several = value if isinstance(value, list | tuple) else [value]
     if all(math.isfinite(each) for each in several if isinstance(each, int | float)):
         return bound.remedy
-    return f"it must be finite; {bound.remedy}"
+    return f"{bound.remedy}; it must be finite"
 
 
 def _bound(hint: Any) -> Bound | None:
