@@ -150,7 +150,7 @@ WORDS = [
     ("export", "required: RUN; try --help"),
     ("view live --out=", "--out is empty|name a file"),
     (f"train {QUICK} learner.optimizer.lr=inf", "lr=inf|above 0; it must be finite"),
-    (f"train {QUICK} sampling.temperature=nan", "sampling.temperature=nan|finite"),
+    (f"train {QUICK} sampling.temperature=nan", "sampling.temperature=nan|use a value"),
     ("train --per_device_train_batch_size=4", "minibatch_inputs|trainer.inputs_per_step"),
     ("train per_device_train_batch_size=4", "learner.minibatch_inputs|trainer.inputs_per_step"),
     ("train use_vllm=true", "use_vllm=true|leave it out"),
