@@ -179,9 +179,8 @@ def names(schema: Any) -> dict[str, Names]:
 def _remedy(bound: Bound, value: Any) -> str:
     """What to write instead of a value, or a list with one, that is out of bounds."""
     several = value if isinstance(value, list | tuple) else [value]
-    if all(math.isfinite(each) for each in several if isinstance(each, int | float)):
-        return bound.remedy
-    return f"it must be finite; {bound.remedy}"
+    finite = all(math.isfinite(each) for each in several if isinstance(each, int | float))
+    return bound.remedy if finite or bound.high < math.inf else f"{bound.remedy}; it must be finite"
 
 
 def _bound(hint: Any) -> Bound | None:

@@ -141,12 +141,12 @@ def test_a_model_or_cluster_chosen_over_a_file_replaces_its_own(shop: Path) -> N
     assert (over.path, over.max_context) == ("Qwen/Qwen3-4B-Instruct-2507", 77)
     python = RunFile.read(Path(file)).over({"model": "tiny"})
     assert composed([], python).model.path is None
+    values = RunFile.read(Path(file)).measured(EvaluateConfig, file, ["cluster=local"])
+    assert "gpus" not in values["cluster"] and values["cluster"]["call_timeout_s"] == 5
     again = composed(
         [write(shop, TASK + "model: qwen3_4b\nmodel.max_context: 88"), "model=qwen3_4b"]
     )
     assert again.model.max_context == 88, "the same option keeps what the file sets over it"
-    values = RunFile.read(Path(file)).measured(EvaluateConfig, file, ["cluster=local"])
-    assert "gpus" not in values["cluster"] and values["cluster"]["call_timeout_s"] == 5
 
 
 def test_commands_that_measure_take_the_task_of_a_file(shop: Path) -> None:
