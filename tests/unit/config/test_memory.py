@@ -267,7 +267,9 @@ def test_real_models_compute_activations_again_on_gpus(words: list[str], on: boo
 )  # fmt: skip
 def test_heads_must_spread_over_the_gpus_of_an_engine(name: str, tensor: int, right: bool) -> None:
     words = [*AGENT, f"model.path=owner/{name}", f"engine.tensor_parallel_size={tensor}"]
-    measure = partial(EvaluateConfig, engine=EngineConfig(tensor_parallel_size=tensor))
+    measure = partial(
+        EvaluateConfig, tasks=["aime24"], engine=EngineConfig(tensor_parallel_size=tensor)
+    )
     if right:
         composed(words), measure(model=f"owner/{name}")
         return
@@ -288,8 +290,8 @@ ADVICE = ["README.md", "docs/extending.md", "docs/tutorial.md",
 @pytest.mark.parametrize("page", ADVICE)
 def test_what_the_pages_advise_for_gpus_fits(page: str) -> None:
     text = " ".join((ROOT / page).read_text().split("\n"))
-    parts = {key: re.search(rf"{key}: ({{.*?Qwen3-4B.*?}}|{{lora.*?}}}}|gpu\d)", text)
-             for key in ("model", "learner", "cluster")}  # fmt: skip
+    forms = {"model": r"{path: \S*Qwen3-4B[^}]*}", "learner": "{lora.*?}}", "cluster": r"gpu\d"}
+    parts = {key: re.search(f"{key}: ({form})", text) for key, form in forms.items()}
     found = {key: yaml.safe_load(part[1]) for key, part in parts.items() if part}
     assert found.keys() == {"model", "learner", "cluster"}, found
     lora, rate = found["learner"]["lora"]["rank"], found["learner"]["optimizer"]["lr"]
