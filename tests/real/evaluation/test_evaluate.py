@@ -163,7 +163,10 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
     assert len(lines(samples)) == 60
 
 
-def test_mistakes_are_told_before_anything_starts(model: Path, data: Path, tmp_path: Path) -> None:
+def test_mistakes_are_told_before_anything_starts(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elpo_ray.evaluation.bench.gpus_here", lambda: 8)
     bare = tmp_path / "bare"
     shutil.copytree(model, bare)
     (bare / "chat_template.jinja").unlink()
