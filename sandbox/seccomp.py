@@ -89,7 +89,7 @@ def _signal_to_self(pid_at: int, signal_at: int) -> bytes:
     )
 
 
-_STACK_ONLY = _op(_JUMP_EQUAL, 3, 0, 1) + _FEIGN + _refuse(errno.EPERM)
+_STACK_ONLY = _op(_JUMP_EQUAL, 3, 0, 1) + _PERMIT + _refuse(errno.EPERM)
 """For the loaded number of a limit: RLIMIT_STACK, or EPERM."""
 
 
@@ -211,8 +211,8 @@ _CONDITIONAL: dict[str, bytes] = {
     + _PERMIT
     + _refuse(errno.EPERM)
     + _one_of(0, (15, 16)),
-    # Limits are the supervisor's: they may be read. A stack of another size, which programs ask for
-    # because threads get it, is not needed here.
+    # Limits are the supervisor's: they may be read. Deep recursion needs a stack of another size,
+    # which costs nobody else anything: it counts as memory.
     "prlimit64": _load_argument(0)
     + _op(_JUMP_EQUAL, 0, 2, 0)
     + _op(_JUMP_EQUAL, _OWN_PID, 1, 0)
