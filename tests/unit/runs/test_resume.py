@@ -230,8 +230,9 @@ def test_a_folder_in_which_a_process_works_is_left_alone_until_it_ends(tmp_path:
             made(tmp_path)
         settings = config(tmp_path, "trainer.run_name=run")
         late = RunFolder(tmp_path / "run")
+        resumed = replace(settings.trainer, resume=str(tmp_path / "run"))
         with pytest.raises(ValueError, match=rf"process {other.pid} is at work in"):
-            late.begin(replace(settings, trainer=replace(settings.trainer, resume="x")))
+            late.begin(replace(settings, trainer=resumed))
     finally:
         other.kill()
         other.communicate()
