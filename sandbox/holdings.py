@@ -27,7 +27,7 @@ later than a tick bears that one or a later one."""
 
 
 class Holdings:
-    """Of one process, whose id and work folder each method is told."""
+    """What one process keeps; each method is told its id and work folder."""
 
     def __init__(self) -> None:
         self._state_before: int | None = None

@@ -27,7 +27,7 @@ class Metrics:
     replays: int = 0
     """States rebuilt by replay, because no snapshot of them was there."""
     replay_reasons: Counter[str] = field(default_factory=Counter)
-    """Of these, by `ReplayReason`."""
+    """Replays by their `ReplayReason`."""
     replayed_calls: int = 0
     diverged: int = 0
     """Replays that came to another result than when the call was recorded."""

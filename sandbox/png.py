@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 MAX_PIXELS = 16 << 20
-"""Of one image, so that whoever decodes it needs at most some 64 MiB."""
+"""Bound of one image, so that whoever decodes it needs at most some 64 MiB."""
 MAX_SIDE = 1 << 14
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD, _BEGIN = struct.Struct(">I4s"), struct.Struct(">IIBBBBB")
