@@ -103,14 +103,14 @@ class States:
             self._gone[snapshot.node] = snapshot.lacks
             del self._nodes[snapshot.node]
         if not snapshot.spent and snapshot.process.ended_itself:
-            self.blame(snapshot.node)
+            self.mark_broken(snapshot.node)
 
     def is_broken(self, node: str) -> bool:
-        """Whether its own code is to blame if a state cannot be had any more."""
+        """Whether code, not the sandbox, is the cause if a state cannot be had any more."""
         return node in self._broken
 
-    def blame(self, node: str) -> None:
-        """Its own code is to blame if a state cannot be had any more. Before any there is none."""
+    def mark_broken(self, node: str) -> None:
+        """Note that code is the cause if a state cannot be had any more. The start has no code."""
         if not node.startswith(START):
             self._broken.add(node)
 
@@ -120,9 +120,9 @@ class States:
         held.lacks = ReplayReason.TAMPERED if tampered else ReplayReason.LOST
         self._gone[held.node] = held.lacks
         if tampered or await held.process.ended_itself_after_all():
-            self.blame(held.node)
+            self.mark_broken(held.node)
 
     def note_loss(self, held: Snapshot, result: CallResult) -> None:
         """Note if code ended the only process that was in its state."""
         if held.spent and not result.state_kept and result.kind is not Kind.SANDBOX_FAILURE:
-            self.blame(held.node)
+            self.mark_broken(held.node)

@@ -250,7 +250,7 @@ class Tree:
                 raise SandboxFailure("the session's process was lost")
             held.spent = True
             if held.status in (THREADS, DESCRIPTORS):
-                self._states.blame(held.node)
+                self._states.mark_broken(held.node)
             return held.process
         process = await branch_of(held, self._means.running)
         self._means.metrics.forks += 1
@@ -307,7 +307,7 @@ class Tree:
             inherited=held.anonymous if forked else held.inherited,
         )
         if after.status == UNSEEN and not await process.killed_from_outside():
-            self._states.blame(node)
+            self._states.mark_broken(node)
         if not after.forkable:
             after.unkept_s = held.unkept_s + took_s
         return after
