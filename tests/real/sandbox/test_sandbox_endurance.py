@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +79,13 @@ class March:
         return n + counts
 
 
-def resident() -> int:
-    """Bytes of this process and of all that belong to it."""
-    me = psutil.Process()
-    return sum(each.memory_info().rss for each in (me, *me.children(recursive=True)))
+def resident(others: set[int]) -> int:
+    """Bytes of this process and of all below it, but for the `others`, which earlier tests left."""
+    found = 0
+    for pid in family(os.getpid()) - others | {os.getpid()}:
+        with suppress(psutil.NoSuchProcess):
+            found += psutil.Process(pid).memory_info().rss
+    return found
 
 
 @pytest.mark.parametrize(
@@ -91,18 +95,17 @@ async def test_many_calls_leave_nothing(
     calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    mine, before = children(os.getpid()), len(os.listdir("/proc/self/fd"))
+    mine, others = children(os.getpid()), family(os.getpid())
+    before = len(os.listdir("/proc/self/fd"))
     async with Sandbox(LIMITS, sessions=8) as sandbox:
         source, sizes, idle = random.Random(11), list[int](), list[int]()
         for _ in range(5):
             march = March(sandbox, calls // 5, source)
             await asyncio.gather(*(march.go() for _ in range(3)))
             gc.collect()
-            await eventually(
-                lambda: len(family(os.getpid())) <= len(mine) + 2, "processes are left"
-            )
+            await eventually(lambda: len(family(os.getpid()) - others) <= 2, "processes are left")
             idle.append(len(os.listdir("/proc/self/fd")))
-            sizes.append(resident())
+            sizes.append(resident(others))
         assert len(set(idle)) == 1, idle
         assert max(sizes) - sizes[0] < GROWTH_BYTES, [size >> 20 for size in sizes]
         files = [name for _, folders, names in os.walk(tmp_path) for name in (*folders, *names)]

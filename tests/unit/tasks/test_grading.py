@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -182,6 +184,17 @@ def test_a_machine_without_time_is_waited_for(grader: MathGrader) -> None:
     go_on.join()
     assert grader._free.get() is child
     grader._free.put(child)
+
+
+def test_a_large_owner_does_not_count_as_the_grader_s_memory() -> None:
+    """The process of a rollout worker is larger than a grader may be."""
+    code = (
+        "import asyncio\nfrom elpo_ray.tasks.grading.pool import MEMORY_MIB, MathGrader\n"
+        "large = b'x' * (MEMORY_MIB << 20)\n"
+        "print(asyncio.run(MathGrader(1, 1.0).compare('7', '8')).value)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout == "different\n", run.stderr
 
 
 def test_graders_end_with_their_owner() -> None:
