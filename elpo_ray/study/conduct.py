@@ -77,7 +77,7 @@ class Progress:
     @property
     def log(self) -> Path:
         """The file with what the run prints."""
-        return self.folder.with_suffix(".log")
+        return self.folder.with_name(f"{self.folder.name}.log")
 
 
 class Conductor:

@@ -345,6 +345,15 @@ def test_a_command_line_is_what_was_checked(tmp_path: Path) -> None:
     assert (shown["trainer"]["seed"], shown["task"]["reward"]["format_penalty"]) == (3, 0.5)
 
 
+def test_every_run_has_a_log_of_its_own(tmp_path: Path) -> None:
+    grid = {"learner.optimizer.lr": [1.5e-4, 1.5, 1.6e-4]}
+    study = study_of(tmp_path, arms=["grpo"], grid=grid, seeds=1)
+    conductor = Conductor(study, tmp_path, tmp_path)
+    assert len({one.log for one in conductor.progress}) == 3
+    for one in conductor.progress:
+        assert one.log.name == f"{one.folder.name}.log"
+
+
 def test_at_least_one_run_fits(tmp_path: Path) -> None:
     config = study_of(tmp_path).cells[0].config
     assert at_once(config) >= 1
