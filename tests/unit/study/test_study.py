@@ -291,8 +291,9 @@ def test_several_run_at_once_but_no_cold_start_is_made_twice(tmp_path: Path) -> 
 def test_ctrl_c_reaches_the_runs_under_way_and_waits_for_them(tmp_path: Path) -> None:
     study = study_of(tmp_path, seeds=1)
     script = """
-import pathlib, sys, time
+import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 try:
     folder.mkdir(parents=True)
     time.sleep(60)
@@ -347,7 +348,7 @@ def test_a_command_line_is_what_was_checked(tmp_path: Path) -> None:
 
 def test_every_run_has_a_log_of_its_own(tmp_path: Path) -> None:
     grid = {"learner.optimizer.lr": [1.5e-4, 1.5, 1.6e-4]}
-    study = study_of(tmp_path, arms=["grpo"], grid=grid, seeds=1)
+    study = study_of(tmp_path, arms=["grpo"], baseline=None, grid=grid, seeds=1)
     conductor = Conductor(study, tmp_path, tmp_path)
     assert len({one.log for one in conductor.progress}) == 3
     for one in conductor.progress:
