@@ -15,6 +15,7 @@ that are no measure of anything. Exit code 1 if a part misses what is asked of i
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -105,6 +106,9 @@ def main() -> int:
         missed |= bool(wrong)
         line = {"part": name, **found, "missed": wrong, "part_s": time.perf_counter() - began}
         print(json.dumps(line), flush=True)
+        gc.collect()  # the part's models, and what vLLM must not leave to the interpreter's end
+        if not args.tiny:
+            torch.cuda.empty_cache()  # or the next part's engine finds the memory taken
     return int(missed and not args.tiny)
 
 
