@@ -53,7 +53,7 @@ PARAMETERS = {
 
 
 def test_the_heads_chunks_are_those_of_the_learner() -> None:
-    assert HEAD_CHUNK == 3 * 4 * CHUNK_ELEMENTS["cuda"]
+    assert 3 * 4 * CHUNK_ELEMENTS["cuda"] == HEAD_CHUNK
 
 
 def count(config: object) -> int:
