@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -203,6 +204,7 @@ def peak_bytes(*, from_start: bool = False) -> Iterator[list[int]]:
                 total += event.nbytes()
                 found[0] = max(found[0], total)
         return
+    gc.collect()  # a model that was built before and is no longer used
     torch.cuda.synchronize()
     before = 0 if from_start else torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
