@@ -28,6 +28,7 @@ from tests.gpu.devices import (
     learner,
     learner_settings,
     make_engine,
+    on_gpu,
     weights_of,
 )
 from tests.real.engines import Handles
@@ -55,7 +56,10 @@ def disagreement(rank: LearnerRank, turns: list[Turn]) -> float:
     return float(torch.cat(errors).mean())
 
 
-@pytest.mark.parametrize("transfer", [Transfer.host] if ON_CPU else [Transfer.ipc, Transfer.host])
+SHARED = on_gpu("memory of a GPU is what both sides share")
+
+
+@pytest.mark.parametrize("transfer", [pytest.param(Transfer.ipc, marks=SHARED), Transfer.host])
 def test_colocation(transfer: Transfer, tmp_path: Path, tell: Tell) -> None:
     build(tmp_path, LARGE, PRECISION, spread=0.02)
     watch, back = Timer(), Background()

@@ -36,13 +36,17 @@ from tests.gpu.devices import (
     build,
     learner,
     learner_settings,
+    on_gpu,
 )
 from tests.real.ranks import updated
 from tests.train_trees import train_tree
 
-BACKENDS = [AttentionBackend.blocks]
-if not ON_CPU:
-    BACKENDS += [AttentionBackend.paths, AttentionBackend.flex]
+FLASH, FLEX = "flash attention needs a GPU", "FlexAttention has no backward pass there"
+BACKENDS = [
+    AttentionBackend.blocks,
+    pytest.param(AttentionBackend.paths, marks=on_gpu(FLASH)),
+    pytest.param(AttentionBackend.flex, marks=on_gpu(FLEX)),
+]
 
 
 def trees(count: int, nodes: int, vocabulary: int) -> list[TrainTree]:
