@@ -6,15 +6,18 @@ engine   an engine in the shape of Qwen2.5-1.5B: start to first token, tokens a 
 share    that engine beside a learner's weights: sleep and wake in seconds and GiB, weights by IPC
          and their GB a second
 rollout  the whole rollout stack against its bare engine, and BEL trees against independent
-         trajectories, both in wall-clock
+         trajectories with as many leaves, both in wall-clock: the quickstart's policy, so enlarged
+         that a step of the engine takes about as long as one of Qwen2.5-1.5B
 
-Each part is meant to take less than 90 s on an H100. `--tiny` tries a part without a GPU, on models
-that are no measure of anything. Exit code 1 if a part misses what is asked of it (`ASKED`).
+Each part is meant to take less than 90 s on an H100; `--seconds` bounds its rounds. `--tiny` tries
+a part without a GPU, on models that are no measure of anything. Exit code 1 if a part misses what
+is asked of it (`ASKED`).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -55,10 +58,12 @@ def share(args: argparse.Namespace) -> Values:
 def rollout(args: argparse.Namespace) -> Values:
     from benchmarks.rollouts import growth
 
-    options = argparse.Namespace(model=None, layers=24, mlp=None, pairs=2, inputs=64, set=[])
-    options.set = ["cluster=gpu1", "cluster.dashboard=false"]
+    options = argparse.Namespace(model=None, layers=16, mlp=65536, pairs=2, inputs=64, set=[])
+    options.seconds = args.seconds / 2
+    options.set = ["cluster=gpu1", "cluster.dashboard=false", "engine.max_num_seqs=64"]
+    options.set.append("engine.gpu_memory_utilization=0.4")
     if args.tiny:
-        options.inputs, options.pairs, options.layers = 4, 1, None
+        options.inputs, options.pairs, options.layers, options.mlp = 4, 1, None, None
         options.set += ["cluster.gpus=false", "task.countdown.demonstrations=256"]
     return growth.measure(options)["median"]
 
@@ -81,7 +86,7 @@ def main() -> int:
     )
     parser.add_argument("--tiny", action="store_true", help="try it without a GPU")
     parser.add_argument("--graphs", action="store_true", help="engine with compilation and graphs")
-    parser.add_argument("--seconds", type=float, default=60, help="of the update's rounds")
+    parser.add_argument("--seconds", type=float, default=60, help="after which no round begins")
     args = parser.parse_args()
     if args.tiny:
         os.environ["ELPO_GPU_TESTS"] = "cpu"  # the models and engines are those of tests/gpu
@@ -105,6 +110,9 @@ def main() -> int:
         missed |= bool(wrong)
         line = {"part": name, **found, "missed": wrong, "part_s": time.perf_counter() - began}
         print(json.dumps(line), flush=True)
+        gc.collect()  # the part's models, and what vLLM must not leave to the interpreter's end
+        if not args.tiny:
+            torch.cuda.empty_cache()  # or the next part's engine finds the memory taken
     return int(missed and not args.tiny)
 
 

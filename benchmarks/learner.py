@@ -1,16 +1,18 @@
 """Update time and memory: trees with shared prefixes against the same leaves as flat sequences.
 
-    python benchmarks/learner.py [--trees runs/NAME/trees/step_00010.jsonl] [--out learner.json]
+    python benchmarks/learner.py [--only NAME] [--trees runs/NAME/trees/step_00010.jsonl]
+        [--out learner.json]
 
-Prints one JSON object at its end, and a line of JSON to stderr after every pass. Every comparison
-is made within one run. It times forward and backward passes of one mini-batch over the same leaves,
+Prints one JSON object at its end, and a line of JSON to stderr after every pass. `--only` takes the
+parts whose names contain it: cases, `head` and, on a GPU, `agreement`. Every comparison is made
+within one run. It times forward and backward passes of one mini-batch over the same leaves,
 with the learner's own planning, packing, attention and head. The variants alternate, and the best
 of `--rounds` counts; speed-ups are over the fastest variant without sharing. `flat` = the leaves as
 sequences side by side, `rows` = right-padded rows under the stock attention, `tree` = shared
 prefixes, `chosen` = what the learner decides. On CPU, seconds are processor time, and every pass
 runs in a process of its own so that its peak memory can be measured. On a GPU a model in the shape
-of Qwen2.5-1.5B runs in bf16 with every attention backend; `--seconds` bounds each case there: no
-further round begins after so long.
+of Qwen2.5-1.5B runs in bf16 with every attention backend. `--seconds` bounds each case: no further
+round begins after so long.
 """
 
 from __future__ import annotations
@@ -269,6 +271,7 @@ def alone(function: Any, *arguments: Any) -> Any:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=lambda: sender.send(function(*arguments)))
     process.start()
+    sender.close()  # or nothing would ever come from a process that has died
     result = receiver.recv()
     process.join()
     return result
@@ -376,40 +379,47 @@ def main() -> None:
     parser.add_argument("--trees", type=Path, help="a dump of a run, runs/NAME/trees/step_*.jsonl")
     parser.add_argument("--out", type=Path, help="write the JSON here instead of printing it")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60, help="of a case on a GPU")
-    parser.add_argument("--only", help="names of cases that contain this")
+    parser.add_argument("--seconds", type=float, default=60, help="of a case")
+    parser.add_argument("--only", default="", help="parts whose names contain this")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
-    listed = [
-        case
-        for case in cases(np.random.default_rng(0), arguments.trees, gpu)
-        if (arguments.only or "") in case.name
-    ]
-    variants = GPU_VARIANTS if gpu else CPU_VARIANTS
-    report: dict[str, Any] = {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if gpu else "cpu, 1 thread",
-        "head_150k_vocabulary_8k_rows": alone(head_memory) if not gpu else None,
-        "updates": [
-            compare(case, variants, arguments.rounds, device, arguments.seconds if gpu else 1e9)
-            for case in listed
-        ],
-    }
-    if gpu:
-        small = [grown(np.random.default_rng(1), 200, (100, 60), 6, [3, 5, 4])]
-        report["agreement"] = agreement(Case("agreement", "Qwen2.5-1.5B", small, 8192), device)
-    else:
-        tree = [case["chosen"] for case in report["updates"]]
-        report["worst_speedup"] = min(run["speedup"] for run in tree)
-        shares = [run["share_of_predicted"] for run in tree]
-        report["share_of_predicted"] = {"worst": min(shares), "median": statistics.median(shares)}
-    text = json.dumps(report, indent=1)
+    text = json.dumps(measured(arguments, gpu), indent=1)
     if arguments.out:
         arguments.out.write_text(text + "\n")
     else:
         print(text)
+
+
+def measured(arguments: argparse.Namespace, gpu: bool) -> dict[str, Any]:
+    """The parts that are asked for, each told as it ends."""
+    device, only = torch.device("cuda" if gpu else "cpu"), arguments.only
+    report: dict[str, Any] = {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if gpu else "cpu, 1 thread",
+    }
+    if not gpu and only in "head":
+        report["head_150k_vocabulary_8k_rows"] = found = alone(head_memory)
+        tell(part="head", **found)
+    listed = cases(np.random.default_rng(0), arguments.trees, gpu)
+    variants = GPU_VARIANTS if gpu else CPU_VARIANTS
+    report["updates"] = [
+        compare(case, variants, arguments.rounds, device, arguments.seconds)
+        for case in listed
+        if only in case.name
+    ]
+    if gpu and only in "agreement":
+        small = [grown(np.random.default_rng(1), 200, (100, 60), 6, [3, 5, 4])]
+        report["agreement"] = agreement(Case("agreement", "Qwen2.5-1.5B", small, 8192), device)
+    tree = [case["chosen"] for case in report["updates"] if not gpu]
+    if tree:
+        report["worst_speedup"] = min(run["speedup"] for run in tree)
+        shares = [run["share_of_predicted"] for run in tree]
+        report["share_of_predicted"] = {"worst": min(shares), "median": statistics.median(shares)}
+    if len(report) == 3 and not report["updates"]:
+        names = ", ".join(["agreement" if gpu else "head", *(case.name for case in listed)])
+        sys.exit(f"--only {only}: no such part; use some of {names}")
+    return report
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--mlp", type=int, help="width of its MLPs")
     parser.add_argument("--inputs", type=int, default=48, help="of a growth phase")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1e9, help="after which no pair begins")
     parser.add_argument("--steps", type=int, default=3, help="of each side of an overlap pair")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the quickstart")
     args = parser.parse_args()

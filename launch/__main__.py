@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 sbatch refused; 2 a mistake, one line on stderr.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,10 +39,13 @@ def slurm(config: SlurmConfig, *, overrides: list[str], submit: bool) -> int:
         f"{SUBMIT} out to print the script",
     )
     script = slurm_script(config, overrides)
+    logs = Path(config.checkout or ".") / config.logs
     if not submit:
         print(script, end="")
+        if not logs.is_dir():
+            made = f"mkdir -p {shlex.quote(str(logs.absolute()))}"
+            print(f"launch: before sbatch, which writes no log otherwise: {made}", file=sys.stderr)
         return 0
-    logs = Path(config.checkout or ".") / config.logs
     check_writable(logs, "logs", config.logs)
     logs.mkdir(parents=True, exist_ok=True)  # sbatch writes no log where there is no folder
     kept = logs / f"{config.name}.sbatch"

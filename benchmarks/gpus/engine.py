@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import Qwen2ForCausalLM
 
 from benchmarks.learner import MODELS
 from elpo_ray.config.model import Precision
 from elpo_ray.config.rollout import Transfer
-from elpo_ray.rollout.engine import Engine
 from elpo_ray.types import Sampling
 from elpo_ray.weights.host import HostPublisher
 from elpo_ray.weights.protocol import Publisher
 from tests.gpu.devices import SMALL, build, free_gib, make_engine, started
-from tests.real.engines import Handles
+from tests.real.engines import Handles, buckets
 
 BUCKET = 256 << 20
 ROUNDS = 4
@@ -69,11 +69,10 @@ def share(*, tiny: bool) -> dict[str, Any]:
 
 async def _share(folder: Path, model: Qwen2ForCausalLM, tiny: bool) -> dict[str, Any]:
     engine = make_engine(folder, Precision.bf16, transfer=Transfer.ipc, share=0.5)
-    tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    size = sum(tensor.nbytes for tensor in tensors.values())
+    size = sum(tensor.nbytes for tensor in model.parameters())
     rows: list[dict[str, float]] = []
     async with started(engine):
-        publisher = await asyncio.to_thread(_publisher, engine, Handles(engine), tensors, tiny)
+        publisher = await asyncio.to_thread(_publisher, model, Handles(engine), tiny)
         for version in range(1, ROUNDS + 1):
             awake = free_gib()
             row = {"sleep_s": await _timed(engine.sleep())}
@@ -83,6 +82,7 @@ async def _share(folder: Path, model: Qwen2ForCausalLM, tiny: bool) -> dict[str,
             turn = await engine.generate([5, 6, 7], Sampling(max_tokens=4, seed=0))
             assert turn.weight_version == version
             rows.append(row)
+            print(json.dumps({"round": version, **row}), file=sys.stderr, flush=True)
     best = {key: min(row[key] for row in rows) for key in rows[0]}
     return {"transfer": "host" if tiny else "ipc", "gb": size / 1e9, **best,
             "sync_gb_per_s": size / 1e9 / best["sync_s"]}  # fmt: skip
@@ -94,21 +94,10 @@ async def _timed(work: Any) -> float:
     return time.perf_counter() - began
 
 
-def _publisher(
-    engine: Engine, handles: Handles, tensors: dict[str, torch.Tensor], tiny: bool
-) -> Publisher:
-    def buckets(max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-        bucket: dict[str, torch.Tensor] = {}
-        for name, tensor in tensors.items():
-            if bucket and sum(t.nbytes for t in bucket.values()) + tensor.nbytes > max_bytes:
-                yield bucket
-                bucket = {}
-            bucket[name] = tensor
-        yield bucket
-
+def _publisher(model: Qwen2ForCausalLM, handles: Handles, tiny: bool) -> Publisher:
     if tiny:
-        return HostPublisher(0, handles, buckets, BUCKET)
+        return HostPublisher(0, handles, partial(buckets, model), BUCKET)
     from elpo_ray.weights.gpu import BucketSource, GpuPublisher
 
-    lent = max(BUCKET, *(tensor.nbytes for tensor in tensors.values()))
-    return GpuPublisher.ipc(0, handles, BucketSource(buckets, BUCKET), [1], lent)
+    lent = max(BUCKET, *(tensor.nbytes for tensor in model.parameters()))
+    return GpuPublisher.ipc(0, handles, BucketSource(partial(buckets, model), BUCKET), [1], lent)

@@ -111,10 +111,14 @@ def measure(args: argparse.Namespace) -> Values:
     with Cluster(trees) as cluster, with_model(args, trees, cluster) as folder:
         group = cluster.rollouts(folder)
         grown(group, trees, inputs[:16], 0)
+        began = time.perf_counter()
         for step in range(1, args.pairs + 1):
+            if rows and time.perf_counter() - began > args.seconds:
+                break
             bel = grown(group, trees, inputs, step)
+            sampled = turns(bel["trees"])
             ray.get(group.members[0].forget.remote())
-            tokens, seconds = ray.get(group.members[0].bare.remote(turns(bel["trees"])))
+            tokens, seconds = ray.get(group.members[0].bare.remote(sampled))
             independent = grown(group, flat, inputs, step)
             rows.append(
                 {
@@ -122,6 +126,8 @@ def measure(args: argparse.Namespace) -> Values:
                     "independent_s": independent["seconds"],
                     "wall_clock_ratio": bel["seconds"] / independent["seconds"],
                     "token_ratio": bel["tokens"] / independent["tokens"],
+                    "tokens_per_turn": bel["tokens"] / len(sampled),
+                    "bel_turns_per_s": len(sampled) / bel["seconds"],
                     "bel_tokens_per_s": bel["tokens"] / bel["seconds"],
                     "bare_tokens_per_s": tokens / seconds,
                     "stack_over_bare": bel["tokens"] / bel["seconds"] / (tokens / seconds),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from importlib.metadata import version
 
 from elpo_ray.config import Config
 from elpo_ray.config.algebra import gpus_asked
@@ -20,14 +21,31 @@ def check_gpus(config: Config, there: int, *, learner: bool = True, engines: boo
     cluster = config.cluster
     asked = gpus_asked(config, learner=learner, engines=engines)
     where = "this machine" if cluster.address is None else "the Ray cluster"
+    remedy = "lower cluster.rollout_workers or cluster.learner_ranks, or use cluster=local"
+    if there == 0:
+        place = "on a machine" if cluster.address is None else "in a Ray cluster"
+        remedy = f"run it {place} with NVIDIA GPUs and their driver, or on CPU with cluster=local"
     require(
         asked <= there,
         "cluster.gpus",
         cluster.gpus,
         f"{asked} GPUs asked for ({cluster.rollout_workers * engines} rollout workers, "
         f"{cluster.learner_ranks * learner} learner ranks) but {where} has {there}; "
-        "lower cluster.rollout_workers or cluster.learner_ranks, or use cluster=local",
+        f"{remedy}",
     )
+
+
+def check_build(config: Config) -> None:
+    """Raise ValueError if the run uses this machine's GPUs and the packages here are those for CPU,
+    which would be found only once the actors start."""
+    if config.cluster.gpus and config.cluster.address is None:
+        build = version("torch")
+        require(
+            not build.endswith("+cpu"),
+            "cluster.gpus",
+            config.cluster.gpus,
+            f"torch {build} is built for CPU; make clean, then make TARGET=gpu install",
+        )
 
 
 def check_processors(

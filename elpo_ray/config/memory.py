@@ -17,8 +17,9 @@ from elpo_ray.config.shapes import ModelShape, shape_of
 RESERVE = 3 << 29
 """Bytes that a process takes of a GPU beside its tensors: CUDA itself, NCCL, gaps; also what an
 engine keeps while it sleeps."""
-HEAD_CHUNK = 3 * 4 * (1 << 24)
-"""Bytes of the logits that the learner's output head holds at once on a GPU."""
+HEAD_CHUNK = 3 * 4 * (1 << 26)
+"""Bytes of the logits that the learner's output head holds at once on a GPU, three copies in fp32
+(`learner.policy.CHUNK_ELEMENTS`)."""
 REDUCED_AT_ONCE = 500_000_000
 """Most numbers in DeepSpeed's buffer of gradients."""
 ENGINE_TOKENS = 8192
@@ -122,7 +123,7 @@ def activations(config: Config, shape: ModelShape) -> float:
     """Bytes of a rank's activations and of its output head, in a pack of `max_tokens_per_pack`."""
     width, tokens = number_bytes(config), config.learner.max_tokens_per_pack
     layer = token_bytes(shape, width) * tokens
-    head = HEAD_CHUNK + shape.vocabulary * shape.hidden * (
+    head = min(HEAD_CHUNK, 12 * tokens * shape.vocabulary) + shape.vocabulary * shape.hidden * (
         (4 + width) if config.learner.adapters is None else 0
     )
     if not config.gradient_checkpointing:

@@ -25,9 +25,10 @@ from elpo_ray.learner.attention import IMPLEMENTATION
 from elpo_ray.learner.batching import Inputs
 from elpo_ray.models.architectures import causal_lm, check_trainable
 
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 24}
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Most logits of one chunk, of which two or three copies are alive in fp32. A GPU needs more rows
-at once to be busy."""
+at once: every chunk reads and writes the head's whole gradient, whose bytes take an H100 longer
+than the products of a hundred rows do. `config.memory.HEAD_CHUNK` counts with it."""
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from elpo_ray.config import Config
 from elpo_ray.config.dotted import check_call, is_path, load_object
@@ -38,6 +40,9 @@ TRACKERS = "trackers.json"
 """The file of a run folder with what the trackers call the run."""
 TIMEOUT_S = 30
 """How long a service may take to answer, or to take what is left at a run's end."""
+_MLFLOW_SERVERS = ("http", "https")
+_MLFLOW_STORES = ("", "file", "sqlite", "mysql", "postgresql", "mssql", "databricks", "uc")
+"""Schemes that MLflow knows itself; one of a database may name its driver after a plus sign."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,8 @@ def _text(tree: RolloutTree, path: Sequence[int], critical: int | None) -> str:
 
 
 def check_trackers(config: LoggingConfig) -> None:
-    """Raise ValueError if a tracker was asked for that is not installed, or that is the user's and
-    cannot be used as configured."""
+    """Raise ValueError if a tracker was asked for that is not installed, a store that MLflow does
+    not know, or a tracker of the user's that cannot be used as configured."""
     for name, options in config.wanted.items():
         key = "logging.trackers" if is_path(name) else f"logging.{name}"
         require(
@@ -117,6 +122,27 @@ def check_trackers(config: LoggingConfig) -> None:
         check_call(where, factory, given, options)
         if isinstance(factory, type):
             _check_methods(where, factory)
+    if config.mlflow is not None:
+        _check_mlflow(config.mlflow)
+
+
+def _check_mlflow(uri: str) -> None:
+    """Raise ValueError for a tracking URI of no form that MLflow knows; whether a server answers is
+    another question, which a run survives. MLflow itself takes many seconds to import."""
+    try:
+        scheme, server = urlsplit(uri)[:2]
+    except ValueError:
+        scheme, server = "?", ""
+    kind = scheme.partition("+")[0].removesuffix("-uc")
+    added = entry_points(group="mlflow.tracking_store")
+    known = kind in _MLFLOW_STORES or scheme in {entry.name for entry in added}
+    require(
+        bool(uri.strip()) and (known or (kind in _MLFLOW_SERVERS and bool(server))),
+        "logging.mlflow",
+        uri,
+        "MLflow has no store under this address; write http://HOST:PORT for a server, or a folder "
+        "as file:/PATH or mlruns",
+    )
 
 
 def trackers(folder: Path, config: Config) -> list[Guarded]:

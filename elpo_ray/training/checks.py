@@ -7,6 +7,7 @@ from pathlib import Path
 from elpo_ray import credit, growth
 from elpo_ray.cluster.devices import (
     check_address,
+    check_build,
     check_gpus,
     check_processors,
     gpus_here,
@@ -107,6 +108,7 @@ def check_machine(config: Config, *, engines: bool = True) -> None:
         check_address(config.cluster.address)
     elif config.cluster.gpus:
         check_gpus(config, gpus_here(), engines=engines)
+        check_build(config)
     else:
         check_processors(config, processors_here(), engines=engines)
 

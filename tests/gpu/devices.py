@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -32,6 +33,13 @@ from tests.real.ranks import free_port
 ON_CPU = os.environ.get("ELPO_GPU_TESTS") == "cpu"
 """Tried without a GPU."""
 DEVICE = torch.device("cpu" if ON_CPU else "cuda")
+
+
+def on_gpu(why: str) -> pytest.MarkDecorator:
+    """A mark for what cannot be tried on CPU, with the reason."""
+    return pytest.mark.skipif(ON_CPU, reason=f"not on CPU: {why}")
+
+
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
 SMALL = {"vocab_size": 300, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,

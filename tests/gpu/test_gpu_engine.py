@@ -15,19 +15,33 @@ from elpo_ray.config.model import Precision
 from elpo_ray.rollout.engine import Engine
 from elpo_ray.types import FinishReason, Sampling
 from tests.gpu.conftest import Tell
-from tests.gpu.devices import HALF_BILLION, ON_CPU, SMALL, build, exact, make_engine, started
+from tests.gpu.devices import (
+    HALF_BILLION,
+    ON_CPU,
+    SMALL,
+    build,
+    exact,
+    make_engine,
+    on_gpu,
+    started,
+)
 from tests.real.engines import END_OF_TURN
 
 MEAN = {Precision.bf16: (0.02, 0.5), Precision.fp32: (1e-4, 2e-3)}
-"""Mean and largest differences of log-probs and entropies, nats, between two programs."""
+"""Mean and largest differences of log-probs and entropies, nats, from transformers in fp32."""
 
+SPREAD = {Precision.bf16: 0.05, Precision.fp32: 0.15}
+"""Spread of the random weights. In bf16 the same weights give log-probs that differ from those of
+fp32 by a share of the logits' spread: counted on CPU, 0.007 nats with 0.05, and 0.05 with 0.15."""
+
+SECOND = on_gpu("vLLM's second model runner needs Triton, which drives GPUs only")
 CASES = [
-    pytest.param("1", Precision.bf16, False, id="v2-bf16-graphs"),
+    pytest.param("1", Precision.bf16, False, id="v2-bf16-graphs", marks=SECOND),
     pytest.param("0", Precision.bf16, True, id="v1-bf16-eager"),
-    pytest.param("1", Precision.fp32, True, id="v2-fp32-eager"),
+    pytest.param("1", Precision.fp32, True, id="v2-fp32-eager", marks=SECOND),
 ]
-if ON_CPU:  # it has the first model runner only
-    CASES = [pytest.param("0", Precision.fp32, True, id="v1-fp32-eager")]
+if ON_CPU:  # on GPUs the second runner, which is vLLM's default there, shows fp32
+    CASES.append(pytest.param("0", Precision.fp32, True, id="v1-fp32-eager"))
 
 
 @pytest.mark.parametrize(("runner", "precision", "eager"), CASES)
@@ -39,9 +53,8 @@ async def test_engine(
     tell: Tell,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not ON_CPU:
-        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", runner)
-    model = build(tmp_path, SMALL, precision)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", runner)
+    model = build(tmp_path, SMALL, precision, spread=SPREAD[precision]).float()
     began = time.perf_counter()
     async with started(make_engine(tmp_path, precision, eager=eager, share=0.1)) as engine:
         tell(start_s=time.perf_counter() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu
+from benchmarks import gpu, learner
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,3 +48,29 @@ def test_the_help_and_a_wrong_part_name_the_parts() -> None:
     assert "update, engine, share, rollout; none = all" in typed("--help").stdout
     done = typed("updates")
     assert done.returncode == 2 and "updates: no such part; use one of update" in done.stderr
+
+
+def test_the_learners_benchmark_runs_the_parts_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = {"speedup": 2.0, "share_of_predicted": 0.9}
+    monkeypatch.setattr(learner, "alone", lambda work: {"peak_mb": 1.0})
+    monkeypatch.setattr(learner, "compare", lambda case, *_: {"case": case.name, "chosen": run})
+
+    def parts(only: str) -> tuple[bool, list[str]]:
+        asked = argparse.Namespace(only=only, trees=None, rounds=1, seconds=1.0)
+        report = learner.measured(asked, gpu=False)
+        return "head_150k_vocabulary_8k_rows" in report, [c["case"] for c in report["updates"]]
+
+    assert parts("divided") == (False, ["ELPO, divided"])
+    assert parts("head") == (True, [])
+    head, every = parts("")
+    assert head and len(every) == 7
+    assert '"part": "head"' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="--only x: no such part; use some of head, quickstart-"):
+        parts("x")
+
+
+def test_a_pass_that_dies_does_not_hang_the_learners_benchmark() -> None:
+    with pytest.raises(EOFError):
+        learner.alone(os._exit, 1)

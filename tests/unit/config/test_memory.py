@@ -21,6 +21,7 @@ from elpo_ray.config.learner import AttentionBackend
 from elpo_ray.config.measure import EvaluateConfig
 from elpo_ray.config.memory import (
     GPU_GIB,
+    HEAD_CHUNK,
     Shortage,
     activations,
     fit,
@@ -36,7 +37,7 @@ from elpo_ray.config.shapes import PUBLISHED, ModelShape, published, shape_of, t
 from elpo_ray.forest.planning import PlanRules, plan
 from elpo_ray.learner.attention import IMPLEMENTATION
 from elpo_ray.learner.batching import BatchLayout, Pack, collate
-from elpo_ray.learner.policy import PolicyModule
+from elpo_ray.learner.policy import CHUNK_ELEMENTS, PolicyModule
 from elpo_ray.models.tiny import tiny_config
 
 GIB = 1 << 30
@@ -49,6 +50,10 @@ PARAMETERS = {
     "Llama-3.1-8B": 8_030_261_248,
 }
 """As the models' cards say."""
+
+
+def test_the_heads_chunks_are_those_of_the_learner() -> None:
+    assert 3 * 4 * CHUNK_ELEMENTS["cuda"] == HEAD_CHUNK
 
 
 def count(config: object) -> int:

@@ -246,6 +246,25 @@ def test_folders_with_odd_names_reach_the_run(tmp_path: Path) -> None:
     assert composed(overrides(run, QUICK, None)).trainer.resume == str(run)
 
 
+def test_a_printed_script_and_its_command_name_the_folder_that_sbatch_needs(tmp_path: Path) -> None:
+    for place in ("jobs", "my jobs"):
+        folder = tmp_path / place
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", "slurm", "site=cpu", f"logs={folder}", "--", *QUICK],
+            capture_output=True, text=True, cwd=ROOT,
+        )  # fmt: skip
+        made = f"mkdir -p {shlex.quote(str(folder))}"
+        assert done.returncode == 0 and done.stderr.count("\n") == 1 and made in done.stderr
+        before, _, _ = done.stdout.partition("#SBATCH")
+        assert made in before
+        folder.mkdir()
+        again = subprocess.run(
+            [sys.executable, "-m", "launch", "slurm", "site=cpu", f"logs={folder}", "--", *QUICK],
+            capture_output=True, text=True, cwd=ROOT,
+        )  # fmt: skip
+        assert not again.stderr
+
+
 def test_the_command_prints_a_script_or_one_line() -> None:
     def launch(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "launch", *words]

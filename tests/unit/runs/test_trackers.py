@@ -114,6 +114,26 @@ def test_a_tracker_that_is_not_installed_is_refused_beforehand(
     check_trackers(LoggingConfig(wandb=WandbMode.disabled))
 
 
+@pytest.mark.parametrize(
+    "uri",
+    ["localhost:5000", "htp://localhost:5000", "http:/localhost:5000", "https://", "s3://x", "",
+     " ", "http://[::1"],
+)  # fmt: skip
+def test_an_address_that_is_no_store_of_mlflow_is_refused_beforehand(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"logging\.mlflow=.*http://HOST:PORT") as raised:
+        check_trackers(LoggingConfig(wandb=WandbMode.disabled, mlflow=uri))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://localhost:5000", "https://mlflow.example/x", "file:x", "file:///tmp/x", "mlruns",
+     "/a/b", "./x", "sqlite:///x.db", "postgresql+psycopg2://u:p@h/db", "databricks", "databricks-uc://p"],
+)  # fmt: skip
+def test_every_kind_of_mlflow_store_is_let_through(uri: str) -> None:
+    check_trackers(LoggingConfig(wandb=WandbMode.disabled, mlflow=uri))
+
+
 def continued(config: Config, folder: Path) -> Config:
     """The same run, resumed."""
     return replace(config, trainer=TrainerConfig(resume=str(folder)))
