@@ -27,7 +27,7 @@ _DESCRIPTORS = "/proc/self/fd"
 _LASTING = f"{_DESCRIPTORS}/{WORK_FD}"
 _CHUNK = 1 << 20
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
-_STREAMS_ROOM = socket.CMSG_SPACE(4 * CONTROL_FD)
+_STREAMS_ROOM = socket.CMSG_SPACE(4 * (CONTROL_FD + 1))
 _ORPHANED_STATUS, _UNBORN_STATUS = 73, 74
 
 
@@ -59,18 +59,19 @@ def take_over(place: Place, luggage: Luggage, folder: str, ticket: int, spawner:
     if os.getppid() != spawner:
         os._exit(_ORPHANED_STATUS)
     problem, most = 0, place.numbers.stop
-    _close(0, WORK_FD)
-    _close(WORK_FD + 1, most)  # a copy needs some: the code may have taken all there are
     try:
         if luggage.has_files:
+            _close(0, WORK_FD)
+            _close(WORK_FD + 1, most)  # a copy needs some: the code may have taken all there are
             _copy_all(folder)
+        os.chdir(folder)
     except OSError as error:
         problem = error.errno or errno.EIO
     _close(0, most)
-    _be_born(ticket, problem)
-    _close(0, CONTROL_FD)  # what the supervisor puts there that is not sure of the rest
-    _close(WORK_FD + 1, most)
-    place.control.recvmsg(len(STREAMS_MARK), _STREAMS_ROOM)  # with what becomes 0 to 2
+    if _be_born(ticket, problem) == 0:  # it stands in the folder, for the kernel did as it was told
+        _close(0, CONTROL_FD)  # what the supervisor puts there that is not sure of the rest
+        _close(WORK_FD + 1, most)
+    place.control.recvmsg(len(STREAMS_MARK), _STREAMS_ROOM)  # with what becomes 0 to 2, perhaps 4
     for reading in luggage.readings:
         reading.resume()
     place.settle(folder, luggage.inner)
@@ -81,13 +82,16 @@ def _close(first: int, stop: int) -> None:
     _LIBC.syscall(*map(ctypes.c_ulong, (number_of("close_range"), first, stop - 1, 0)))
 
 
-def _be_born(ticket: int, problem: int) -> None:
-    """Stand in the work folder, when the supervisor lets it. Never returns if it does not."""
+def _be_born(ticket: int, problem: int) -> int:
+    """Stand in the work folder, when the supervisor lets it: then 0. If it could see that this
+    process stands there, it gives it the control channel instead: CONTROL_FD. Never returns if it
+    does neither."""
     call = number_of("fchdir"), WORK_FD, ticket, problem
     words = [ctypes.c_ulong(word) for word in call]
-    while _LIBC.syscall(*words) < 0:
+    while (born := int(_LIBC.syscall(*words))) < 0:
         if ctypes.get_errno() != errno.EINTR:
             os._exit(_UNBORN_STATUS)
+    return born
 
 
 def show_owner(visible: bool) -> None:

@@ -47,9 +47,10 @@ class Ends:
         """stdin, stdout, stderr and control of the process, in the order of its descriptors."""
         return list(self._given)
 
-    def hand_over_streams(self) -> None:
-        """Send the process the others through its control channel. Raises OSError."""
-        socket.send_fds(self.control, [STREAMS_MARK], self._given[:CONTROL_FD])
+    def hand_over_streams(self, *more: int) -> None:
+        """Send the process the others through its control channel, and `more` descriptors behind
+        them. Raises OSError."""
+        socket.send_fds(self.control, [STREAMS_MARK], [*self._given[:CONTROL_FD], *more])
 
     def sent(self) -> None:
         """The process has its ends: close our copies."""

@@ -128,6 +128,17 @@ def is_shown(pid: int) -> bool:
     return True
 
 
+def is_bare(pid: int, folder: Identity) -> bool:
+    """Whether the kernel shows that a process has nothing open and stands in this folder. False
+    also if it does not show this, or does not count descriptors (before Linux 6.2)."""
+    try:
+        counts = os.stat("/proc/self/fd").st_size > 0
+        bare = counts and num_descriptors(pid) == 0
+        return bare and identity(os.stat(f"/proc/{pid}/cwd")) == folder
+    except OSError:
+        return False
+
+
 def ids_of(pidfd: int) -> tuple[int, int]:
     """A process's id here and in the innermost namespace it is in; -1 once it was reaped."""
     with open(f"/proc/self/fdinfo/{pidfd}", "rb", buffering=0) as file:

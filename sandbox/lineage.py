@@ -16,11 +16,21 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from sandbox.channels import Ends
 from sandbox.endings import End, Refused, Tampered, kill_strays
-from sandbox.inspection import THREADS, Hidden, Sight, Unseen, is_shown, num_threads
+from sandbox.inspection import (
+    THREADS,
+    Hidden,
+    Sight,
+    Unseen,
+    identity,
+    is_bare,
+    is_shown,
+    num_threads,
+)
 from sandbox.launch import SpawnerClient
 from sandbox.listener import Question, is_orphaned, prepare
 from sandbox.process import SessionProcess
@@ -322,7 +332,7 @@ class Lineage:
 
     def _on_end(self, member: SessionProcess) -> None:
         self._members.pop(member.pid, None)
-        if self._closing is None:
+        if self._closing is None and not self._folder.give_back_empty(member.folder):
             self._clean_up(aside(self._folder.give_back, member.folder))
 
     def close(self) -> asyncio.Task[None]:
@@ -393,16 +403,20 @@ class Lineage:
             if full(self._client.root):
                 raise SandboxFailure(f"no branch: {explained(_NO_ROOM)}")
             raise Tampered(f"a snapshot cannot be branched: {os.strerror(problem)}")
-        folder = self._client.open_folder(branch.folder)
+        folder, control = self._client.open_folder(branch.folder), branch.ends.given[CONTROL_FD]
         try:
-            own = {CONTROL_FD: branch.ends.given[CONTROL_FD], WORK_FD: folder}
-            question.furnish(own, self._client.max_descriptors)
+            if question.num_threads == 1 and is_bare(question.task, identity(os.fstat(folder))):
+                branch.ends.hand_over_streams(folder)
+                branch.birth = partial(question.answer_with, control, CONTROL_FD)
+            else:
+                own = {CONTROL_FD: control, WORK_FD: folder}
+                question.furnish(own, self._client.max_descriptors)
+                if question.num_threads != 1 or not question.grant():
+                    raise Tampered("a branch did not wait for its birth")
+                branch.ends.hand_over_streams()
+                branch.ends.sent()
         finally:
             os.close(folder)
-        if question.num_threads != 1 or not question.grant():
-            raise Tampered("a branch did not wait for its birth")
-        branch.ends.hand_over_streams()
-        branch.ends.sent()
         branch.undisturbed = self.undisturbed
         self._members[branch.pid] = branch
         branch.end.add_done_callback(lambda _: self._on_end(branch))

@@ -21,7 +21,7 @@ _RECEIVE, _ANSWER, _INSTALL = 0xC0502100, 0xC0182101, 0x40182103
 _SET_FLAGS, _WAKE_HERE = 0x40082104, 1
 _NOTICE = struct.Struct("=QI4xi12x3Q24x")
 """Number of the question, process or thread, system call, the first three arguments."""
-_CONTINUE, _AT_NUMBER = 1, 1
+_CONTINUE, _AT_NUMBER, _AND_ANSWER = 1, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,13 @@ class Question:
                 if error.errno != errno.EBADF:  # beyond its limit
                     raise
 
-    def _install(self, descriptor: int, number: int) -> None:
-        place = struct.pack("=QIIII", self.number, _AT_NUMBER, descriptor, number, 0)
+    def answer_with(self, descriptor: int, number: int) -> None:
+        """Leave the process a copy of the descriptor and let it go on, at once; the kernel does not
+        do what it asked for. Raises OSError."""
+        self._install(descriptor, number, _AND_ANSWER)
+
+    def _install(self, descriptor: int, number: int, flags: int = 0) -> None:
+        place = struct.pack("=QIIII", self.number, _AT_NUMBER | flags, descriptor, number, 0)
         fcntl.ioctl(self.listener, _INSTALL, place)
 
 

@@ -102,6 +102,8 @@ class SessionProcess:
         """Whether its control channel is at its end."""
         self.at_rest = self._stops = False
         """Whether it is known to be stopped; whether it was told to."""
+        self.birth: Callable[[], None] | None = None
+        """Lets a branch go on that still waits in the kernel. Raises OSError."""
         self._closing: asyncio.Task[None] | None = None
 
     def identify(self, pid: int, inner_pid: int, pidfd: int) -> None:
@@ -135,8 +137,8 @@ class SessionProcess:
         """
         if not self.alive:
             raise SandboxFailure("no fork: the process was lost")
-        self.resume()
         self._send(pack_fork(ticket, folder))
+        self.resume()
         verdict = await self._settled(ticket, FORK_PATIENCE_S)
         if isinstance(verdict, Reply):
             raise Refused(verdict.traceback)
@@ -177,9 +179,9 @@ class SessionProcess:
         self.holdings.begin(self.folder, limits)
         self._max_reply = 6 * 3 * (limits.output_kib << 10) + _CHUNK  # escaped, three texts
         async with self.undisturbed():
+            call = self._call = Call(self, limits)
+            self._send(pack_cell(self._nonce, index, code))
             self.resume()
-        call = self._call = Call(self, limits)
-        self._send(pack_cell(self._nonce, index, code))
         call.watch()
         try:
             verdict = await self._verdict
@@ -211,6 +213,7 @@ class SessionProcess:
             self.output.stop(self._loop)
             self._loop.remove_writer(self.ends.control.fileno())
             self._signal(signal.SIGKILL)
+            self.birth = None
             pidfd, self._pidfd = self._pidfd, -1
             self._closing = self._loop.create_task(self._vanish(pidfd))
         return self._closing
@@ -258,8 +261,20 @@ class SessionProcess:
         return self._closing is None and not self.end.done()
 
     def resume(self) -> None:
+        """Let it go on: best once there is something to do, so that it wakes up once only."""
+        if self.birth is not None:
+            self._let_live(self.birth)
+        elif self._stops:
+            self._signal(signal.SIGCONT)
         self.at_rest = self._stops = False
-        self._signal(signal.SIGCONT)
+
+    def _let_live(self, birth: Callable[[], None]) -> None:
+        self.birth = None
+        try:
+            birth()
+        except OSError as error:
+            self.settle(short_of(error))
+        self.ends.sent()
 
     def pause(self) -> None:
         self._stops = True
@@ -288,8 +303,8 @@ class SessionProcess:
         if not self.alive or self._mute:
             return False
         nonce = secrets.token_bytes(NONCE_BYTES)
-        self.resume()
         self._send(pack_uncover(nonce, visible))
+        self.resume()
         self._mute = not isinstance(await self._settled(nonce, FORK_PATIENCE_S), Reply)
         return not self._mute and await self.stopped()
 

@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from sandbox import runner, workdir
+from sandbox import pages, runner, workdir
 from sandbox.confine import (
     TIERS,
     Berth,
@@ -348,6 +348,7 @@ def _serve(supervisor: socket.socket, job: dict[str, Any]) -> None:
     gc.collect()
     gc.disable()
     gc.freeze()
+    pages.put_together()
     try:
         if runs:
             spawner.serve()

@@ -39,7 +39,8 @@ LISTENER_MARKS = (b"L", b"K")
 """One comes before the first process's greeting, with the descriptor that decides about its forks;
 the second if only SIGKILL disturbs who waits for the decision."""
 STREAMS_MARK = b"S"
-"""Comes first on a branch's control channel, with its stdin, stdout and stderr."""
+"""Comes first on a branch's control channel, with its stdin, stdout and stderr, and with its work
+folder if it has none yet."""
 CONTROL_FD, WORK_FD = 3, 4
 """A session's control socket and its open work folder; 0 to 2 are as usual."""
 

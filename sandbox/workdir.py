@@ -193,6 +193,19 @@ class TreeFolder:
             return self._free.pop()
         return self.rename(self._fresh.pop()) if self._fresh else None
 
+    def give_back_empty(self, folder: str) -> bool:
+        """Give back a folder of which nothing has to be removed, which takes no time; False if
+        that cannot be done."""
+        try:
+            with os.scandir(folder) as entries:
+                if next(entries, None) is not None:
+                    return False
+            os.chmod(folder, 0o700)
+            self._free.append(self.rename(folder))
+        except OSError:
+            return False
+        return True
+
     def give_back(self, folder: str) -> None:
         """Its process has ended: empty it for the next one. It is lost if that fails."""
         with suppress(OSError):

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandbox.limits import Limits
+from sandbox.listener import Question
 from sandbox.results import KEPT, Keep, Kind, ReplayReason, SandboxFailure, SessionState
 from sandbox.supervisor import Sandbox, Session
 
@@ -371,6 +373,34 @@ async def test_a_snapshot_that_was_tampered_with_is_replaced(sandbox: Sandbox, c
         else:  # its own doing, not the sandbox's, and so neither retried nor masked
             assert result.kind in (Kind.EXITED, Kind.KILLED) and not result.state_kept, result
     assert (await other.call("1")).restored_by == "fresh"
+
+
+CHANGED = "import os, types\nimport sandbox.branch as b\n"
+ELSEWHERE = "b.os = types.SimpleNamespace(**{**vars(os), 'chdir': lambda *_: None})"
+
+
+@pytest.mark.parametrize(
+    ("code", "honest"),
+    [("", True), (f"{CHANGED}b._close = lambda *_: None", False), (CHANGED + ELSEWHERE, False)],
+)
+async def test_a_branch_that_is_seen_to_have_nothing_is_given_its_channel_with_the_answer(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, code: str, honest: bool
+) -> None:
+    session = await sandbox.open()
+    await session.call("x = 1")
+    await session.call(code)
+    furnished, furnish = list[int](), Question.furnish
+
+    def noted(question: Question, *arguments: Any) -> None:
+        furnished.append(question.task)
+        furnish(question, *arguments)
+
+    monkeypatch.setattr(Question, "furnish", noted)
+    result = await session.call("import os\nx, os.path.samestat(os.stat('.'), os.fstat(4))")
+    assert (result.value, result.restored_by) == ("(1, True)", "fresh")
+    (lineage,) = session._tree._lineages
+    shown = not lineage.covered and os.stat("/proc/self/fd").st_size > 0
+    assert bool(furnished) == (not honest or not shown)
 
 
 async def test_nobody_forks_without_being_asked(sandbox: Sandbox) -> None:
