@@ -99,9 +99,10 @@ class Record:
             raise ValueError(f"{path}: no record of a run ({reason}); remove it") from None
 
     def write(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write it as JSON, a line each field, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
+        fields = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(self).items())
+        write_whole(path, "{\n" + ",\n".join(fields) + "\n}\n")
 
     def last(self, name: str, steps: int = 5) -> float | None:
         """Mean of a metric over the last steps that have it."""

@@ -293,7 +293,8 @@ def test_ctrl_c_reaches_the_runs_under_way_and_waits_for_them(tmp_path: Path) ->
     script = """
 import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+# Where tests run in the background it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     folder.mkdir(parents=True)
     time.sleep(60)
