@@ -147,7 +147,7 @@ def passed(
         logp, entropy = policy(batch.inputs, 1.0)
         tokens = TokenBatch(columns=batch.columns, old_logp=logp.detach(), entropy=entropy)
         surrogate_loss(logp, tokens, ClipConfig(), LossConfig())[0].backward()
-        likelihood += float((batch.columns.weight * logp).sum())
+        likelihood += float((batch.columns.weight * logp).sum().detach())
     grads = [p.grad.float().flatten() for p in policy.parameters() if p.grad is not None]
     return likelihood, torch.cat(grads).cpu(), planned.actual.tokens
 
