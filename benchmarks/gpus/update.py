@@ -16,6 +16,7 @@ def measure(*, tiny: bool, seconds: float) -> dict[str, Any]:
     """The best of some rounds. `mfu` counts no recomputed pass."""
     rng = np.random.default_rng(0)
     if tiny:
+        torch.set_num_threads(1)  # seconds are processor time there, and idle threads spin
         backend, device = AttentionBackend.blocks, torch.device("cpu")
         case = Case("ELPO", "quickstart", [grown(rng, 60, (30, 20), 6, [3, 5, 4])], 8192)
     else:
