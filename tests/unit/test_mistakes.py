@@ -100,7 +100,7 @@ WORDS = [
     (f"train {OWN}", "model.path=None|task.demonstrations_file"),
     ("train task=jsonl model.path=m/m cluster=local", "task.train_file=None|docs/tasks.md"),
     (f"train {QUICK} task.tools=[code_interpreter,nowhere:f]", "'nowhere:f'|nowhere"),
-    (f"train {QUICK} cluster=gpu8", "cluster.gpus=True|use cluster=local"),
+    (f"train {QUICK} cluster=gpu8", "cluster.gpus=True|on CPU with cluster=local"),
     (f"train {QUICK} cluster.address=127.0.0.1:1", "cluster.address='127.0.0.1:1'|ray start"),
     ("train model.path=./none", "model.path='./none'|no such folder"),
     (f"sft {QUICK} trainer.run_dir=/proc/x", "trainer.run_dir='/proc/x'|name a folder"),
