@@ -85,7 +85,8 @@ def ours(model: str, batches: int, threads: int) -> list[Batch]:
             before = 0.0
             while len(found) < batches:
                 ended = run.poll() is not None
-                lines = metrics.read_text().splitlines() if metrics.is_file() else []
+                text = metrics.read_text() if metrics.is_file() else ""
+                lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
                 rows = [row for row in map(json.loads, lines) if "rollouts" in row]
                 for row in rows[len(found) :]:
                     found.append(said("ours", measured(row, before)))

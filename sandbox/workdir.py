@@ -211,7 +211,7 @@ class TreeFolder:
         with suppress(OSError):
             os.chmod(folder, 0o700)
             _empty(folder)
-            self._free.append(self.rename(folder))
+            self.give_back_empty(folder)
 
     def rename(self, folder: str) -> str:
         """Give a folder in use a name that its code never saw: the new path. Raises OSError."""

@@ -11,7 +11,7 @@ import pytest
 from sandbox import files, holdings
 from sandbox.limits import Limits
 from sandbox.results import FileRefused, Put
-from sandbox.workdir import contents
+from sandbox.workdir import TreeFolder, contents, make_folders
 
 LIMITS = Limits(files=4, file_mib=1)
 
@@ -193,3 +193,50 @@ def test_a_process_with_hidden_files_is_suspected_once_the_file_system_has_grown
     assert [suspected(grown) for grown in (256, 257)] == [False, True]
     hidden[0] = False
     assert not suspected(1000)
+
+
+# --- work folders that are used again ---
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> TreeFolder:
+    path = str(tmp_path / "tree")
+    return TreeFolder(path, make_folders(path, 2, None))
+
+
+def test_an_empty_folder_is_used_again_under_another_name(tree: TreeFolder) -> None:
+    used = tree.take()
+    assert used is not None and tree.take() is None
+    os.chmod(used, 0o711)
+    number = os.stat(used).st_ino
+    assert tree.give_back_empty(used) and not os.path.exists(used)
+    again = tree.take()
+    assert again is not None and again != used and os.stat(again).st_ino == number
+    assert stat.S_IMODE(os.stat(again).st_mode) == 0o700
+
+
+@pytest.mark.parametrize("left", ["file", ".hidden", "folder", "dangling link"])
+def test_a_folder_with_anything_in_it_is_emptied_first(tree: TreeFolder, left: str) -> None:
+    used = tree.take()
+    assert used is not None
+    place = Path(used, left)
+    if left == "folder":
+        (place / "inner").mkdir(parents=True)
+    elif left == "dangling link":
+        place.symlink_to("nowhere")
+    else:
+        place.touch()
+    assert not tree.give_back_empty(used) and os.path.lexists(place)
+    assert tree.take() is None
+    tree.give_back(used)
+    again = tree.take()
+    assert again is not None and again != used and os.listdir(again) == []
+
+
+def test_a_folder_that_is_gone_is_not_used_again(tree: TreeFolder) -> None:
+    used = tree.take()
+    assert used is not None
+    os.rmdir(used)
+    assert not tree.give_back_empty(used)
+    tree.give_back(used)
+    assert tree.take() is None
