@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 
 from sandbox import png
 from sandbox.endings import (
+    FELLED,
     FLOOD,
     HEADLESS,
     HOARD,
     REPORT_S,
-    THERE,
     Stop,
     beyond_quota,
     headless,
+    is_ending,
     over_quota,
     short_of,
-    state_of,
     verdict_of,
+    was_killed,
 )
 from sandbox.holdings import used_bytes
 from sandbox.limits import Limits
@@ -157,12 +158,14 @@ class Call:
     async def _ended(self, stop: Stop, cpu_s: float) -> CallResult:
         """Close the process and say, by its end, who caused it."""
         process, kind, why = self._process, stop.kind, stop.why
-        if kind is Kind.KILLED and state_of(process.pid) not in THERE:
+        if kind is Kind.KILLED and is_ending(process.pid):
             await asyncio.wait({process.end}, timeout=REPORT_S)
         if process.end.done():
             end = process.end.result()
             kind, why = verdict_of(end)
             cpu_s = max(0.0, end.cpu_s - self._cpu_before)
+        elif kind is not Kind.OUTPUT and was_killed(process.pid):  # and takes its time to end
+            kind, why = FELLED.kind, FELLED.why
         elif stop is HOARD and await self._hoarded():
             kind, why = Kind.OUTPUT, beyond_quota(self._limits)
         process.kill()

@@ -16,6 +16,11 @@ from sandbox.wire import OUT_OF_MEMORY_STATUS
 
 THERE = {"R", "S", "D", "T", "t", "I"}
 """Letters in /proc for a process that has not ended."""
+_FLAGS, _EXITING = 9 - 3, 0x4
+"""Field of /proc/PID/stat, counted from behind the command's name, and the kernel's mark in it for
+who is on its way out."""
+_MOST_CROWDED = 6.0
+"""Patience grows by this factor at most."""
 REPORT_S = 0.5
 """Seconds that the report of a process's end may take, once it has ended."""
 
@@ -45,8 +50,8 @@ class Stop:
 
 FLOOD = Stop(Kind.OUTPUT, f"more than {OUTPUT_KILL_BYTES >> 20} MiB of output")
 HEADLESS = Stop(Kind.KILLED, "its first thread ended before the others")
-
-
+FELLED = Stop(Kind.SANDBOX_FAILURE, "killed from outside (out of memory on the host?)")
+"""What comes of a SIGKILL, which the filter denies to code: the kernel's, or an operator's."""
 HOARD = Stop(
     Kind.SANDBOX_FAILURE,
     "other programs filled the file system of the work folders during the call: set TMPDIR to "
@@ -54,6 +59,13 @@ HOARD = Stop(
 )
 """What comes of a call whose process may keep files that cannot be seen, if it turns out to have
 kept none."""
+
+
+def patience_s(seconds: float) -> float:
+    """How long to wait for what takes a process, possibly hostile, less than `seconds` on a machine
+    with a processor for everybody. Others who want one are not its doing."""
+    crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return seconds * min(max(1.0, crowd), _MOST_CROWDED)
 
 
 class Tampered(SandboxFailure):
@@ -72,6 +84,29 @@ def state_of(pid: int) -> str:
     except OSError as error:
         raise_if_short(error)
         return ""
+
+
+def was_killed(pid: int) -> bool:
+    """Whether somebody sent a process a SIGKILL, which no code can send. The kernel says so from
+    then on until its end is reported, which may take seconds on a busy machine: it frees its memory
+    when it gets a processor, and looks alive until then. Raises OSError for want of something."""
+    try:
+        pending = facts(pid, "status").partition(b"\nShdPnd:")[2].split(maxsplit=1)
+    except OSError as error:
+        raise_if_short(error)
+        return False
+    return bool(pending) and bool(int(pending[0], 16) >> (signal.SIGKILL - 1) & 1)
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process has ended or is about to. Raises OSError for want of something."""
+    try:
+        fields = facts(pid, "stat").rpartition(b")")[2].split()
+    except OSError as error:
+        raise_if_short(error)
+        return True
+    there = fields[0].decode() in THERE and not int(fields[_FLAGS]) & _EXITING
+    return not there or was_killed(pid)
 
 
 def headless(pid: int) -> bool:
@@ -110,8 +145,8 @@ def verdict_of(end: End) -> tuple[Kind, str]:
     if code >= 0:
         return Kind.EXITED, f"exit status {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    if -code == signal.SIGKILL:  # the filter denies it to the code: the kernel or an operator
-        return Kind.SANDBOX_FAILURE, "killed from outside (out of memory on the host?)"
+    if -code == signal.SIGKILL:
+        return FELLED.kind, FELLED.why
     return Kind.KILLED, name
 
 

@@ -66,10 +66,11 @@ async def put(process: SessionProcess, file: Put, limits: Limits) -> CallResult:
     """Put a file into the work folder of a process, in the place of a call: all of it or, if it is
     refused, nothing. Raises SandboxFailure."""
     if not await process.ready():
-        if await process.ended_itself_after_all() or process.alive:  # or it does not do as told
-            process.kill()
-            return BROKEN
-        raise SandboxFailure("the session's process was lost")
+        lost = await process.killed_from_outside() or not (process.alive or process.ended_itself)
+        process.kill()
+        if lost:
+            raise SandboxFailure("the session's process was lost")
+        return BROKEN  # it ended itself, or does not do as it is told
     writing = asyncio.ensure_future(aside(_write, process.folder, file, limits))
     try:
         await asyncio.shield(writing)

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TypeVar
 
 from sandbox.channels import Ends
-from sandbox.endings import End, Refused, Tampered, kill_strays
+from sandbox.endings import End, Refused, Tampered, is_ending, kill_strays
 from sandbox.inspection import (
     THREADS,
     Hidden,
@@ -131,7 +131,7 @@ class Lineage:
         except BaseException as error:
             if isinstance(error, Refused) and not birth.done:
                 error = await self._judged(birth, strays)
-            by_others = isinstance(error, Tampered | Refused) and await self._lost(parent, branch)
+            by_others = isinstance(error, Tampered | Refused) and await self.lost(parent, branch)
             if not birth.done:
                 self._clean_up(self._reclaim(branch))
             branch.kill()
@@ -151,8 +151,9 @@ class Lineage:
         may have come to nothing."""
         return await branch.ready() and not await self.look(branch)
 
-    async def _lost(self, *processes: SessionProcess) -> bool:
-        """Whether one of them was killed from outside, the first of the family included."""
+    async def lost(self, *processes: SessionProcess) -> bool:
+        """Whether one of these members was killed from outside, or the first of the family, with
+        which all others end."""
         return any([await each.killed_from_outside() for each in (*processes, self.first)])
 
     def _unborn(self) -> SessionProcess:
@@ -296,8 +297,9 @@ class Lineage:
             others = [each for each in self._members.values() if each.alive and not each.at_rest]
             began = self._loop.time()
             try:
-                if not all([await other.stopped() for other in others if other.alive]):
-                    raise Unseen("a process does not stop")
+                for other in others:
+                    if not await other.stopped() and other.alive and not is_ending(other.pid):
+                        raise OSError(errno.ETIME, "another process of the family does not stop")
                 try:
                     await self._show(process, True)
                     seen = look()

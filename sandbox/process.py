@@ -28,9 +28,12 @@ from sandbox.endings import (
     Refused,
     Stop,
     Tampered,
+    is_ending,
+    patience_s,
     short_of,
     state_of,
     verdict_of,
+    was_killed,
 )
 from sandbox.holdings import Holdings
 from sandbox.inspection import Sight
@@ -54,8 +57,8 @@ _GRACE_S = 0.25
 """Seconds that a process which closed its control channel has to end by itself."""
 _PATIENCE_S = 30.0
 """Seconds that the spawner and the kernel may take; beyond them they are broken."""
-FORK_PATIENCE_S = 5.0
-"""Seconds that a process, possibly hostile, may take to do what it is told."""
+_ORDER_S = 5.0
+"""Seconds that a process, possibly hostile, may take to do what it is told; see `patience_s`."""
 _STOPPED_S = (*[0.0] * 20, *[0.0002] * 10, *[0.002] * 10, *[0.02] * 10, *[0.2] * 25)
 """Waits between looks whether a process that was told to stop has done so."""
 _CHUNK = 1 << 16
@@ -139,7 +142,7 @@ class SessionProcess:
             raise SandboxFailure("no fork: the process was lost")
         self._send(pack_fork(ticket, folder))
         self.resume()
-        verdict = await self._settled(ticket, FORK_PATIENCE_S)
+        verdict = await self._settled(ticket, patience_s(_ORDER_S))
         if isinstance(verdict, Reply):
             raise Refused(verdict.traceback)
         if verdict is not None:
@@ -249,12 +252,15 @@ class SessionProcess:
         return self._killed
 
     async def _heard_of(self) -> None:
-        """Wait for the report if it seems to have ended."""
+        """Wait for the report if it seems to have ended. That it was killed shows before."""
         while self._on_control():
             pass
-        ended = self.pid > 0 and state_of(self.pid) not in THERE
+        if self._closing is None and self.pid > 0 and was_killed(self.pid):
+            self._killed = True
+            return
+        ended = self.pid > 0 and is_ending(self.pid)
         if ended or self._hung_up:
-            await asyncio.wait({self.end}, timeout=FORK_PATIENCE_S if ended else REPORT_S)
+            await asyncio.wait({self.end}, timeout=patience_s(_ORDER_S) if ended else REPORT_S)
 
     @property
     def alive(self) -> bool:
@@ -305,7 +311,7 @@ class SessionProcess:
         nonce = secrets.token_bytes(NONCE_BYTES)
         self._send(pack_uncover(nonce, visible))
         self.resume()
-        self._mute = not isinstance(await self._settled(nonce, FORK_PATIENCE_S), Reply)
+        self._mute = not isinstance(await self._settled(nonce, patience_s(_ORDER_S)), Reply)
         return not self._mute and await self.stopped()
 
     async def ready(self) -> bool:

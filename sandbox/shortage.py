@@ -18,6 +18,7 @@ _REMEDIES = {
     errno.ENFILE: "this machine may open no more files: raise sysctl fs.file-max",
     errno.EAGAIN: "no more processes or threads may be started: raise ulimit -u, the container's "
     "limit on processes (pids.max) or sysctl kernel.pid_max",
+    errno.ETIME: "this machine is too busy: run less beside the sandbox, or fewer sessions at once",
     errno.ENOMEM: "this machine, or this container, has no more memory",
     errno.ENOSPC: "the file system of the work folders is full: make room, or set TMPDIR to "
     "another one",

@@ -131,7 +131,7 @@ class Tree:
                         if not anew:
                             continue
                         by_code = self._states.is_broken(held.node)
-                        if not by_code or await held.process.killed_from_outside():
+                        if not by_code or await held.lineage.lost(held.process):
                             raise
                         return BROKEN, reason
                     index = len(state.entries) + 1
@@ -306,7 +306,7 @@ class Tree:
             status=result.snapshot,
             inherited=held.anonymous if forked else held.inherited,
         )
-        if after.status == UNSEEN and not await process.killed_from_outside():
+        if after.status == UNSEEN and not await held.lineage.lost(process):
             self._states.mark_broken(node)
         if not after.forkable:
             after.unkept_s = held.unkept_s + took_s
