@@ -112,11 +112,12 @@ class AnalyzeConfig(MeasureConfig):
     """Its growth and credit are what `ranking` judges; its BEL settings are every search's."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rollouts: PositiveInt = 16
-    """Trajectories from the prompt, among which the failures are found."""
+    """Trajectories from the prompt, among which the failures are found; recovery examines problems
+    where all of them fail."""
     failures: PositiveInt = 4
     """Most failed trajectories of a problem that are analyzed."""
     completions: PositiveInt = 16
-    """recovery: completions after a step was taken back (the paper's 16)."""
+    """recovery: completions behind an edited step (the paper's 16), and most tries at an edit."""
     scan: PositiveInt = 16
     """recovery, without an oracle: completions per probe of the search for the critical step."""
     fresh: PositiveInt = 32

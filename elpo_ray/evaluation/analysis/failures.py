@@ -24,6 +24,8 @@ class Failures:
     leaves: list[int]
     success_rate: float
     """Share of the graded trajectories from the prompt that succeeded: the policy's strength."""
+    graded: int
+    """How many they were."""
 
 
 async def sample_failures(rollout: TreeRollout, most: int) -> Failures:
@@ -35,7 +37,7 @@ async def sample_failures(rollout: TreeRollout, most: int) -> Failures:
     searchable = [leaf for leaf in failed if num_tool_steps(tree.steps(leaf)) > 0]
     known = verdicts(tree, leaves)
     rate = sum(known) / len(known) if known else 0.0
-    return Failures(searchable[:most], rate)
+    return Failures(searchable[:most], rate, len(known))
 
 
 class ExtraBudget:

@@ -1,9 +1,10 @@
-"""How often a failed trajectory recovers when it goes on from before one of its steps (Figure 1).
+"""Does a failed trajectory recover once exactly one of its steps is another one (Figure 1)?
 
-To fix a step is to let the policy take it again: completions start from the prefix that ends
-before it. Where the task has an oracle, the completions that took a sound step there are counted
-apart, and how many of these succeeded. The paper has errors marked by a judge; here an error step
-is one whose tool call failed, and every step from the first irrecoverable one on.
+Only problems count that the policy does not solve in `rollouts` attempts: their Pass@n is 0. A
+step of a failed trajectory is edited: the policy takes it again until the new step differs from
+the old one. The trajectory has recovered if Pass@n is 1 now: one of `completions` that go on from
+the edited step succeeds. In the paper a judge marks the errors; here an error is a step whose tool
+call failed, or any step from the first irrecoverable one on.
 """
 
 from __future__ import annotations
@@ -23,24 +24,29 @@ from elpo_ray.interfaces import Task
 from elpo_ray.rollout.worker import TreeRollout
 from elpo_ray.types import Problem, Step, ToolKind
 
-KINDS = ("random error", "first error", "first irrecoverable", "later irrecoverable")
+IRRECOVERABLE = ("1st irrecoverable", "2nd irrecoverable", "3rd irrecoverable")
+"""The step that makes the task unreachable, and the two behind it."""
+KINDS = ("random error", "first error", *IRRECOVERABLE)
 
 
 async def examine(
     rollout: TreeRollout, task: Task, problem: Problem, config: AnalyzeConfig
 ) -> list[Record]:
-    """One record a failed trajectory and kind of step that it has."""
-    failures = await sample_failures(rollout, config.failures)
+    """One record a failed trajectory and kind of step that it has; none if the problem was solved
+    or not every attempt has a verdict."""
+    attempts, failures = rollout.remaining, await sample_failures(rollout, config.failures)
+    if failures.success_rate > 0 or failures.graded < attempts:
+        return []
     records = []
     for leaf in failures.leaves:
         steps = rollout.tree.steps(leaf)
         first = first_irrecoverable(task, problem, steps)
         if first is None:
             first = await _searched(rollout, leaf, config)
-        fixed: dict[int, Record] = {}
+        edited: dict[int, Record] = {}
         for kind, step in chosen_steps(rollout, steps, first).items():
-            if step not in fixed:
-                fixed[step] = await _fix(rollout, task, problem, leaf, step, config.completions)
+            if step not in edited:
+                edited[step] = await _edit(rollout, task, problem, leaf, step, config.completions)
             records.append(
                 {
                     "problem": problem.id,
@@ -48,7 +54,7 @@ async def examine(
                     "tool_steps": num_tool_steps(steps),
                     "kind": kind,
                     "step": step,
-                    **fixed[step],
+                    **edited[step],
                 }
             )
     return records
@@ -60,61 +66,74 @@ def chosen_steps(rollout: TreeRollout, steps: Sequence[Step], first: int | None)
     failed_calls = {
         m for m, step in enumerate(steps, 1) if step.result and step.result.kind is not ToolKind.OK
     }
-    lost = set() if first is None else set(range(first, len(steps) + 1))
-    errors = sorted(failed_calls | lost)
-    later = sorted(lost - {first})
+    lost = [] if first is None else list(range(first, len(steps) + 1))
+    errors = sorted(failed_calls | set(lost))
     chosen: dict[str, int] = {}
     if errors:
         chosen["random error"] = rollout.random.choice(errors)
         chosen["first error"] = errors[0]
-    if first is not None:
-        chosen["first irrecoverable"] = first
-    if later:
-        chosen["later irrecoverable"] = rollout.random.choice(later)
-    return chosen
+    return chosen | dict(zip(IRRECOVERABLE, lost, strict=False))
 
 
 def summarize(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """A row a kind of step: the mean recovery over trajectories, and its standard error."""
+    """A row a kind of step: the share of edited trajectories that recovered with its standard
+    error, the mean share of completions that succeeded, and the share that recovered among edits
+    that left a way to succeed, where an oracle knows."""
     rows = []
     for kind in KINDS:
-        group = [r for r in records if r["kind"] == kind and r["completions"]]
+        asked = [record for record in records if record["kind"] == kind]
+        group = [record for record in asked if record["completions"]]
         if not group:
             continue
-        shares = [record["successes"] / record["completions"] for record in group]
-        sound = [r["sound_successes"] / r["sound"] for r in group if r["sound"]]
-        error = stdev(shares) / sqrt(len(shares)) if len(shares) > 1 else None
+        recovered = [float(record["successes"] > 0) for record in group]
+        sound = [r for r, record in zip(recovered, group, strict=True) if record["sound"]]
         rows.append(
             {
-                "fixed step": kind,
+                "edited step": kind,
                 "trajectories": len(group),
-                "recovery": fmean(shares),
-                "standard error": error,
-                "recovery of sound fixes": fmean(sound) if sound else None,
+                "recovered": fmean(recovered),
+                "standard error": stdev(recovered) / sqrt(len(group)) if len(group) > 1 else None,
+                "completions that succeed": fmean(
+                    record["successes"] / record["completions"] for record in group
+                ),
+                "sound edits": len(sound) if any(r["sound"] is not None for r in group) else None,
+                "recovered after sound edits": fmean(sound) if sound else None,
+                "no other step": len(asked) - len(group),
                 "mean step": fmean(record["step"] for record in group),
             }
         )
     return rows
 
 
-async def _fix(
+async def _edit(
     rollout: TreeRollout, task: Task, problem: Problem, leaf: int, step: int, completions: int
 ) -> Record:
-    """Completions from the prefix before `step`; those without a verdict do not count."""
+    """Edit a step and go on from there `completions` times; none if the policy knows no other step
+    in so many tries. `sound`: whether the edit left a way to succeed, None without an oracle. The
+    completion that brought the new step is the first of those that go on."""
     tree = rollout.tree
-    at = tree.path(leaf)[step - 2] if step > 1 else 0
+    path = [0, *tree.path(leaf)]
+    old, before = tree.nodes[path[step]].step, path[step - 1]
+    assert old is not None
     extra = ExtraBudget(rollout, completions)
-    leaves = await sample(extra, completions, at, anchor=step - 1 or None)
+    while extra.remaining:
+        edited = await extra.complete(before, anchor=step - 1 or None)
+        new = tree.path(edited)[step - 1]
+        taken = tree.nodes[new].step
+        assert taken is not None
+        if taken.turn.token_ids != old.turn.token_ids:
+            break
+    else:
+        return {"completions": 0, "successes": 0, "sound": None}
+    leaves = [edited]
+    if tree.nodes[new].score is None:  # the trajectory goes on behind it
+        more = ExtraBudget(rollout, completions - 1)
+        leaves += await sample(more, completions - 1, new, anchor=step)
     outcomes = verdicts(tree, leaves)
-    sound = verdicts(
-        tree,
-        [n for n in leaves if task.recoverable(problem, tree.steps(n)[:step]) is True],
-    )
     return {
         "completions": len(outcomes),
         "successes": sum(outcomes),
-        "sound": len(sound),
-        "sound_successes": sum(sound),
+        "sound": task.recoverable(problem, tree.steps(new)),
     }
 
 

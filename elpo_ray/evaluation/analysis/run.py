@@ -33,8 +33,8 @@ USED = {
 }
 """The settings that determine an analysis's records."""
 NOTES = {
-    AnalysisName.recovery: "recovery: share of completions from before the step that succeed; "
-    "sound fixes: those whose new step leaves a way to succeed, by the task's oracle",
+    AnalysisName.recovery: "problems that no rollout solved; recovered: one of the completions "
+    "behind the edited step succeeds; sound edits leave a way to succeed, by the task's oracle",
     AnalysisName.ranking: "advantages of siblings against Mean@n of fresh completions; ties of "
     "scores count one half; at the prompt: children of the root",
     AnalysisName.localization: "agree: two searches of one trajectory name the same step; right "
@@ -158,9 +158,9 @@ def plot(name: AnalysisName, summaries: Mapping[str, Rows]) -> bytes:
 
 
 def _plot_recovery(axes: Any, rows: Rows) -> None:
-    names = [row["fixed step"].replace(" ", "\n") for row in rows]
+    names = [row["edited step"].replace(" ", "\n") for row in rows]
     errors = [row["standard error"] or 0.0 for row in rows]
-    axes.bar(names, [row["recovery"] for row in rows], yerr=errors, capsize=4, label="recovery")
+    axes.bar(names, [row["recovered"] for row in rows], yerr=errors, capsize=4, label="recovered")
 
 
 def _plot_ranking(axes: Any, rows: Rows) -> None:

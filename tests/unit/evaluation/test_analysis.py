@@ -109,21 +109,59 @@ def test_consistency_and_accuracy_by_hand() -> None:
     assert localization.success_by_anchor(blind) == {}
 
 
-async def test_taking_the_critical_step_again_recovers_and_a_later_one_does_not() -> None:
+async def test_editing_the_critical_step_recovers_and_editing_a_later_one_does_not() -> None:
     worker = make_worker(planted(TOOL_STEPS, 2))
     config = settings(AnalysisName.recovery, rollouts=1, failures=1, completions=3)
     records = await examine(worker, config)
     found = {record["kind"]: record for record in records}
     assert set(found) == set(recovery.KINDS)
-    first = found["first irrecoverable"]
-    assert (first["step"], first["successes"], first["sound"]) == (2, 3, 3)
+    assert [found[kind]["step"] for kind in recovery.IRRECOVERABLE] == [2, 3, 4]
+    first = found["1st irrecoverable"]
+    assert (first["completions"], first["successes"], first["sound"]) == (3, 3, True)
     assert found["first error"]["step"] == 2
-    later = found["later irrecoverable"]
-    assert later["step"] > 2 and later["successes"] == later["sound"] == 0
-    rows = {row["fixed step"]: row for row in recovery.summarize(records)}
-    assert rows["first irrecoverable"]["recovery"] == 1.0
-    assert rows["first irrecoverable"]["recovery of sound fixes"] == 1.0
-    assert rows["later irrecoverable"]["recovery of sound fixes"] is None
+    for kind in recovery.IRRECOVERABLE[1:]:
+        assert (found[kind]["successes"], found[kind]["sound"]) == (0, False)
+    rows = {row["edited step"]: row for row in recovery.summarize(records)}
+    assert list(rows) == list(recovery.KINDS)
+    assert rows["1st irrecoverable"]["recovered"] == 1.0
+    assert rows["1st irrecoverable"]["recovered after sound edits"] == 1.0
+    assert rows["2nd irrecoverable"]["recovered after sound edits"] is None
+
+
+async def test_only_problems_that_no_attempt_solves_are_examined() -> None:
+    def plan(number: int, before: list[str]) -> list[Word]:
+        words = ["g", "b", "g", "=ok"] if number < 3 else ["g", "g", "g", "=ok"]
+        return words[len(before) :]  # type: ignore[return-value]
+
+    lost = settings(AnalysisName.recovery, rollouts=3, failures=1, completions=2)
+    assert await examine(make_worker(plan), lost)
+    assert not await examine(make_worker(plan), replace(lost, rollouts=4))
+
+
+async def test_a_step_that_the_policy_always_takes_is_not_edited() -> None:
+    worker = make_worker(planted(TOOL_STEPS, 2))
+    always = SameWords(lambda seed, before: (["g", "b", "g", "=ok"])[len(before) :])
+    worker.agent = replace(worker.agent, policy=always)
+    config = settings(AnalysisName.recovery, rollouts=1, failures=1, completions=3)
+    records = await examine(worker, config)
+    assert {record["completions"] for record in records} == {0}
+    assert not recovery.summarize(records)
+
+
+def test_recovery_by_hand() -> None:
+    def record(successes: int, sound: bool | None, completions: int = 4) -> Record:
+        return {
+            "kind": "first error", "step": 2, "completions": completions,
+            "successes": successes, "sound": sound,
+        }  # fmt: skip
+
+    [row] = recovery.summarize(
+        [record(4, True), record(1, True), record(0, True), record(0, False), record(0, None, 0)]
+    )
+    assert (row["trajectories"], row["no other step"], row["sound edits"]) == (4, 1, 3)
+    assert row["recovered"] == 0.5 and row["recovered after sound edits"] == pytest.approx(2 / 3)
+    assert row["completions that succeed"] == pytest.approx(5 / 16)
+    assert row["standard error"] == pytest.approx((1 / 12) ** 0.5)
 
 
 class Blind(FakeTask):
@@ -142,8 +180,8 @@ async def test_without_an_oracle_a_search_with_large_probes_finds_the_step() -> 
     config = settings(AnalysisName.recovery, rollouts=1, failures=1, completions=2, scan=2)
     records = await examine(worker, config)
     steps = {record["kind"]: record["step"] for record in records}
-    assert steps["first irrecoverable"] == 3
-    assert all(record["sound"] == 0 for record in records)
+    assert steps["1st irrecoverable"] == 3
+    assert all(record["sound"] is None for record in records)
 
 
 async def test_siblings_are_ranked_against_fresh_completions() -> None:
