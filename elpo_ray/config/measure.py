@@ -34,7 +34,8 @@ class MeasureConfig(Section, key=""):
     task: dict[str, Any] = field(default_factory=dict)
     """Values that replace those of every task, as in task.max_turns=8."""
     problems: PositiveInt | None = None
-    """Held-out problems of each task; null = the task's own number, task.eval_problems."""
+    """Problems of each task, held-out ones unless `split` says otherwise; null = the task's own
+    number, task.eval_problems."""
     max_context: ContextTokens | None = None
     """Tokens of prompt and episode; null = that of the run folder, else 20480."""
     precision: Precision | None = None
@@ -103,11 +104,22 @@ class AnalysisName(Enum):
     """Does a search name the same step again, and, with an oracle, the right one?"""
 
 
+class Split(Enum):
+    """Which problems of a task an analysis takes."""
+
+    held_out = "held_out"
+    """Those that no run trains on."""
+    training = "training"
+    """The first of the training stream with this seed, as in the paper's Figure 3."""
+
+
 @dataclass(kw_only=True)
 class AnalyzeConfig(MeasureConfig):
     """One analysis (`python -m elpo_ray.analyze`). Completions are sampled as in training."""
 
     analysis: AnalysisName = AnalysisName.localization
+    split: Split = Split.held_out
+    """Where the problems come from; their number is `problems`."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     """Its growth and credit are what `ranking` judges; its BEL settings are every search's."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

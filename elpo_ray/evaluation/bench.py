@@ -27,7 +27,7 @@ from elpo_ray.cluster.devices import (
 from elpo_ray.config import Config
 from elpo_ray.config.algorithm import AlgorithmConfig
 from elpo_ray.config.learner import LearnerConfig
-from elpo_ray.config.measure import AnalyzeConfig, MeasureConfig
+from elpo_ray.config.measure import AnalyzeConfig, MeasureConfig, Split
 from elpo_ray.config.model import ModelConfig
 from elpo_ray.config.rules import require
 from elpo_ray.config.run import TrainerConfig
@@ -87,10 +87,11 @@ class Bench:
             elif source.folder is not None:  # else a server's engines
                 check_processors(one, processors_here(), learner=False)
         made = {name: make_task(task, config.seed) for name, task in tasks.items()}
-        problems = {
-            name: task.eval_problems(config.problems or tasks[name].eval_problems)
-            for name, task in made.items()
-        }
+        training = isinstance(config, AnalyzeConfig) and config.split is Split.training
+        problems = {}
+        for name, task in made.items():
+            many = config.problems or tasks[name].eval_problems
+            problems[name] = trained_problems(task, many) if training else task.eval_problems(many)
         bench = cls(config, source, configs, made, problems)
         for name in tasks:
             bench._check_prompts(name)
@@ -240,6 +241,17 @@ class JsonLines:
     def append(self, record: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def trained_problems(task: Task, count: int) -> list[Problem]:
+    """The first `count` problems of the training stream, or all of them. Raises ValueError."""
+    found: dict[str, Problem] = {}
+    for index in range(count):
+        problem = task.train_problem(index)
+        if problem.id in found:  # the next epoch
+            break
+        found[problem.id] = problem
+    return list(found.values())
 
 
 def _run_config(config: MeasureConfig, source: ModelSource, task: TaskConfig) -> Config:

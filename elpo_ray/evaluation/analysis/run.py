@@ -27,10 +27,12 @@ from elpo_ray.runs.progress import announce, progress_bar, waiting
 from elpo_ray.types import Fault, InfrastructureError
 
 USED = {
-    AnalysisName.recovery: ("rollouts", "failures", "completions", "scan", "algorithm"),
-    AnalysisName.ranking: ("fresh", "algorithm"),
-    AnalysisName.localization: ("rollouts", "failures", "xs", "repeats", "budgets", "algorithm"),
-}
+    AnalysisName.recovery: ("split", "rollouts", "failures", "completions", "scan", "algorithm"),
+    AnalysisName.ranking: ("split", "fresh", "algorithm"),
+    AnalysisName.localization: (
+        "split", "rollouts", "failures", "xs", "repeats", "budgets", "algorithm"
+    ),
+}  # fmt: skip
 """The settings that determine an analysis's records."""
 NOTES = {
     AnalysisName.recovery: "problems that no rollout solved; recovered: one of the completions "

@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from elpo_ray.config import Config
 from elpo_ray.config.compose import measured_tasks
 from elpo_ray.config.learner import ColdStartConfig, LearnerConfig, OptimizerConfig
-from elpo_ray.config.measure import EvaluateConfig
+from elpo_ray.config.measure import AnalyzeConfig, EvaluateConfig, Split
 from elpo_ray.config.model import ModelConfig, Precision, TinyModelConfig
+from elpo_ray.config.run import ClusterConfig
 from elpo_ray.config.task import CountdownConfig, TaskConfig
 from elpo_ray.evaluation.bench import Bench
 from elpo_ray.learner.backend import LearnerSettings, RankProcess
@@ -184,6 +185,25 @@ def test_mistakes_are_told_before_anything_starts(
         config = EvaluateConfig(**asked)
         with pytest.raises(ValueError, match=re.escape(said)):
             Bench.prepare(config, measured_tasks(config))
+
+
+def test_an_analysis_may_take_training_problems(model: Path) -> None:
+    held_out, trained = (
+        AnalyzeConfig(
+            model=str(model),
+            tasks=["countdown"],
+            max_context=600,
+            problems=3,
+            split=split,
+            cluster=ClusterConfig(gpus=False),
+        )
+        for split in Split
+    )
+    ids = [
+        [problem.id for problem in Bench.prepare(each, measured_tasks(each)).problems["countdown"]]
+        for each in (held_out, trained)
+    ]
+    assert ids == [[f"eval-{i}" for i in range(3)], [f"train-{i}" for i in range(3)]]
 
 
 def test_localization_is_analyzed_on_countdown(model: Path, tmp_path: Path) -> None:

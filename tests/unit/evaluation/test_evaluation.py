@@ -13,7 +13,7 @@ from rich.console import Console
 
 from elpo_ray.config.measure import EvaluateConfig
 from elpo_ray.config.task import TaskConfig, TaskName
-from elpo_ray.evaluation.bench import JsonLines, ResultFolder, _differences
+from elpo_ray.evaluation.bench import JsonLines, ResultFolder, _differences, trained_problems
 from elpo_ray.evaluation.report import show, write_report
 from elpo_ray.evaluation.summary import mean_success, per_problem, summarize
 from elpo_ray.evaluation.votes import one_vote_each
@@ -182,6 +182,20 @@ def test_each_choice_of_problems_has_a_folder_of_its_own(
     folder(out="mine")
     with pytest.raises(ValueError, match=r"out='mine': .*other problems of t .*as in out=NEW"):
         folder(out="mine", problems=5)
+
+
+def test_training_problems_are_the_first_of_the_stream_and_come_once(tmp_path: Path) -> None:
+    countdown = make_task(TaskConfig(name=TaskName.countdown), 3)
+    taken = trained_problems(countdown, 5)
+    assert [each.id for each in taken] == [countdown.train_problem(i).id for i in range(5)]
+    assert not {each.ground_truth for each in taken} & {None}
+    file = tmp_path / "train.jsonl"
+    rows = [{"problem": f"q{i}", "answer": str(i)} for i in range(3)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    other = tmp_path / "eval.jsonl"
+    other.write_text(json.dumps({"problem": "another", "answer": "7"}))
+    few = make_task(TaskConfig(name=TaskName.jsonl, train_file=str(file), eval_file=str(other)), 0)
+    assert sorted(each.ground_truth for each in trained_problems(few, 10)) == ["0", "1", "2"]
 
 
 async def test_equal_answers_are_one_vote_and_join_the_first_class_they_equal() -> None:
