@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at once (by default what the machine holds)"
     )
+    parser.add_argument(
+        "--only", action="append", metavar="NAME",
+        help="these runs alone, by names such as task-arm-seed; * is any part; may be repeated",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     if arguments.jobs is not None and arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: give 1 or more")
@@ -53,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         study = Study.read(arguments.file)
+        if arguments.only:
+            study = study.only(arguments.only)
         if arguments.what == "report":
             out = arguments.out or arguments.results.parent / study.name
             write_report(study, arguments.results, out)

@@ -18,8 +18,9 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
@@ -113,6 +114,18 @@ class Study:
             return _study(values, path)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def only(self, patterns: Sequence[str]) -> Study:
+        """The runs whose names match one of the patterns of a shell. Raises ValueError if a pattern
+        matches none."""
+        for pattern in patterns:
+            if not any(fnmatchcase(cell.name, pattern) for cell in self.cells):
+                raise ValueError(
+                    f"--only {pattern}: no run of that name, as {self.cells[0].name} is one; use "
+                    "the names that `list` shows as task-arm-seed, with * for any part"
+                )
+        chosen = (c for c in self.cells if any(fnmatchcase(c.name, each) for each in patterns))
+        return replace(self, cells=tuple(chosen))
 
 
 def _study(values: Mapping[str, Any], path: Path) -> Study:

@@ -66,6 +66,17 @@ def test_arms_are_algorithms_or_any_overrides(tmp_path: Path) -> None:
     assert (low.algorithm.credit.lam, low.trainer.steps) == (0.25, 3)
 
 
+def test_some_runs_can_be_chosen_by_name(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    assert [c.name for c in study.only(["*-elpo-*"]).cells] == [
+        "quickstart-elpo-0", "quickstart-elpo-1"
+    ]  # fmt: skip
+    both = study.only(["quickstart-grpo-1", "*-0"])
+    assert len(both.cells) == 3 and both.baseline == "grpo"
+    with pytest.raises(ValueError, match=r"--only \*-gppo-\*: no run .* quickstart-grpo-0"):
+        study.only(["*-0", "*-gppo-*"])
+
+
 def test_a_grid_crosses_any_keys(tmp_path: Path) -> None:
     grid = {"learner.optimizer.lr": [1e-4, 2e-4], "algorithm.growth.max_tool_calls": [[], [4, 5]]}
     tasks = {"t": {"arms": ["elpo"], "seeds": 1}}
