@@ -19,7 +19,7 @@ THERE = {"R", "S", "D", "T", "t", "I"}
 _FLAGS, _EXITING = 9 - 3, 0x4
 """Field of /proc/PID/stat, counted from behind the command's name, and the kernel's mark in it for
 who is on its way out."""
-_MOST_CROWDED = 6.0
+_MOST_CROWDED = 3.0
 """Patience grows by this factor at most."""
 REPORT_S = 0.5
 """Seconds that the report of a process's end may take, once it has ended."""

@@ -135,7 +135,7 @@ async def test_who_ends_with_a_killed_first_process_was_lost_from_outside(sandbo
     assert await lineage.lost(member)
 
 
-@pytest.mark.parametrize(("load", "factor"), [(0.0, 1), (1.0, 1), (3.0, 3), (500.0, 6)])
+@pytest.mark.parametrize(("load", "factor"), [(0.0, 1), (1.0, 1), (2.5, 2.5), (500.0, 3)])
 def test_patience_grows_with_the_number_of_those_who_wait_for_a_processor(
     monkeypatch: pytest.MonkeyPatch, load: float, factor: float
 ) -> None:
