@@ -121,8 +121,8 @@ class Study:
         for pattern in patterns:
             if not any(fnmatchcase(cell.name, pattern) for cell in self.cells):
                 raise ValueError(
-                    f"--only {pattern}: no run of that name, as {self.cells[0].name} is one; use "
-                    "the names that `list` shows as task-arm-seed, with * for any part"
+                    f"--only {pattern}: no run has such a name; write it like "
+                    f"{self.cells[0].name}, with * for any part"
                 )
         chosen = (c for c in self.cells if any(fnmatchcase(c.name, each) for each in patterns))
         return replace(self, cells=tuple(chosen))
