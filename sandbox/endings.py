@@ -64,7 +64,7 @@ kept none."""
 def patience_s(seconds: float) -> float:
     """How long to wait for what takes a process, possibly hostile, less than `seconds` on a machine
     with a processor for everybody. Others who want one are not its doing."""
-    crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
+    crowd = os.getloadavg()[0] / len(os.sched_getaffinity(0))
     return seconds * min(max(1.0, crowd), _MOST_CROWDED)
 
 

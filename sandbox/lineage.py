@@ -20,7 +20,7 @@ from functools import partial
 from typing import TypeVar
 
 from sandbox.channels import Ends
-from sandbox.endings import End, Refused, Tampered, is_ending, kill_strays
+from sandbox.endings import End, Refused, Tampered, is_ending, kill_strays, was_killed
 from sandbox.inspection import (
     THREADS,
     Hidden,
@@ -124,21 +124,27 @@ class Lineage:
         ticket = secrets.token_bytes(NONCE_BYTES)
         try:
             async with self._under_way(birth, ticket_of(ticket)):
-                await parent.fork(ticket, branch.folder)
+                order = self._loop.create_task(parent.fork(ticket, branch.folder))
+                try:
+                    await asyncio.shield(order)
+                except asyncio.CancelledError:  # it is carried out, for it cannot be taken back
+                    await asyncio.gather(order, return_exceptions=True)
+                    raise
             branch.folder = self._folder.rename(branch.folder)
             if not self.first.steadfast and not await self._checked(branch):
                 raise Tampered("a branch is not what it must be")
         except BaseException as error:
             if isinstance(error, Refused) and not birth.done:
                 error = await self._judged(birth, strays)
-            by_others = isinstance(error, Tampered | Refused) and await self.lost(parent, branch)
+            born = [branch] if birth.done else []  # what is nobody's branch was killed here
+            by_others = isinstance(error, Tampered | Refused) and await self.lost(parent, *born)
             if not birth.done:
                 self._clean_up(self._reclaim(branch))
             branch.kill()
             if by_others:
                 raise SandboxFailure("a process was killed from outside while it forked") from error
-            if isinstance(error, Tampered):
-                self.give_up(parent)
+            if isinstance(error, Tampered) or not (birth.done or isinstance(error, Exception)):
+                self.give_up(parent)  # or it would do later what it was told now
             if isinstance(error, OSError):
                 raise SandboxFailure(f"no branch: {explained(error)}") from error
             raise error
@@ -393,7 +399,8 @@ class Lineage:
             with explaining("no branch"):  # it died
                 self._furnish(birth.branch, question, problem)
         except SandboxFailure as failure:
-            self._fail(birth, failure)
+            died = was_killed(question.task)
+            self._fail(birth, SandboxFailure("a branch died at its birth") if died else failure)
         else:
             birth.done = True
             birth.parent.forked()

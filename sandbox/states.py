@@ -123,6 +123,10 @@ class States:
             self.mark_broken(held.node)
 
     def note_loss(self, held: Snapshot, result: CallResult) -> None:
-        """Note if code ended the only process that was in its state."""
-        if held.spent and not result.state_kept and result.kind is not Kind.SANDBOX_FAILURE:
+        """Note whether code ended the only process that was in its state, or somebody else did."""
+        if not held.spent or result.state_kept:
+            return
+        if result.kind is Kind.SANDBOX_FAILURE:
+            self._broken.discard(held.node)
+        else:
             self.mark_broken(held.node)

@@ -21,8 +21,17 @@ DIES_ONCE_BORN = (
 )
 
 
+HAS_TROUBLE = "born = branch._be_born\nbranch._be_born = lambda ticket, _: born(ticket, 5)"
+"""Its branches are killed by the supervisor, which is no loss from outside."""
+
+
 @attack(107, "dies as soon as it is born")
 async def dies_once_born(world: World) -> None:
+    async with world.session() as trunk:
+        own_doing(await trunk.call(LONELY + HAS_TROUBLE))
+        async with world.session(at=trunk.state) as one, world.session(at=trunk.state) as two:
+            for session in (one, two, trunk, one):
+                own_doing(await session.call("1"))
     async with world.session() as trunk:
         own_doing(await trunk.call(LONELY + DIES_ONCE_BORN))
         crowd = [await world.patient.open(at=trunk.state) for _ in range(10)]

@@ -135,10 +135,56 @@ async def test_who_ends_with_a_killed_first_process_was_lost_from_outside(sandbo
     assert await lineage.lost(member)
 
 
+async def test_calls_that_are_given_up_while_they_branch_cost_no_state(sandbox: Sandbox) -> None:
+    session = await sandbox.open(tree="t")
+    value = (await session.call("import os\nx = os.urandom(8)\nx")).value
+    branches = [await sandbox.open(at=session.state, tree="t") for _ in range(30)]
+    for number, branch in enumerate(branches):
+        calling = asyncio.create_task(branch.call("x"))
+        await asyncio.sleep(0.0002 * number)
+        calling.cancel()
+        await asyncio.wait({calling})
+        result = await branch.call("x")
+        assert (result.value, result.restored_by) == (value, "fork"), (number, result)
+
+
+async def test_a_branch_that_nobody_waits_for_does_not_spoil_the_next(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await sandbox.open(tree="t")
+    await session.call("import os\nx = os.urandom(8)\nx")
+    one, two = [await sandbox.open(at=session.state, tree="t") for _ in range(2)]
+    with monkeypatch.context() as starved:
+        starved.setattr(SessionProcess, "resume", lambda _: None)
+        calling = asyncio.create_task(one.call("1"))
+        await asyncio.sleep(0.05)
+        calling.cancel()
+        await asyncio.wait({calling})
+    result = await two.call("1")  # the state cannot be repeated, which is not its code's doing
+    assert result.kind is Kind.SANDBOX_FAILURE and not is_blamed(session), result
+
+
+async def test_a_state_with_threads_that_was_killed_is_not_broken_by_its_code(
+    sandbox: Sandbox,
+) -> None:
+    session = await sandbox.open()
+    await session.call(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\n"
+        "time.time_ns()"
+    )
+    calling = asyncio.create_task(session.call("time.sleep(99)"))
+    await eventually(lambda: any(each.running for each in members(session)), "it does not run")
+    (running,) = [each for each in members(session) if each.running]
+    os.kill(running.pid, signal.SIGKILL)
+    assert (await calling).kind is Kind.SANDBOX_FAILURE
+    assert not is_blamed(session)
+    assert (await session.call("1")).kind is Kind.SANDBOX_FAILURE  # it cannot be repeated
+
+
 @pytest.mark.parametrize(("load", "factor"), [(0.0, 1), (1.0, 1), (2.5, 2.5), (500.0, 3)])
 def test_patience_grows_with_the_number_of_those_who_wait_for_a_processor(
     monkeypatch: pytest.MonkeyPatch, load: float, factor: float
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 3, 5, 7})
     monkeypatch.setattr(os, "getloadavg", lambda: (4 * load, 0.0, 0.0))
     assert patience_s(5.0) == 5.0 * factor
