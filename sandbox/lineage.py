@@ -130,7 +130,8 @@ class Lineage:
                 except asyncio.CancelledError:  # it is carried out, for it cannot be taken back
                     await asyncio.gather(order, return_exceptions=True)
                     raise
-            branch.folder = self._folder.rename(branch.folder)
+            if branch.alive:  # else its folder may be another's
+                branch.folder = self._folder.rename(branch.folder)
             if not self.first.steadfast and not await self._checked(branch):
                 raise Tampered("a branch is not what it must be")
         except BaseException as error:
