@@ -219,6 +219,8 @@ class SpawnerClient:
         self._early.pop(inner, None)
         self._live[inner] = branch
         branch.identify(pid, inner, pidfd)
+        if not self.alive:  # nobody would report its end
+            self._on_ended(inner, End(None))
 
     def open_folder(self, path: str) -> int:
         """A descriptor of a work folder for the process that works in it. Raises OSError."""

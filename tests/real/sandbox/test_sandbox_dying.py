@@ -17,6 +17,7 @@ from contextlib import suppress
 import pytest
 from processes import eventually, state_of
 
+from sandbox.channels import Ends
 from sandbox.endings import is_ending, patience_s, was_killed
 from sandbox.limits import Limits
 from sandbox.process import SessionProcess
@@ -188,3 +189,19 @@ def test_patience_grows_with_the_number_of_those_who_wait_for_a_processor(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 3, 5, 7})
     monkeypatch.setattr(os, "getloadavg", lambda: (4 * load, 0.0, 0.0))
     assert patience_s(5.0) == 5.0 * factor
+
+
+async def test_a_branch_that_is_born_after_its_spawner_died_has_ended(sandbox: Sandbox) -> None:
+    session = await sandbox.open(tree="t")
+    await session.call("x = 1")
+    (lineage,) = (each.lineage for each in sandbox._shelf._kept)
+    (member,) = snapshots(sandbox)
+    client, branch = lineage._client, SessionProcess(Ends(), member.folder)
+    del client._live[member.inner_pid]
+    client._lose("it died")
+    client.adopt(branch, member.pid, lineage.first)
+    assert branch.end.done()
+    await asyncio.sleep(0)
+    assert await branch.killed_from_outside()
+    member.end.set_result(branch.end.result())
+    await asyncio.gather(branch.close(), member.close())
