@@ -50,8 +50,7 @@ def numbers(study: Study, records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _task(arms: Records, baseline: str | None) -> dict[str, Any]:
-    everything = [record for records in arms.values() for record in records]
-    budgets = {axis: common_budget([curve(r, axis) for r in everything]) for axis in AXES}
+    budgets = _budgets([record for records in arms.values() for record in records])
     measures = _measures(budgets)
     values = {
         arm: {name: _values(records, measure) for name, measure in measures.items()}
@@ -62,15 +61,28 @@ def _task(arms: Records, baseline: str | None) -> dict[str, Any]:
             "seeds": sorted(record.seed for record in arms[arm]),
             **{name: _json(estimate(list(seeds.values()))) for name, seeds in row.items()},
             **_sampled(arms[arm]),
-            "less_baseline": {
-                name: _json(difference(row[name], values[baseline][name])) for name in COMPARED
-            }
-            if baseline in values and arm != baseline
-            else {},
+            "less_baseline": {}
+            if baseline is None or arm == baseline
+            else _less(arms[arm], arms.get(baseline, ())),
         }
         for arm, row in values.items()
     }
     return {"common_budgets": budgets, "arms": rows}
+
+
+def _less(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
+    """Differences from the baseline, paired by seed, at the largest budgets that both reached: an
+    arm that spends less than these two does not cut their comparison short."""
+    measures = _measures(_budgets([*records, *baseline]))
+    return {
+        name: _json(difference(_values(records, measures[name]), _values(baseline, measures[name])))
+        for name in COMPARED
+    }
+
+
+def _budgets(records: Sequence[Record]) -> dict[str, float | None]:
+    """The largest budget that all of these runs reached, on each axis."""
+    return {axis: common_budget([curve(record, axis) for record in records]) for axis in AXES}
 
 
 def _sampled(records: Sequence[Record]) -> dict[str, Any]:
@@ -91,8 +103,8 @@ COMPARED = ("after", "area_leaves", "area_tokens", "area_seconds", "at_leaves", 
 
 
 def _measures(budgets: Mapping[str, float | None]) -> dict[str, Measure]:
-    """What a run is measured by. `at_*`: held-out pass@1 at the largest budget that all runs of the
-    task reached; `area_*`: its mean until there."""
+    """What a run is measured by. `at_*`: held-out pass@1 at the budget; `area_*`: its mean until
+    there."""
 
     def on(axis: str, how: Callable[[Curve, float], float | None]) -> Measure:
         budget = budgets[axis]
@@ -147,7 +159,11 @@ def markdown(report: Mapping[str, Any], missing: Sequence[str]) -> str:
         "",
     ]
     if baseline is not None:
-        lines += [f"*Less {baseline}* is the difference paired by seed.", ""]
+        lines += [
+            f"*Less {baseline}* is the difference paired by seed; at equal tokens: at the largest",
+            f"number of them that all runs of the arm and of {baseline} reached.",
+            "",
+        ]
     if missing:
         lines += [f"Not finished: {', '.join(missing)}.", ""]
     for task, part in report["tasks"].items():

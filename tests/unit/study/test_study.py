@@ -487,6 +487,22 @@ def test_the_report_compares_at_equal_leaves_and_at_equal_tokens(tmp_path: Path)
     assert "Not finished: quickstart-elpo-9." in text and "90.0 ± 0.0 | 3.50 |" in text
 
 
+def test_an_arm_that_spends_little_does_not_cut_short_the_comparison_of_others(
+    tmp_path: Path,
+) -> None:
+    """At the 10 tokens of the frugal arm, grpo and elpo are alike; at the 100 that these two
+    reached, they are not."""
+    study = study_of(tmp_path, arms=["grpo", "elpo", "elpo_no_bel"])
+    after = {"grpo": 0.5, "elpo": 0.6, "elpo_no_bel": 0.4}
+    tokens = {"grpo": 100, "elpo": 100, "elpo_no_bel": 10}
+    records = [record_of(study, cell, after[cell.arm], tokens[cell.arm]) for cell in study.cells]
+    found = numbers(study, records)["tasks"]["quickstart"]
+    assert found["common_budgets"]["tokens"] == 10
+    apart = {arm: row["less_baseline"] for arm, row in found["arms"].items()}
+    assert apart["elpo"]["at_tokens"]["mean"] == pytest.approx(0.1)
+    assert apart["elpo_no_bel"]["at_tokens"]["mean"] == pytest.approx(0.4 - 0.41)
+
+
 def test_the_report_has_pass_at_k_where_models_were_sampled(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     records = [
