@@ -24,7 +24,7 @@ from elpo_ray.study.plan import Study
 RUNS, RESULTS = Path("runs/study"), Path("docs/study/runs")
 EPILOG = """\
 A finished run is one JSON file under RESULTS/NAME and is never made again: commit it. A run that
-was cut off goes on from its checkpoint. docs/study.md says what a file may hold.
+was cut off goes on from its checkpoint. docs/studies.md says what a file may hold.
 """
 
 
