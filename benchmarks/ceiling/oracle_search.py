@@ -1,9 +1,10 @@
 """The first irrecoverable step of Countdown, told: what would a perfect search be worth?
 
 It grows trees as BEL does (Algorithm 1 of arXiv 2602.09598), but asks the task's exact oracle where
-BEL probes. What it saves goes to completions of the prefix before that step, so that the critical
-step has siblings. No run that solves a task may use it; `conf/study/ceiling.yaml` compares it with
-searches that are told nothing.
+BEL probes. A fixed number of completions then starts before that step, so that it has siblings;
+the rest of the budget goes to trajectories from the prompt and to further searches. No run that
+solves a task may use it; `conf/study/ceiling.yaml` has runs to compare with searches that are told
+nothing.
 """
 
 from __future__ import annotations
