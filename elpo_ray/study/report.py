@@ -248,7 +248,7 @@ def picture(arms: Records, path: Path) -> None:
         for place, (arm, records) in enumerate(arms.items()):
             curves = [curve(record, axis) for record in records if len(record.held_out) > 1]
             if curves:
-                _draw(axes, curves, arm, f"C{place % 10}", "-:"[place // 10 % 2])
+                _draw(axes, curves, arm, f"C{place % 10}", ("-", ":", "--")[place // 10 % 3])
         axes.set(xlabel=label)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("held-out pass@1")
