@@ -97,6 +97,9 @@ class CountdownConfig(Section, key="task.countdown"):
     disjoint: bool = True
     """No problem is both demonstrated and trained on; false: either may be any problem that is not
     held out."""
+    any_order: bool = False
+    """Demonstrations join numbers in any order, so that the policy varies its steps; false: always
+    the largest that can be joined."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         if self.low > self.high:

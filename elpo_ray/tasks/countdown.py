@@ -74,15 +74,16 @@ class Countdown:
         return [self._problem(f"eval-{i}", *drawn[i]) for i in range(count)]
 
     def demonstration(self, index: int) -> list[Message] | None:
-        """A problem solved, always joining the largest numbers that can be joined: what is left to
-        learn is the choice of the operator. With `disjoint` it is no training problem."""
+        """A problem solved. Without `any_order` it always joins the largest numbers that can be
+        joined: what is left to learn is the choice of the operator. With `disjoint` it is no
+        training problem."""
         if index >= self._config.demonstrations:
             return None
         rng = random.Random(f"demonstration/{self._seed}/{index}")
         numbers, target = self._draw(rng, self._demonstrated)
         messages: list[Message] = [*_prompt(numbers, target)]
         left = numbers
-        for a, op, b in self._solution(numbers, target):
+        for a, op, b in self._solution(rng, numbers, target):
             left = self._rules.step(left, a, op, b)
             messages += code_interpreter.called(f"combine({a}, '{op}', {b})", describe(list(left)))
         messages.append({"role": "assistant", "content": f"answer: {target}"})
@@ -186,10 +187,14 @@ class Countdown:
                     "difficulty; lower it or widen task.countdown.low..high"
                 )
 
-    def _solution(self, left: Left, target: int) -> Iterator[Move]:
-        """The recoverable step with the largest operands, `+` before `-`, `*`, at each turn."""
+    def _solution(self, rng: random.Random, left: Left, target: int) -> Iterator[Move]:
+        """At each turn a recoverable step: with `any_order` any of them, all equally likely, else
+        the one with the largest operands, `+` before `-`, `*`."""
         while len(left) > 1:
-            for move in self._rules.moves(left):
+            moves = self._rules.moves(left)
+            if self._config.any_order:
+                rng.shuffle(moves)
+            for move in moves:
                 after = self._rules.step(left, *move)
                 if target in reachable(after, self._rules):
                     break

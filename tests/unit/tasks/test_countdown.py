@@ -62,8 +62,11 @@ def run_in_session(namespace: dict[str, object], code: str) -> str:
     return printed.getvalue().strip()
 
 
-def test_demonstrations_are_what_a_real_session_prints_and_score_as_success() -> None:
-    task = make()
+@pytest.mark.parametrize("any_order", [False, True])
+def test_demonstrations_are_what_a_real_session_prints_and_score_as_success(
+    any_order: bool,
+) -> None:
+    task = make(any_order=any_order)
     for index in range(30):
         messages = task.demonstration(index)
         assert messages is not None
@@ -246,6 +249,21 @@ def test_a_cold_start_on_training_problems_can_be_asked_for() -> None:
     assert together.eval_problems(200) == apart.eval_problems(200)
     held_out = {asked(problem.messages) for problem in apart.eval_problems(200)}
     assert not held_out & (shown | set(trained))
+
+
+def first_code(messages: Sequence[Message]) -> str:
+    return str(messages[2]["tool_calls"][0]["function"]["arguments"]["code"])
+
+
+def test_demonstrations_in_any_order_solve_the_same_problems_by_other_steps() -> None:
+    ordered, shuffled = make(), make(any_order=True)
+    firsts = []
+    for index in range(200):
+        one, other = ordered.demonstration(index), shuffled.demonstration(index)
+        assert one is not None and other is not None and asked(one) == asked(other)
+        assert other == shuffled.demonstration(index)
+        firsts.append((first_code(one), first_code(other)))
+    assert sum(one != other for one, other in firsts) > 100
 
 
 def test_demonstrations_end_where_configured() -> None:
