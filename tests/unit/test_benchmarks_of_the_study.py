@@ -68,8 +68,12 @@ def test_the_told_credit_says_nothing_where_all_fail_alike(monkeypatch: pytest.M
     assert parts.node == [0.0] * 7
 
 
-def test_the_rules_of_the_ceiling_are_those_of_its_task() -> None:
-    for cell in Study.read(ROOT / "conf/study/ceiling.yaml").cells:
+@pytest.mark.parametrize("study", ["ceiling", "any_order"])
+def test_the_rules_that_an_oracle_is_told_are_those_of_its_task(study: str) -> None:
+    cells = Study.read(ROOT / f"conf/study/{study}.yaml").cells
+    told = [cell for cell in cells if cell.config.task.modules]
+    assert told
+    for cell in told:
         task, algorithm = cell.config.task, cell.config.algorithm
         options = algorithm.growth.options or algorithm.credit.options
         rules = {"operators": task.countdown.operators, "max_value": task.countdown.max_value}
