@@ -75,9 +75,10 @@ class ToolSession(Protocol):
 class Tools(Protocol):
     """Opens tool sessions, fresh ones or at the state that a prefix left behind."""
 
-    async def begin(self, problem: Problem, tree: str) -> str | None:
+    async def begin(self, problem: Problem, tree: str, *, alone: bool = False) -> str | None:
         """Make ready for sessions of `tree`, all of which are about `problem`; returns the text
-        that ends the prompt, if an environment has one. Raises InfrastructureError, and ValueError
+        that ends the prompt, if an environment has one. `alone`: there will be one session, again
+        if it is lost; then nothing is kept for others. Raises InfrastructureError, and ValueError
         if the user's environment fails."""
         ...
 

@@ -207,7 +207,7 @@ class FakeTools:
         self.trees: set[str] = set()
         """Used and not yet released."""
 
-    async def begin(self, problem: Problem, tree: str) -> str | None:
+    async def begin(self, problem: Problem, tree: str, *, alone: bool = False) -> str | None:
         return None
 
     async def open(

@@ -98,7 +98,7 @@ class RolloutWorker:
         tree = uuid.uuid4().hex
         drawn = self.sampling(sampling or SamplingConfig(), "evaluate", problem.id, index)
         try:
-            _, prompt_ids = await self.begin(problem, tree)
+            _, prompt_ids = await self.begin(problem, tree, alone=True)
             start = Start(prompt_ids, tree=tree)
             episode, score, cost = await self.attempt(self.agent, problem, drawn, start)
         finally:
@@ -125,9 +125,11 @@ class RolloutWorker:
                 text = self.agent.chat.parse(turn.token_ids).text
                 return Reply(text, Cost(tokens=len(turn.token_ids)), lost)
 
-    async def begin(self, problem: Problem, tree: str) -> tuple[Sequence[Message], list[int]]:
+    async def begin(
+        self, problem: Problem, tree: str, *, alone: bool = False
+    ) -> tuple[Sequence[Message], list[int]]:
         """Make the tools ready for `tree`; returns the prompt as messages and as ids."""
-        opening = await self.agent.tools.begin(problem, tree)
+        opening = await self.agent.tools.begin(problem, tree, alone=alone)
         messages = opened_by(problem.messages, opening)
         return messages, self.agent.chat.prompt_ids(messages)
 

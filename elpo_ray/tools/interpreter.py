@@ -101,7 +101,7 @@ class PooledTools:
         self.lost = 0
         """Calls that the sandbox lost for good."""
 
-    async def begin(self, problem: Problem, tree: str) -> str | None:
+    async def begin(self, problem: Problem, tree: str, *, alone: bool = False) -> str | None:
         """Nothing: an interpreter is set up when it is first called."""
         return None
 

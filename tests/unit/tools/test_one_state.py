@@ -12,9 +12,12 @@ from elpo_ray.config.task import Branching, TaskConfig
 from elpo_ray.tools import catalog
 from elpo_ray.tools.agent import AgentTools
 from elpo_ray.tools.caller import Caller
-from elpo_ray.tools.sandbox_host import limits_of
+from elpo_ray.tools.code_interpreter import SCHEMA
+from elpo_ray.tools.interpreter import PooledTools
+from elpo_ray.tools.sandbox_host import SandboxHost, limits_of
 from elpo_ray.tools.variables import keep_only, named, restored
 from elpo_ray.types import Problem, ToolCall
+from sandbox.results import CallResult, SandboxFailure
 from sandbox.supervisor import Sandbox
 
 CONFIG = SandboxConfig(wall_s=5.0, memory_mib=512)
@@ -72,3 +75,35 @@ def test_only_named_variables_and_what_a_process_needs_are_kept() -> None:
             "HF_HOME": "/hf", "SHOP_URL": "s", "NEW": "n",
         }  # fmt: skip
     assert "HOME" in os.environ
+
+
+class Restarts(SandboxHost):
+    """Loses the next call when it is told to."""
+
+    lost = False
+
+    async def call(self, session_id: str, code: str) -> CallResult:
+        if self.lost:
+            self.lost = False
+            raise SandboxFailure("the host was restarted")
+        return await super().call(session_id, code)
+
+
+async def test_a_lone_trajectory_keeps_nothing_for_others_and_outlives_its_session() -> None:
+    async with Sandbox(limits_of(CONFIG)) as sandbox:
+        host = Restarts(sandbox)
+        tools = AgentTools([SCHEMA], PooledTools([host], CONFIG), [], Caller(5.0))
+        forks = []
+        for alone in (False, True):
+            before = sandbox.gauges()["forks"]
+            await tools.begin(PROBLEM, "tree", alone=alone)
+            session = await tools.open(setup="seen = []", tree="tree", branches=False)
+            assert (await session.call(run("seen.append(1)\nseen"))).text == "[1]"
+            forks.append(sandbox.gauges()["forks"] - before)
+            host.lost = True
+            again = await session.call(run("seen.append(2)\nseen"))
+            assert (again.text, again.restored_by) == ("[1, 2]", "replay" if alone else "fork")
+            await session.close()
+            await tools.release("tree")
+        assert forks[0] > 0 == forks[1]
+        assert sandbox.gauges()["live_sessions"] == sandbox.gauges()["live_trees"] == 0
