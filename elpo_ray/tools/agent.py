@@ -84,8 +84,6 @@ class _Tree:
 
     problem: Problem
     begun: tuple[SourceState, ...]
-    alone: bool
-    """Whether it has one session, which shares nothing."""
     copies: dict[Key, ToolInstance] = field(default_factory=dict)
     copying: Counter[Key] = field(default_factory=Counter)
     """How many sessions copy a copy at this moment."""
@@ -146,6 +144,8 @@ class AgentTools:
 
     async def begin(self, problem: Problem, tree: str, *, alone: bool = False) -> str | None:
         """See `interfaces.Tools.begin`: resets every source with state once, for the texts."""
+        if self.interpreter is not None:
+            await self.interpreter.begin(problem, tree, alone=alone)
         instances: list[ToolInstance] = []
         try:
             for source in self.stateful:
@@ -155,7 +155,7 @@ class AgentTools:
             raise
         begun = tuple(SourceState(opening=instance.opening) for instance in instances)
         copies = {(index, ROOT): instance for index, instance in enumerate(instances)}
-        self._trees[tree] = _Tree(problem, begun, alone, copies)
+        self._trees[tree] = _Tree(problem, begun, copies)
         return "\n\n".join(state.opening for state in begun if state.opening) or None
 
     async def open(
@@ -172,9 +172,8 @@ class AgentTools:
             raise ValueError(f"tree={tree!r}: begin(problem, tree) comes before its sessions")
         session = None
         if self.interpreter is not None:
-            shared = None if kept.alone else tree
             session = await self.interpreter.open(
-                setup=setup, at=at and at.interpreter, tree=shared, branches=branches
+                setup=setup, at=at and at.interpreter, tree=tree, branches=branches
             )
         return AgentSession(self, session, at.sources if at else kept.begun, kept, branches)
 

@@ -90,6 +90,8 @@ class PooledTools:
         self._hosts = [_Host(host) for host in hosts]
         self._homes: defaultdict[str, list[_Host]] = defaultdict(list)
         """The hosts of each unreleased tree, the one to prefer last."""
+        self._alone: set[str] = set()
+        """Unreleased trees of one session: hosts are not told of them."""
         self.named: dict[str, _Host] = {}
         """Hosts by the name that they write into states."""
         self.config = config
@@ -102,7 +104,9 @@ class PooledTools:
         """Calls that the sandbox lost for good."""
 
     async def begin(self, problem: Problem, tree: str, *, alone: bool = False) -> str | None:
-        """Nothing: an interpreter is set up when it is first called."""
+        """See `interfaces.Tools.begin`; an interpreter is set up when it is first called."""
+        if alone:
+            self._alone.add(tree)
         return None
 
     async def open(
@@ -120,10 +124,12 @@ class PooledTools:
         keep = Keep.STATES if branches else Keep.NEWEST
         if self.config.stateless:
             keep = Keep.NOTHING
-        return PooledSession(self, at or SessionState(setup), tree, keep)
+        shared = None if tree in self._alone else tree
+        return PooledSession(self, at or SessionState(setup), shared, keep)
 
     async def release(self, tree: str) -> None:
         """See `interfaces.Tools.release`."""
+        self._alone.discard(tree)
         for host in self._homes.pop(tree, []):
             try:
                 await host.handle.release(tree)

@@ -89,10 +89,14 @@ class Restarts(SandboxHost):
         return await super().call(session_id, code)
 
 
-async def test_a_lone_trajectory_keeps_nothing_for_others_and_outlives_its_session() -> None:
+@pytest.mark.parametrize("with_sources", [False, True])
+async def test_a_lone_trajectory_keeps_nothing_for_others_and_outlives_its_session(
+    with_sources: bool,
+) -> None:
     async with Sandbox(limits_of(CONFIG)) as sandbox:
         host = Restarts(sandbox)
-        tools = AgentTools([SCHEMA], PooledTools([host], CONFIG), [], Caller(5.0))
+        pool = PooledTools([host], CONFIG)
+        tools = AgentTools([SCHEMA], pool, [], Caller(5.0)) if with_sources else pool
         forks = []
         for alone in (False, True):
             before = sandbox.gauges()["forks"]
