@@ -55,7 +55,8 @@ class States:
         return self._gone.get(node, ReplayReason.ELSEWHERE) if found is None else found.lacks
 
     def take(self, node: str) -> Snapshot | None:
-        """Hold a kept snapshot; one that cannot be forked leaves the table with it."""
+        """Hold a kept snapshot; one that cannot be forked leaves table and shelf with it, for its
+        process goes on to another state."""
         found = self._nodes.get(node)
         if found is None or not found.there:
             return None
@@ -65,6 +66,7 @@ class States:
         else:
             self._gone[node] = found.status
             del self._nodes[node]
+            self._shelf.forget(found)
         return found
 
     def put(self, snapshot: Snapshot) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from sandbox.limits import Limits
-from sandbox.results import Keep, ReplayReason
+from sandbox.results import Keep, Kind, ReplayReason
 from sandbox.supervisor import Sandbox, Session
 
 pytestmark = pytest.mark.real
@@ -117,3 +117,27 @@ async def test_a_deep_chain_is_counted_but_is_no_reason_of_a_result() -> None:
             result = await session.call("x += 1\nx")
         assert (result.value, result.restored_by, result.replay_reason) == ("40", "fresh", "")
         assert sandbox.gauges()["replays_deep"] == sandbox.gauges()["rebased"] > 0
+
+
+@pytest.mark.parametrize("tree", [None, "t"])
+async def test_a_process_that_went_on_is_not_given_up_for_the_states_it_left(
+    tree: str | None,
+) -> None:
+    """With room for few states, many calls of one process are still one state; and those of others
+    do not disturb the one that runs."""
+    async with Sandbox(LIMITS, snapshots=3) as sandbox:
+        session = await sandbox.open(tree=tree, keep=Keep.NEWEST)
+        for number in range(6):
+            result = await session.call(f"x = {number}")
+            assert result.kind is Kind.OK and result.restored_by != "replay", number
+        slow = asyncio.create_task(session.call("import time\ntime.sleep(1.0)\nx"))
+        await asyncio.sleep(0.2)
+        for _ in range(4):
+            other = await sandbox.open(keep=Keep.NEWEST)
+            for number in range(3):
+                assert (await other.call(f"y = {number}")).kind is Kind.OK
+            await other.close()
+        result = await slow
+        assert (result.kind, result.value) == (Kind.OK, "5")
+        seen = sandbox.gauges()
+        assert (seen["evicted"], seen["replayed_calls"], seen["live_snapshots"]) == (0, 0, 1)
