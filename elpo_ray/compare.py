@@ -23,7 +23,7 @@ from rich.table import Table
 
 from elpo_ray.config.arguments import Parser
 from elpo_ray.config.values import flattened
-from elpo_ray.evaluation.comparison import compare_evaluations, is_evaluation
+from elpo_ray.evaluation.comparison import compare_evaluations, is_evaluation, short_names
 from elpo_ray.runs.atomic import write_whole
 from elpo_ray.runs.log import Notice, held_out, read_columns
 from elpo_ray.view.book import compact, deflate, grouped
@@ -276,9 +276,8 @@ def compare(paths: Sequence[Path], out: Path) -> None:
     if any(map(is_evaluation, paths)):
         return compare_evaluations(paths, out, Console())
     runs = [Run.read(path) for path in paths]
-    if len({run.name for run in runs}) < len(runs):
-        for run in runs:
-            run.name = str(run.path)
+    for run, name in zip(runs, short_names([str(run.path.resolve()) for run in runs]), strict=True):
+        run.name = name
     data = base64.b64encode(deflate(compact(compared(runs)))).decode()
     title = " / ".join(run.name for run in runs)
     script = f'<script type="text/plain" id="overview">{data}</script>'

@@ -34,7 +34,7 @@ class Evaluation:
     """One model's part of the comparison."""
 
     name: str
-    """The model as it was named, or its folder where two have the same name."""
+    """The end of the model's name, and its folder where two are the same model."""
     path: Path
     identity: dict[str, Any]
     """What determined the samples (`manifest.json`)."""
@@ -67,9 +67,10 @@ def compare_evaluations(paths: Sequence[Path], out: Path, console: Console) -> N
     """Print the table; write the page `out` with table and plot, and the plot beside it as a PNG.
     Raises ValueError if a folder cannot be read."""
     evaluations = [Evaluation.read(path) for path in paths]
-    if len({one.name for one in evaluations}) < len(evaluations):
-        for one in evaluations:
-            one.name = f"{one.name} ({one.path.resolve().name})"
+    short = short_names([one.name for one in evaluations])
+    folders = short_names([str(one.path.resolve()) for one in evaluations])
+    for one, name, folder in zip(evaluations, short, folders, strict=True):
+        one.name = name if short.count(name) == 1 else f"{name} ({folder})"
     heads, rows = table(evaluations)
     notes = warnings(evaluations)
     shown = Table(title="evaluations", box=box.SIMPLE_HEAD)
@@ -91,6 +92,17 @@ def compare_evaluations(paths: Sequence[Path], out: Path, console: Console) -> N
     except OSError as error:
         raise ValueError(f"--out {out}: {error.strerror}") from error
     console.print(f"table and plot: {out}, {picture}", highlight=False, soft_wrap=True)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The ends of paths or hub names, of as many parts as tell different ones apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    most = max(map(len, parts))
+    for count in range(1, most + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(set(paths)):
+            return names
+    return list(paths)
 
 
 def tasks_of(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from fakes import sample_of
 
 from elpo_ray.compare import main
-from elpo_ray.evaluation.comparison import Evaluation, table, warnings
+from elpo_ray.evaluation.comparison import Evaluation, short_names, table, warnings
 from elpo_ray.evaluation.summary import summarize
 
 
@@ -113,3 +113,29 @@ def test_what_is_no_evaluation_is_one_line(
     assert main([str(good), str(bad), "--out", str(tmp_path / "page.html")]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and str(bad) in error
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["/a/runs/grpo-1", "/a/runs/elpo-1/", "/b/cache/cold"], ["grpo-1", "elpo-1", "cold"]),
+        (["Qwen/Qwen3-4B", "/runs/elpo"], ["Qwen3-4B", "elpo"]),
+        (["/a/run/model", "/b/run/model", "model"], ["a/run/model", "b/run/model", "model"]),
+        (["/a/one", "/a/one", "/b/one"], ["a/one", "a/one", "b/one"]),
+        (["/a/one", "/a/one"], ["one", "one"]),
+    ],
+)
+def test_names_are_the_shortest_ends_that_tell_different_paths_apart(
+    paths: list[str], names: list[str]
+) -> None:
+    assert short_names(paths) == names
+
+
+def test_models_in_deep_folders_have_short_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = "/data/of/some/project/with/long/paths/runs/study"
+    folders = [evaluation(tmp_path, f"{deep}/{name}") for name in ("grpo-1", "elpo-1")]
+    assert main([*map(str, folders), "--out", str(tmp_path / "models.html")]) == 0
+    assert "<th>grpo-1</th><th>elpo-1</th>" in (tmp_path / "models.html").read_text()
+    assert "grpo-1" in capsys.readouterr().out
