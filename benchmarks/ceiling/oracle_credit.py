@@ -41,11 +41,11 @@ def told(tree: RolloutTree, task: Countdown, config: CreditConfig) -> list[float
         score, path = tree.nodes[leaf].score, tree.path(leaf)
         assert score is not None
         if score.success:
-            blamed = path
+            taking = path
         else:
             critical = first_irrecoverable(task, problem_of(tree), tree.steps(leaf))
             assert critical is not None, "Countdown has an oracle"
-            blamed = [path[critical - 1]]
-        for step in blamed:
+            taking = [path[critical - 1]]
+        for step in taking:
             node[step] = value
     return node

@@ -97,12 +97,11 @@ def compare_evaluations(paths: Sequence[Path], out: Path, console: Console) -> N
 def short_names(paths: Sequence[str]) -> list[str]:
     """The ends of paths or hub names, of as many parts as tell different ones apart."""
     parts = [path.rstrip("/").split("/") for path in paths]
-    most = max(map(len, parts))
-    for count in range(1, most + 1):
+    for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-count:]) for each in parts]
-        if len(set(names)) == len(set(paths)):
-            return names
-    return list(paths)
+        if len(set(names)) == len(set(map(tuple, parts))):
+            break
+    return names
 
 
 def tasks_of(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -122,7 +122,7 @@ def test_what_is_no_evaluation_is_one_line(
         (["Qwen/Qwen3-4B", "/runs/elpo"], ["Qwen3-4B", "elpo"]),
         (["/a/run/model", "/b/run/model", "model"], ["a/run/model", "b/run/model", "model"]),
         (["/a/one", "/a/one", "/b/one"], ["a/one", "a/one", "b/one"]),
-        (["/a/one", "/a/one"], ["one", "one"]),
+        (["/a/one", "/a/one/"], ["one", "one"]),
     ],
 )
 def test_names_are_the_shortest_ends_that_tell_different_paths_apart(
